@@ -1,0 +1,51 @@
+"""Asynchronous training in JAX: Gap-Aware and what it is compared with."""
+
+from ga_jax import clocks, policies, rules
+from ga_jax.kernel import ServerState, Snapshot
+from ga_jax.ledger import Ledger, Receipt, Ticket
+from ga_jax.rules import (
+  AsyncOptimizer,
+  GapMetrics,
+  chain,
+  gap_aware,
+  gap_aware_adam,
+  gap_metrics,
+  lift,
+  multi_steps,
+  penalize_gap,
+  scale_by_gap,
+)
+from ga_jax.runtimes.job import Source
+from ga_jax.runtimes.simulate import Result, schedule, simulate
+from ga_jax.server import Server
+from ga_jax.trace import Trace, TraceError
+
+__version__ = '0.1.0'
+
+__all__ = [
+  'AsyncOptimizer',
+  'GapMetrics',
+  'Ledger',
+  'Receipt',
+  'Result',
+  'Server',
+  'ServerState',
+  'Snapshot',
+  'Source',
+  'Ticket',
+  'Trace',
+  'TraceError',
+  'chain',
+  'clocks',
+  'gap_aware',
+  'gap_aware_adam',
+  'gap_metrics',
+  'lift',
+  'multi_steps',
+  'penalize_gap',
+  'policies',
+  'rules',
+  'scale_by_gap',
+  'schedule',
+  'simulate',
+]

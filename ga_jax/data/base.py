@@ -1,0 +1,206 @@
+"""What a data set is, and how batches are drawn from it."""
+
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ga_jax.runtimes.job import Source
+
+
+class DataError(ValueError):
+  """A data set that cannot be read; the message says what to do."""
+
+
+class Split(NamedTuple):
+  """Examples and their classes."""
+
+  inputs: np.ndarray  # [n, H, W, C] uint8, or [n, ...] float32
+  labels: np.ndarray  # [n] int32
+
+
+class Dataset(NamedTuple):
+  """A classification data set in host memory.
+
+  Attributes:
+    train: what is trained on.
+    validation: held out of training, empty by default.
+    test: what is reported.
+    num_classes: classes are 0 ... num_classes − 1.
+    mean: per channel (per feature of vectors), of the training inputs in [0, 1].
+    std: likewise.
+  """
+
+  train: Split
+  validation: Split
+  test: Split
+  num_classes: int
+  mean: np.ndarray
+  std: np.ndarray
+
+
+def make_dataset(
+  name: str, train: Split, test: Split, num_classes: int | None = None
+) -> Dataset:
+  """Checks two splits and measures their statistics.
+
+  Args:
+    name: for messages.
+    train: training split.
+    test: test split.
+    num_classes: None to take the largest label.
+
+  Returns:
+    A `Dataset` without a validation split.
+
+  Raises:
+    DataError: empty, of unequal shapes, or labels out of range.
+  """
+  checked = []
+  for part, (inputs, labels) in (('train', train), ('test', test)):
+    if len(inputs) == 0:
+      raise DataError(f'{name}: the {part} split is empty')
+    if len(inputs) != len(labels):
+      raise DataError(
+        f'{name}: {len(inputs)} {part} inputs but {len(labels)} labels'
+      )
+    if inputs.shape[1:] != train.inputs.shape[1:]:
+      raise DataError(
+        f'{name}: test inputs are {inputs.shape[1:]}, train inputs are '
+        f'{train.inputs.shape[1:]}'
+      )
+    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+      raise DataError(
+        f'{name}: {part} labels must be integers of shape [n], got '
+        f'{labels.dtype} {labels.shape}'
+      )
+    if inputs.dtype != np.uint8:
+      if not np.issubdtype(inputs.dtype, np.floating):
+        raise DataError(
+          f'{name}: {part} inputs must be uint8 or float, got {inputs.dtype}'
+        )
+      inputs = inputs.astype(np.float32)
+      if not np.isfinite(inputs).all():
+        raise DataError(f'{name}: {part} inputs are not all finite')
+    if inputs.ndim == 3:  # grey images without a channel axis
+      inputs = inputs[..., None]
+    checked.append(Split(inputs, labels.astype(np.int32)))
+  train, test = checked
+  classes = int(max(train.labels.max(), test.labels.max())) + 1
+  num_classes = num_classes or classes
+  if min(train.labels.min(), test.labels.min()) < 0 or classes > num_classes:
+    raise DataError(f'{name}: labels must be 0 to {num_classes - 1}')
+  mean, std = _statistics(train.inputs)
+  nothing = Split(train.inputs[:0], train.labels[:0])
+  return Dataset(train, nothing, test, num_classes, mean, std)
+
+
+def hold_out(dataset: Dataset, size: int) -> Dataset:
+  """Takes a validation split out of the training split.
+
+  The examples are drawn by a fixed permutation, so they are the same in every
+  run, whatever its seed.
+
+  Args:
+    dataset: without a validation split.
+    size: examples to take, fewer than there are.
+
+  Returns:
+    A `Dataset`.
+  """
+  if size == 0:
+    return dataset
+  n = len(dataset.train.labels)
+  if not 0 < size < n:
+    raise DataError(f'cannot hold out {size} of {n} training examples')
+  order = np.random.default_rng(0).permutation(n)
+  held, kept = order[:size], np.sort(order[size:])
+  inputs, labels = dataset.train
+  return dataset._replace(
+    train=Split(inputs[kept], labels[kept]),
+    validation=Split(inputs[held], labels[held]),
+  )
+
+
+def to_float(inputs: jax.Array, mean, std) -> jax.Array:
+  """Stored inputs as normalised float32, [B, ...]."""
+  if inputs.dtype == jnp.uint8:
+    inputs = inputs.astype(jnp.float32) / 255.0
+  return (inputs - mean) / std
+
+
+def training_source(
+  dataset: Dataset, batch_size: int, seed: int, *, augment: bool = False
+) -> Source:
+  """Shuffled training batches as a pure function of (seed, batch_id).
+
+  The whole split lives on the device; a host batch is a row of indices. Each
+  epoch has its own permutation; what does not fill a batch is left out of that
+  epoch.
+
+  Args:
+    dataset: its training split is used.
+    batch_size: examples per batch, at most the size of the split.
+    seed: of the permutations.
+    augment: random crop (images padded by an eighth of their side) and
+      horizontal flip.
+
+  Returns:
+    A `Source` of batches `(inputs [B, ...] float32, labels [B] int32)`.
+  """
+  n = len(dataset.train.labels)
+  per_epoch = n // batch_size
+  if per_epoch < 1:
+    raise DataError(f'batch_size {batch_size} exceeds the {n} examples')
+
+  @functools.lru_cache(maxsize=4)
+  def order(epoch):
+    rng = np.random.Generator(np.random.PCG64([seed, epoch]))
+    return rng.permutation(n).astype(np.int32)
+
+  def batch_fn(batch_id):
+    epoch, i = divmod(batch_id, per_epoch)
+    return order(epoch)[i * batch_size : (i + 1) * batch_size]
+
+  return Source(
+    batch_fn,
+    load_augmented if augment else load,
+    (*dataset.train, dataset.mean, dataset.std),
+  )
+
+
+def load(resident, indices, key):
+  """Gathers and normalises a batch on the device."""
+  del key
+  inputs, labels, mean, std = resident
+  return to_float(inputs[indices], mean, std), labels[indices]
+
+
+def load_augmented(resident, indices, key):
+  """Like `load`, with a random crop and a horizontal flip."""
+  crop_key, flip_key = jax.random.split(key)
+  inputs, labels, mean, std = resident
+  images = to_float(inputs[indices], mean, std)  # [B, H, W, C]
+  batch, height, width, _ = images.shape
+  pad = max(height // 8, 1)
+  padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+  corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)
+
+  def crop(image, corner):
+    start = (corner[0], corner[1], 0)
+    return jax.lax.dynamic_slice(image, start, images.shape[1:])
+
+  images = jax.vmap(crop)(padded, corners)
+  flip = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
+  return jnp.where(flip, images[:, :, ::-1], images), labels[indices]
+
+
+def _statistics(inputs):
+  axes = tuple(range(inputs.ndim - 1)) if inputs.ndim == 4 else 0
+  scale = 255.0 if inputs.dtype == np.uint8 else 1.0
+  mean = inputs.mean(axis=axes, dtype=np.float64) / scale
+  std = inputs.std(axis=axes, dtype=np.float64) / scale
+  std = np.where(std > 1e-6, std, 1.0)
+  return mean.astype(np.float32), std.astype(np.float32)

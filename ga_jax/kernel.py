@@ -1,0 +1,296 @@
+"""The server kernel: pure functions from one server state to the next.
+
+They are compiled once and shared by every runtime, so that no update
+mathematics exists twice. A gradient arrives with what its worker was sent; it is
+corrected, joins the open round, and the closed round makes one update.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ga_jax.rules import base
+from ga_jax.rules.gap_aware import GapMetrics
+from ga_jax.rules.staleness_aware import ScaleByStalenessState
+
+
+class Snapshot(NamedTuple):
+  """What a worker is sent."""
+
+  params: Any
+  model_state: Any  # model statistics (BatchNorm averages); () without
+
+
+class Round(NamedTuple):
+  """The open round of a policy that averages."""
+
+  total: Any  # Σ weight · corrected gradient, float32 or wider
+  weight: jax.Array  # Σ weight, shape=()
+  batches: jax.Array  # batches in the round, shape=(), int32
+
+
+class ServerState(NamedTuple):
+  """Everything the server knows, a pytree."""
+
+  params: Any
+  opt_state: Any
+  model_state: Any
+  version: jax.Array  # updates made, shape=(), int32
+  count: jax.Array  # batches applied, shape=(), int32
+  round: Round | None  # None where a round holds one gradient
+
+
+class Arrival(NamedTuple):
+  """A submission as the kernel sees it."""
+
+  grads: Any
+  model_state: Any  # as the worker's step returned it
+  sent: Snapshot  # what the worker was sent
+  staleness: jax.Array  # int32
+  worker_id: jax.Array  # int32
+  weight: jax.Array  # in its round's weighted mean
+  num_batches: jax.Array  # int32
+
+
+class Metrics(NamedTuple):
+  """What one arrival did; device scalars of the default float type."""
+
+  gap: jax.Array  # RMS of θ − θs before the update, the paper's Gap
+  mean_penalty: jax.Array  # mean divisor of the gradient; 1 = none
+  max_penalty: jax.Array
+
+
+def init(
+  rule: base.AsyncOptimizer, params, model_state=(), *, accumulates=False
+) -> ServerState:
+  """The server before the first gradient.
+
+  Args:
+    rule: the server rule.
+    params: pytree of arrays; copied, so that donation never frees the caller's.
+    model_state: pytree of statistics; copied too.
+    accumulates: whether a round may hold several gradients.
+
+  Returns:
+    A `ServerState`.
+
+  Raises:
+    ValueError: a rule with per-worker buffers under an averaging policy.
+  """
+  if accumulates and rule.per_worker:
+    raise ValueError(
+      'this rule keeps a momentum buffer per worker, so the gradients of '
+      'several workers cannot be averaged into one round: choose a policy that '
+      'applies each gradient (asynchronous), or another rule'
+    )
+  params, model_state = jax.tree.map(
+    lambda x: jnp.array(x, copy=True), (params, model_state)
+  )
+  opt_state = rule.init(params)
+  state = ServerState(
+    params=params,
+    opt_state=opt_state,
+    model_state=model_state,
+    version=jnp.zeros([], jnp.int32),
+    count=jnp.zeros([], jnp.int32),
+    round=None,
+  )
+  return state._replace(round=_empty_round(rule, state)) if accumulates else state
+
+
+def snapshot(rule: base.AsyncOptimizer, state: ServerState) -> Snapshot:
+  """What a worker that starts now is sent."""
+  return Snapshot(
+    rule.lookahead(state.params, state.opt_state), state.model_state
+  )
+
+
+def apply(
+  rule: base.AsyncOptimizer,
+  state: ServerState,
+  arrival: Arrival,
+  stats_momentum: float,
+) -> tuple[ServerState, Metrics]:
+  """One gradient is a whole round: correct, step, new version."""
+  extra = _extra(state, arrival)
+  updates, opt_state = rule.update(
+    arrival.grads, state.opt_state, state.params, **extra
+  )
+  metrics = _metrics(state, arrival, opt_state)
+  state = state._replace(
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+    model_state=_fold(state, arrival, stats_momentum),
+    version=state.version + 1,
+    count=state.count + arrival.num_batches,
+  )
+  return state, metrics
+
+
+def accumulate(
+  rule: base.AsyncOptimizer,
+  state: ServerState,
+  arrival: Arrival,
+  stats_momentum: float,
+) -> tuple[ServerState, Metrics]:
+  """One gradient is corrected and joins the open round."""
+  corrected, opt_state = rule.correct(
+    arrival.grads, state.opt_state, state.params, **_extra(state, arrival)
+  )
+  total, weight, batches = state.round
+  total = jax.tree.map(
+    lambda t, c: t + arrival.weight.astype(t.dtype) * c.astype(t.dtype),
+    total,
+    corrected,
+  )
+  metrics = _metrics(state, arrival, opt_state)
+  state = state._replace(
+    opt_state=opt_state,
+    model_state=_fold(state, arrival, stats_momentum),
+    round=Round(
+      total,
+      weight + arrival.weight.astype(weight.dtype),
+      batches + arrival.num_batches,
+    ),
+  )
+  return state, metrics
+
+
+def close(rule: base.AsyncOptimizer, state: ServerState) -> ServerState:
+  """The weighted mean of the open round makes one update.
+
+  A round whose weights are all zero makes an update with a gradient of zero.
+  """
+  total, weight, batches = state.round
+  weight = jnp.where(weight > 0, weight, 1.0)
+  mean = jax.tree.map(
+    lambda t, c: (t / weight.astype(t.dtype)).astype(c.dtype),
+    total,
+    _corrected_like(rule, state),
+  )
+  updates, opt_state = rule.step(
+    mean, state.opt_state, state.params, count=state.count
+  )
+  state = state._replace(
+    params=optax.apply_updates(state.params, updates),
+    opt_state=opt_state,
+    version=state.version + 1,
+    count=state.count + batches,
+  )
+  return state._replace(round=_empty_round(rule, state))
+
+
+class Compiled(NamedTuple):
+  """The kernel compiled for one rule; every function takes `hparams` first."""
+
+  init: Callable[..., ServerState]  # (hparams, params, model_state)
+  snapshot: Callable[..., Snapshot]  # (hparams, state)
+  apply: Callable[..., tuple[ServerState, Metrics]]  # (hparams, state, arrival)
+  accumulate: Callable[..., tuple[ServerState, Metrics]]
+  close: Callable[..., ServerState]  # (hparams, state)
+
+
+@functools.lru_cache(maxsize=128)
+def compiled(
+  rule_fn: Callable[[Any], base.AsyncOptimizer],
+  stats_momentum: float,
+  accumulates: bool,
+) -> Compiled:
+  """Compiles the kernel; nothing is donated, snapshots may alias everything.
+
+  Args:
+    rule_fn: `rule_fn(hparams) -> rule`, hashable; the same function gives the
+      same compiled code, whatever the hyper-parameters.
+    stats_momentum: the model's momentum of running statistics.
+    accumulates: whether a round may hold several gradients.
+
+  Returns:
+    The compiled functions.
+  """
+
+  def snap(hparams, state):
+    return snapshot(rule_fn(hparams), state)
+
+  def one(hparams, state, arrival):
+    return apply(rule_fn(hparams), state, arrival, stats_momentum)
+
+  def add(hparams, state, arrival):
+    return accumulate(rule_fn(hparams), state, arrival, stats_momentum)
+
+  def end(hparams, state):
+    return close(rule_fn(hparams), state)
+
+  def start(hparams, params, model_state):
+    rule = rule_fn(hparams)
+    return init(rule, params, model_state, accumulates=accumulates)
+
+  return Compiled(
+    start, jax.jit(snap), jax.jit(one), jax.jit(add), jax.jit(end)
+  )
+
+
+def _extra(state: ServerState, arrival: Arrival):
+  return {
+    'stale_params': arrival.sent.params,
+    'staleness': arrival.staleness,
+    'worker_id': arrival.worker_id,
+    'count': state.count,
+  }
+
+
+def _fold(state: ServerState, arrival: Arrival, momentum: float):
+  """Folds a worker's running averages into the server's.
+
+  ra ← returned + m (ra_now − ra_sent): what the worker added to what it was
+  sent is added to what is there now. One worker is exactly the model's own
+  average; the plain difference instead would diverge.
+  """
+  return jax.tree.map(
+    lambda returned, now, sent: returned + momentum * (now - sent),
+    arrival.model_state,
+    state.model_state,
+    arrival.sent.model_state,
+  )
+
+
+def _metrics(state: ServerState, arrival: Arrival, opt_state) -> Metrics:
+  mean = largest = base.float_scalar(1.0)
+  nodes = (GapMetrics, ScaleByStalenessState)
+  for node in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, nodes)):
+    if isinstance(node, GapMetrics):
+      mean, largest = mean * node.mean_penalty, largest * node.max_penalty
+    elif isinstance(node, ScaleByStalenessState):
+      mean, largest = mean * node.penalty, largest * node.penalty
+  gap = base.gap_rms(state.params, arrival.sent.params)
+  return Metrics(gap=gap, mean_penalty=mean, max_penalty=largest)
+
+
+def _corrected_like(rule: base.AsyncOptimizer, state: ServerState):
+  """Shapes and dtypes of what `correct` makes of a gradient."""
+
+  def correct(params, opt_state):
+    fresh = jnp.zeros([], jnp.int32)
+    corrected, _ = rule.correct(
+      params,
+      opt_state,
+      params,
+      stale_params=params,
+      staleness=fresh,
+      worker_id=fresh,
+      count=fresh,
+    )
+    return corrected
+
+  return jax.eval_shape(correct, state.params, state.opt_state)
+
+
+def _empty_round(rule: base.AsyncOptimizer, state: ServerState) -> Round:
+  total = jax.tree.map(
+    lambda c: jnp.zeros(c.shape, jnp.promote_types(c.dtype, jnp.float32)),
+    _corrected_like(rule, state),
+  )
+  return Round(total, base.float_scalar(0.0), jnp.zeros([], jnp.int32))

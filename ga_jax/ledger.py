@@ -1,0 +1,270 @@
+"""The ledger: tickets, batches and versions, and the policy that rules them.
+
+It is the host's half of the server: it knows who holds which batches, asks the
+policy what to do, and writes down everything. It holds no arrays and no clock;
+times are told to it. Every batch is handed out until it is in exactly one
+applied round: what is discarded, revoked or lost goes back to the head of the
+queue with attempt + 1.
+"""
+
+import collections
+from typing import NamedTuple
+
+import numpy as np
+
+from ga_jax import trace as trace_lib
+from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
+
+
+class Ticket(NamedTuple):
+  """The right to compute some batches at a version, and to answer once."""
+
+  ticket_id: int
+  worker_id: int
+  version: int
+  first_batch: int
+  num_batches: int
+  attempt: int
+
+
+class Receipt(NamedTuple):
+  """What became of a submission.
+
+  Attributes:
+    action: APPLY, ACCUMULATE, DISCARD or REFUSE.
+    weight: in its round's weighted mean.
+    staleness: server updates since the ticket was issued.
+    revoked: tickets that the policy took back because of it.
+  """
+
+  action: Action
+  weight: float
+  staleness: int
+  revoked: tuple[Ticket, ...] = ()
+
+
+class Ledger:
+  """Host bookkeeping of one run."""
+
+  def __init__(
+    self, policy: Policy, *, num_batches: int, batches_per_ticket: int = 1
+  ):
+    """Opens a ledger.
+
+    Args:
+      policy: decides on every event.
+      num_batches: batches to apply, ids 0 to num_batches − 1; at least 1.
+      batches_per_ticket: how many consecutive batches a ticket holds; the last
+        ticket of a run may hold fewer.
+    """
+    if num_batches < 1 or batches_per_ticket < 1:
+      raise ValueError(
+        'num_batches and batches_per_ticket must be at least 1, got '
+        f'{num_batches} and {batches_per_ticket}'
+      )
+    self.version = 0
+    self.num_batches = num_batches
+    self.ready = collections.deque()  # workers the policy lets start
+    self.workers = set()
+    self._policy = policy
+    self._policy_state = policy.init()
+    self._per_ticket = batches_per_ticket
+    self._next_batch = 0
+    self._next_ticket = 0
+    self._returned = collections.deque()  # (first, number, attempt)
+    self._outstanding = {}  # ticket_id -> Ticket
+    self._in_round = 0  # gradients in the open round
+    self._rows = []
+
+  @property
+  def has_batches(self) -> bool:
+    """Whether a ticket could be issued now."""
+    return bool(self._returned) or self._next_batch < self.num_batches
+
+  @property
+  def done(self) -> bool:
+    """Whether every batch is in a round (the last one may still be open)."""
+    return not self._outstanding and not self.has_batches
+
+  @property
+  def finished(self) -> bool:
+    """Whether every batch is in a closed round."""
+    return self.done and not self._in_round
+
+  @property
+  def outstanding(self) -> dict[int, Ticket]:
+    """Tickets that wait for an answer, by ticket_id."""
+    return self._outstanding
+
+  def join(self, worker_id: int, time: float = 0.0):
+    """A worker comes in; the policy says when it may start."""
+    if worker_id in self.workers:
+      raise ValueError(f'worker {worker_id} is already here')
+    self.workers.add(worker_id)
+    self._record(time, Kind.JOIN, worker_id)
+    self._consult(Event(Kind.JOIN, worker_id, -1, 0, time, None))
+
+  def leave(self, worker_id: int, time: float = 0.0) -> tuple[Ticket, ...]:
+    """A worker goes; its batches are issued again.
+
+    Returns:
+      The tickets that ended with it.
+    """
+    self.workers.remove(worker_id)
+    if worker_id in self.ready:
+      self.ready.remove(worker_id)
+    ended = self._revoke((worker_id,), time, Kind.EXPIRE)
+    self._record(time, Kind.LEAVE, worker_id)
+    revoked, _ = self._consult(Event(Kind.LEAVE, worker_id, -1, 0, time, None))
+    return ended + revoked
+
+  def ticket(self, worker_id: int, time: float = 0.0) -> Ticket | None:
+    """Gives a worker its next ticket.
+
+    Returns:
+      A `Ticket`, or None where the policy makes the worker wait or no batch is
+      left to hand out.
+    """
+    if not self.has_batches or worker_id not in self.ready:
+      return None
+    if self.ready[0] == worker_id:
+      self.ready.popleft()
+    else:
+      self.ready.remove(worker_id)
+    if self._returned:
+      first, number, attempt = self._returned.popleft()
+    else:
+      first, attempt = self._next_batch, 0
+      number = min(self._per_ticket, self.num_batches - first)
+      self._next_batch += number
+    ticket = Ticket(
+      self._next_ticket, worker_id, self.version, first, number, attempt
+    )
+    self._next_ticket += 1
+    self._outstanding[ticket.ticket_id] = ticket
+    self._record(time, Kind.ISSUE, worker_id, ticket)
+    return ticket
+
+  def arrive(
+    self, ticket: Ticket, time: float = 0.0, loss: float | None = None
+  ) -> Receipt:
+    """A worker answers a ticket.
+
+    Args:
+      ticket: the ticket it answers.
+      time: of the arrival, not before any earlier event.
+      loss: of its batches; required where the policy needs it.
+
+    Returns:
+      A `Receipt`. An answer to no outstanding ticket is refused and changes
+      nothing but the record.
+    """
+    if self._outstanding.get(ticket.ticket_id) != ticket:
+      self._record(
+        time, Kind.ARRIVE, ticket.worker_id, ticket, Action.REFUSE, 0.0
+      )
+      return Receipt(Action.REFUSE, 0.0, self.version - ticket.version)
+    if loss is None and self._policy.needs_loss:
+      raise ValueError('this policy needs the loss of every submission')
+    del self._outstanding[ticket.ticket_id]
+    staleness = self.version - ticket.version
+    event = Event(
+      Kind.ARRIVE, ticket.worker_id, ticket.version, staleness, time, loss
+    )
+    revoked, decision = self._consult(event, ticket)
+    return Receipt(decision.action, decision.weight, staleness, revoked)
+
+  def finish(self, time: float = 0.0) -> bool:
+    """Closes the round that is still open at the end.
+
+    Returns:
+      Whether one was open.
+
+    Raises:
+      ValueError: batches are still queued or being computed.
+    """
+    if not self.done:
+      raise ValueError('batches are still queued or outstanding')
+    if not self._in_round:
+      return False
+    self._close(time)
+    return True
+
+  def trace(self, num_workers: int | None = None) -> trace_lib.Trace:
+    """The record so far."""
+    return trace_lib.Trace(
+      events=np.array(self._rows, dtype=trace_lib.EVENT_DTYPE),
+      num_workers=len(self.workers) if num_workers is None else num_workers,
+      num_batches=self.num_batches,
+    )
+
+  def _consult(
+    self, event: Event, ticket: Ticket | None = None
+  ) -> tuple[tuple[Ticket, ...], Decision]:
+    """Asks the policy and carries out its decision."""
+    self._policy_state, decision = self._policy.decide(
+      self._policy_state, event
+    )
+    action, weight, start, restart = decision
+    if ticket is not None:
+      self._record(
+        event.time, Kind.ARRIVE, event.worker_id, ticket, action, weight
+      )
+      if action == Action.DISCARD:
+        self._give_back(ticket)
+      elif action == Action.NONE:
+        raise ValueError('a policy must apply, accumulate or discard a gradient')
+      else:
+        self._in_round += 1
+        if action == Action.APPLY:
+          self.version += 1
+          self._in_round = 0
+    elif action == Action.APPLY and self._in_round:
+      self._close(event.time)
+    revoked = self._revoke(restart, event.time, Kind.RESTART) if restart else ()
+    self.ready.extend(start)
+    self.ready.extend(restart)
+    return revoked, decision
+
+  def _close(self, time):
+    self._record(time, Kind.CLOSE, -1, None, Action.APPLY)
+    self.version += 1
+    self._in_round = 0
+
+  def _revoke(self, workers, time, kind) -> tuple[Ticket, ...]:
+    ended = tuple(
+      t for t in self._outstanding.values() if t.worker_id in workers
+    )
+    for ticket in reversed(ended):  # the head of the queue keeps their order
+      del self._outstanding[ticket.ticket_id]
+      self._record(time, kind, ticket.worker_id, ticket)
+      self._give_back(ticket)
+    return ended
+
+  def _give_back(self, ticket):
+    self._returned.appendleft(
+      (ticket.first_batch, ticket.num_batches, ticket.attempt + 1)
+    )
+
+  def _record(
+    self, time, kind, worker_id, ticket=None, action=Action.NONE, weight=1.0
+  ):
+    if ticket is None:
+      ticket_id, version, first, number, attempt = -1, self.version, -1, 0, 0
+    else:
+      ticket_id, _, version, first, number, attempt = ticket
+    self._rows.append(
+      (
+        time,
+        kind,
+        worker_id,
+        ticket_id,
+        version,
+        first,
+        number,
+        attempt,
+        action,
+        weight,
+        self.version - version,
+      )
+    )

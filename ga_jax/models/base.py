@@ -1,0 +1,52 @@
+"""What a model is: a pair of pure functions, whatever library made them."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+
+class Model(NamedTuple):
+  """A classifier.
+
+  Attributes:
+    init: `init(key, inputs) -> (params, model_state)`.
+    apply: `apply(params, model_state, inputs, train) -> (logits, model_state)`,
+      logits [B, num_classes]. With `train` False the state comes back as it is.
+    stats_momentum: momentum of the running statistics in `model_state`.
+  """
+
+  init: Callable[..., tuple[Any, Any]]
+  apply: Callable[..., tuple[jax.Array, Any]]
+  stats_momentum: float = 0.9
+
+
+def from_linen(module: nn.Module, *, stats_momentum: float = 0.9) -> Model:
+  """Wraps a Flax linen module called as `module(inputs, train)`.
+
+  Args:
+    module: its BatchNorm layers must use `stats_momentum`.
+    stats_momentum: momentum of its running averages.
+
+  Returns:
+    A `Model` whose `model_state` is the 'batch_stats' collection, () without.
+  """
+
+  def init(key, inputs):
+    variables = dict(module.init(key, inputs, train=False))
+    params = variables.pop('params')
+    return params, variables.pop('batch_stats', ())
+
+  def apply(params, model_state, inputs, train):
+    variables = {'params': params}
+    if model_state != ():
+      variables['batch_stats'] = model_state
+    if not train or model_state == ():
+      return module.apply(variables, inputs, train=train), model_state
+    logits, changed = module.apply(
+      variables, inputs, train=True, mutable=['batch_stats']
+    )
+    return logits, changed['batch_stats']
+
+  return Model(init, apply, stats_momentum)

@@ -1,0 +1,348 @@
+"""What a server rule is: an optax transformation cut in two.
+
+A *rule* says what arriving gradients do to the parameters. It is cut where an
+asynchronous server needs the cut: `correct` runs once per arriving gradient
+(penalties, compensations), `step` once per closed round on the weighted mean
+of the corrected gradients (momentum, learning rate). `update` is the one after
+the other, so every rule is an `optax.GradientTransformationExtraArgs`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+
+def _pass_through(grads, state, params=None, **extra):
+  del params, extra
+  return grads, state
+
+
+def _same_params(params, state):
+  del state
+  return params
+
+
+class AsyncOptimizer(optax.GradientTransformationExtraArgs):
+  """An optax transformation that an asynchronous server can run in two parts.
+
+  It unpacks into `(init, update)` as optax requires and carries the parts as
+  attributes.
+
+  Attributes:
+    correct: `correct(grads, state, params, *, stale_params, staleness,
+      worker_id, count, **extra) -> (corrected, state)`, once per arriving
+      gradient. `corrected` is a pytree of float arrays whose weighted mean over
+      a round is meaningful; nearly always it has the structure of `grads`.
+    step: `step(corrected, state, params, *, count, **extra) -> (updates,
+      state)`, once per closed round.
+    lookahead: `lookahead(params, state) -> params`, what workers are sent.
+    per_worker: True where `step` keeps a buffer per worker, so that the
+      gradients of several workers cannot be averaged before it.
+
+  The extra arguments, all optional unless a rule says otherwise:
+
+  * `stale_params`: the parameters the gradient was computed at, a pytree like
+    `params`: what the worker was *sent*.
+  * `staleness`: server updates since that read, int32 scalar, 0 = fresh.
+  * `worker_id`: int32 scalar.
+  * `count`: batches applied so far, int32 scalar. Learning-rate schedules are
+    functions of it; without it a rule counts its own updates, as optax does.
+  """
+
+  correct: Callable[..., Any]
+  step: Callable[..., Any]
+  lookahead: Callable[..., Any]
+  per_worker: bool
+
+  def __new__(
+    cls, init, correct, step, *, lookahead=_same_params, per_worker=False
+  ):
+    def update(grads, state, params=None, **extra):
+      corrected, state = correct(grads, state, params, **extra)
+      return step(corrected, state, params, **extra)
+
+    self = super().__new__(cls, init, update)
+    self.correct = correct
+    self.step = step
+    self.lookahead = lookahead
+    self.per_worker = per_worker
+    return self
+
+  @property
+  def corrects(self) -> bool:
+    """Whether `correct` is more than the identity."""
+    return self.correct is not _pass_through
+
+
+def lift(transformation: optax.GradientTransformation) -> AsyncOptimizer:
+  """Makes a rule of a plain optax transformation.
+
+  `correct` is the identity and `step` the whole update. A rule is returned as
+  it is.
+
+  Args:
+    transformation: any optax transformation.
+
+  Returns:
+    An `AsyncOptimizer`.
+  """
+  if isinstance(transformation, AsyncOptimizer):
+    return transformation
+  transformation = optax.with_extra_args_support(transformation)
+  return AsyncOptimizer(
+    transformation.init, _pass_through, transformation.update
+  )
+
+
+def correction(init, correct) -> AsyncOptimizer:
+  """A rule that only corrects arriving gradients: its `step` is the identity.
+
+  Args:
+    init: `init(params) -> state`.
+    correct: see `AsyncOptimizer`.
+
+  Returns:
+    An `AsyncOptimizer`.
+  """
+  return AsyncOptimizer(init, correct, _pass_through)
+
+
+def chain(*links: optax.GradientTransformation) -> AsyncOptimizer:
+  """`optax.chain` for rules: the same update, still cut in two.
+
+  Links before the last one that corrects run whole on each arriving gradient;
+  that one is cut at its own cut; links after it run once per round. Without a
+  correcting link everything runs once per round.
+
+  Args:
+    *links: rules or plain optax transformations, applied from left to right.
+
+  Returns:
+    An `AsyncOptimizer` whose state is the tuple of the links' states.
+
+  Examples:
+    >>> import ga_jax, optax
+    >>> rule = ga_jax.chain(
+    ...     optax.clip_by_global_norm(1.0), ga_jax.gap_aware(0.1))
+  """
+  rules = tuple(lift(link) for link in links)
+  cut = max((i for i, rule in enumerate(rules) if rule.corrects), default=-1)
+
+  def init(params):
+    return tuple(rule.init(params) for rule in rules)
+
+  def correct(grads, state, params=None, **extra):
+    states = list(state)
+    for i in range(cut):
+      grads, states[i] = rules[i].update(grads, states[i], params, **extra)
+    grads, states[cut] = rules[cut].correct(grads, states[cut], params, **extra)
+    return grads, tuple(states)
+
+  def step(grads, state, params=None, **extra):
+    states = list(state)
+    for i in range(max(cut, 0), len(rules)):
+      grads, states[i] = rules[i].step(grads, states[i], params, **extra)
+    return grads, tuple(states)
+
+  def lookahead(params, state):
+    for rule, link_state in zip(rules, state, strict=True):
+      params = rule.lookahead(params, link_state)
+    return params
+
+  return AsyncOptimizer(
+    init,
+    correct if cut >= 0 else _pass_through,
+    step,
+    lookahead=lookahead,
+    per_worker=any(rule.per_worker for rule in rules),
+  )
+
+
+def with_lookahead(rule: AsyncOptimizer, lookahead) -> AsyncOptimizer:
+  """The same rule, whose workers are sent `lookahead(params, state)`."""
+  return AsyncOptimizer(
+    rule.init,
+    rule.correct,
+    rule.step,
+    lookahead=lookahead,
+    per_worker=rule.per_worker,
+  )
+
+
+class ScaleByLearningRateState(NamedTuple):
+  """State of `scale_by_learning_rate`."""
+
+  count: jax.typing.ArrayLike  # updates made, shape=(), dtype=int32.
+  learning_rate: jax.typing.ArrayLike  # of the last update, shape=().
+
+
+def scale_by_learning_rate(
+  learning_rate: optax.ScalarOrSchedule,
+) -> AsyncOptimizer:
+  """optax's link of that name, with the schedule a function of `count`.
+
+  Args:
+    learning_rate: a number, or a schedule of batches applied so far (of its own
+      updates where no `count` is passed).
+
+  Returns:
+    An `AsyncOptimizer` that multiplies by minus the learning rate and keeps the
+    last rate in its state.
+  """
+  check_number('learning_rate', learning_rate, low=0.0)
+
+  def init(params):
+    del params
+    return ScaleByLearningRateState(
+      count=jnp.zeros([], jnp.int32), learning_rate=float_scalar(0.0)
+    )
+
+  def step(updates, state, params=None, *, count=None, **extra):
+    del params, extra
+    rate = rate_at(learning_rate, state.count if count is None else count)
+    updates = jax.tree.map(
+      lambda u: jnp.asarray(-rate, dtype=u.dtype) * u, updates
+    )
+    return updates, ScaleByLearningRateState(
+      count=optax.safe_increment(state.count), learning_rate=float_scalar(rate)
+    )
+
+  return AsyncOptimizer(init, _pass_through, step)
+
+
+def momentum_trace(momentum, nesterov: bool = False):
+  """`optax.trace`, or the identity where momentum is the number 0 or None."""
+  check_number('momentum', momentum, low=0.0, below=1.0)
+  if momentum is None or (_is_number(momentum) and momentum == 0):
+    return optax.identity()
+  return optax.trace(momentum, nesterov=nesterov)
+
+
+def decayed_weights(weight_decay, mask=None):
+  """L2 decay g + wd θ, or the identity where wd is the number 0."""
+  check_number('weight_decay', weight_decay, low=0.0)
+  if _is_number(weight_decay) and weight_decay == 0:
+    return optax.identity()
+  return optax.add_decayed_weights(weight_decay, mask)
+
+
+def rate_at(learning_rate: optax.ScalarOrSchedule, count):
+  """The learning rate at a count of applied batches."""
+  return learning_rate(count) if callable(learning_rate) else learning_rate
+
+
+def float_scalar(value) -> jax.Array:
+  """A strongly typed scalar of the default float type."""
+  return jnp.asarray(value, dtype=jnp.result_type(float))
+
+
+def float_dtype(leaf):
+  """The dtype in which to accumulate for `leaf`: float32 or wider, real."""
+  return jnp.promote_types(
+    jnp.finfo(jnp.result_type(leaf)).dtype, jnp.dtype('float32')
+  )
+
+
+def check_number(name, value, *, low=None, below=None, above=None):
+  """Raises a ValueError where a Python number is out of range.
+
+  Traced values and schedules pass: they cannot be looked at.
+  """
+  if not _is_number(value):
+    return
+  bad = (
+    value != value
+    or (low is not None and value < low)
+    or (below is not None and value >= below)
+    or (above is not None and value <= above)
+  )
+  if bad:
+    limits = [
+      f'{sign} {limit}'
+      for sign, limit in (('>=', low), ('>', above), ('<', below))
+      if limit is not None
+    ]
+    raise ValueError(f'{name} must be {" and ".join(limits)}, got {value}')
+
+
+def check_stale_params(name: str, stale_params, params):
+  """Checks the two trees a gap is measured between.
+
+  Args:
+    name: the link that needs them, for the message.
+    stale_params: what the worker was sent.
+    params: the parameters now.
+
+  Raises:
+    TypeError: one of them was not passed.
+    ValueError: they differ in structure or shape; the leaf is named.
+  """
+  if params is None or stale_params is None:
+    missing = 'params' if params is None else 'stale_params'
+    raise TypeError(
+      f'{name} needs {missing}: call update(grads, state, params, '
+      'stale_params=...) with the parameters the gradient was computed at. '
+      'Under a policy that averages rounds build the chain with ga_jax.chain, '
+      'under gradient accumulation use ga_jax.multi_steps.'
+    )
+  now, _ = jax.tree_util.tree_flatten_with_path(params)
+  stale, _ = jax.tree_util.tree_flatten_with_path(stale_params)
+  now = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in now}
+  stale = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in stale}
+  for path in {**now, **stale}:
+    if now.get(path) != stale.get(path):
+      raise ValueError(
+        f'{name}: params and stale_params differ at leaf {path or "(root)"}: '
+        f'{_describe(now, path)} in params, {_describe(stale, path)} in '
+        'stale_params (inside optax.masked or optax.partition pass '
+        'mask_compatible_extra_args=True)'
+      )
+
+
+def gap_rms(params, stale_params) -> jax.Array:
+  """The Gap of the paper: ‖θ − θs‖₂ / sqrt(k), k parameters; a scalar."""
+  squares = [
+    jnp.sum(abs_sq(distance(p, ps)))
+    for p, ps in zip(
+      jax.tree.leaves(params), jax.tree.leaves(stale_params), strict=True
+    )
+  ]
+  return jnp.sqrt(tree_sum(squares) / max(tree_size(params), 1))
+
+
+def distance(leaf, stale_leaf) -> jax.Array:
+  """|θ − θs| of one leaf, in `float_dtype`."""
+  leaf, stale_leaf = jnp.asarray(leaf), jnp.asarray(stale_leaf)
+  if jnp.iscomplexobj(leaf):
+    return jnp.abs(leaf - stale_leaf)
+  dtype = float_dtype(leaf)
+  return jnp.abs(leaf.astype(dtype) - stale_leaf.astype(dtype))
+
+
+def abs_sq(x) -> jax.Array:
+  """|x|², real, in `float_dtype`."""
+  x = jnp.asarray(x)
+  if jnp.iscomplexobj(x):
+    return x.real**2 + x.imag**2
+  return jnp.square(x.astype(float_dtype(x)))
+
+
+def tree_sum(scalars) -> jax.Array:
+  """Sum of a list of scalars in the default float type; 0 for none."""
+  return sum((float_scalar(s) for s in scalars), start=float_scalar(0.0))
+
+
+def tree_size(tree) -> int:
+  """Number of scalars in a pytree."""
+  return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _is_number(value) -> bool:
+  return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def _describe(shapes, path) -> str:
+  return f'shape {shapes[path]}' if path in shapes else 'absent'

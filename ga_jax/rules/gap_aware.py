@@ -1,0 +1,401 @@
+r"""GA: Gap-Aware, the penalty that is linear in how far the parameters moved.
+
+Element-wise, per parameter, with u the direction the wrapped optimiser emits:
+
+.. math::
+
+  C &= η_{max} (\sqrt{s / (1 - Γ^n)} + ε) \\
+  G &= 1 + |θ - θ_s| / C \\
+  g &← (g + wd θ) / G \\
+  s &← Γ s + (1 - Γ) u^2, \quad θ ← θ - η u
+
+C is the distance that one update moves the parameter at the peak learning rate.
+As η decays the gap shrinks and C does not, so G → 1 late in training. G = 1
+exactly where the gradient is fresh, where the gap is 0 and where no direction
+has been seen: one worker is the wrapped optimiser bit for bit.
+
+Our choices where the paper leaves room: the moment is corrected for bias by the
+number of directions seen, and with Adam the direction is the whole step,
+decoupled decay included (divided by G like the gradient and counted in s).
+
+References:
+  Barkai, Hakimi, Schuster, `Gap-Aware Mitigation of Gradient Staleness
+  <https://arxiv.org/abs/1909.10802>`_, ICLR 2020.
+"""
+
+import math
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ga_jax.rules import base
+
+GRANULARITIES = ('parameter', 'global')
+
+
+class GapMetrics(NamedTuple):
+  """What the last correction saw; device scalars of the default float type."""
+
+  mean_gap: jax.typing.ArrayLike  # ‖θ − θs‖₂ / sqrt(k), the paper's Gap.
+  mean_penalty: jax.typing.ArrayLike  # mean of G over all parameters.
+  max_penalty: jax.typing.ArrayLike  # largest G.
+
+
+class ScaleByGapState(NamedTuple):
+  """State of `scale_by_gap`."""
+
+  count: jax.typing.ArrayLike  # n, directions seen, shape=(), dtype=int32.
+  max_learning_rate: jax.typing.ArrayLike  # η_max so far, shape=().
+  second_moment: Any  # s, like params (or shape=() for 'global'), >= float32.
+  direction: optax.OptState  # state of the wrapped transformation.
+  metrics: GapMetrics
+
+
+class GradAndDecay(NamedTuple):
+  """A penalised gradient and a penalised decoupled decay, both like params."""
+
+  grads: Any
+  decay: Any
+
+
+def no_gap_metrics() -> GapMetrics:
+  """The metrics before any gradient came: no gap, no penalty."""
+  return GapMetrics(
+    base.float_scalar(0.0), base.float_scalar(1.0), base.float_scalar(1.0)
+  )
+
+
+def gap_metrics(opt_state: optax.OptState) -> GapMetrics:
+  """The gap and penalty of the last correction, found anywhere in a state.
+
+  Args:
+    opt_state: the state of a rule, or of a chain that holds one.
+
+  Returns:
+    `GapMetrics` of device scalars; nothing is copied to the host.
+
+  Raises:
+    ValueError: the state holds no gap-aware link.
+  """
+  found = [
+    leaf
+    for leaf in jax.tree.leaves(
+      opt_state, is_leaf=lambda x: isinstance(x, GapMetrics)
+    )
+    if isinstance(leaf, GapMetrics)
+  ]
+  if not found:
+    raise ValueError('this optimiser state holds no gap-aware link')
+  return found[0]
+
+
+def penalize(tree, penalties):
+  """tree / G, computed in G's dtype and returned in the tree's own.
+
+  Args:
+    tree: gradients or decay, a pytree of arrays.
+    penalties: G, a pytree like `tree`.
+
+  Returns:
+    A pytree like `tree`.
+  """
+  return jax.tree.map(
+    lambda x, g: (x.astype(jnp.result_type(x, g)) / g).astype(x.dtype),
+    tree,
+    penalties,
+  )
+
+
+def penalty(gap, scale, active) -> jax.Array:
+  """G = 1 + gap / C where it is active and C > 0, else exactly 1.
+
+  Args:
+    gap: |θ − θs|, any shape.
+    scale: C, same shape or a scalar.
+    active: bool, whether a penalty is due at all.
+
+  Returns:
+    G, shape and dtype of `gap`. The division is guarded before it is made, so
+    that no NaN or infinity arises on the way.
+  """
+  active = active & (scale > 0)
+  return jnp.where(active, 1.0 + gap / jnp.where(active, scale, 1.0), 1.0)
+
+
+def metrics_of(params, stale_params, penalties) -> GapMetrics:
+  """Summarises one correction.
+
+  Args:
+    params: θ.
+    stale_params: θs, like params.
+    penalties: G, like params.
+
+  Returns:
+    `GapMetrics`.
+  """
+  leaves = jax.tree.leaves(penalties)
+  total = base.tree_sum([jnp.sum(g) for g in leaves])
+  largest = base.float_scalar(1.0)
+  for g in leaves:
+    if g.size:
+      largest = jnp.maximum(largest, base.float_scalar(jnp.max(g)))
+  return GapMetrics(
+    mean_gap=base.gap_rms(params, stale_params),
+    mean_penalty=total / max(base.tree_size(penalties), 1),
+    max_penalty=largest,
+  )
+
+
+def scale_by_gap(
+  direction: optax.GradientTransformation,
+  *,
+  max_learning_rate: optax.ScalarOrSchedule,
+  decay: float = 0.999,
+  eps: float = 1e-8,
+  granularity: str = 'parameter',
+) -> base.AsyncOptimizer:
+  """Wraps a learning-rate-free transformation with the Gap-Aware penalty.
+
+  Args:
+    direction: what turns gradients into a direction, without learning rate:
+      `optax.trace(0.9)`, `optax.scale_by_adam()`, ...
+    max_learning_rate: the largest learning rate that will follow, or the
+      schedule itself, whose running maximum is then tracked.
+    decay: Γ in (0, 1), of the moving average of squared directions.
+    eps: ε > 0, in units of the direction.
+    granularity: 'parameter' for a penalty per parameter, 'global' for one
+      scalar from the root mean squares over all parameters.
+
+  Returns:
+    An `AsyncOptimizer` that emits directions; a learning rate must follow.
+    `update` requires `stale_params=`, the parameters the gradient was computed
+    at (TypeError without; ValueError where their tree differs). Where
+    `staleness=` is passed and 0 there is no penalty.
+
+  Examples:
+    >>> import ga_jax, optax
+    >>> rule = ga_jax.chain(
+    ...     optax.clip(1.0),
+    ...     ga_jax.scale_by_gap(optax.scale_by_adam(), max_learning_rate=1e-3),
+    ...     optax.scale_by_learning_rate(1e-3))
+  """
+  return _scale_by_gap(
+    direction, max_learning_rate, decay, eps, granularity, None, None
+  )
+
+
+def _scale_by_gap(
+  direction,
+  max_learning_rate,
+  decay,
+  eps,
+  granularity,
+  decoupled_decay,
+  decay_mask,
+) -> base.AsyncOptimizer:
+  """`scale_by_gap`, with a decoupled decay that is penalised too."""
+  if granularity not in GRANULARITIES:
+    raise ValueError(
+      f"granularity must be 'parameter' or 'global', got {granularity!r}"
+    )
+  base.check_number('decay', decay, above=0.0, below=1.0)
+  base.check_number('eps', eps, above=0.0)
+  base.check_number('max_learning_rate', max_learning_rate, low=0.0)
+  direction = base.lift(direction)
+  log_decay = jnp.log if isinstance(decay, jax.Array) else math.log
+  per_parameter = granularity == 'parameter'
+
+  def init(params):
+    if per_parameter:
+      moment = jax.tree.map(
+        lambda p: jnp.zeros(jnp.shape(p), base.float_dtype(p)), params
+      )
+    else:
+      moment = base.float_scalar(0.0)
+    return ScaleByGapState(
+      count=jnp.zeros([], jnp.int32),
+      max_learning_rate=base.float_scalar(0.0),
+      second_moment=moment,
+      direction=direction.init(params),
+      metrics=no_gap_metrics(),
+    )
+
+  def penalties_of(state, params, stale_params, peak, staleness):
+    bias = -jnp.expm1(base.float_scalar(state.count) * log_decay(decay))
+    active = bias > 0  # 1 − Γ^n, so n > 0
+    if staleness is not None:
+      active &= jnp.asarray(staleness) != 0
+    bias = jnp.where(bias > 0, bias, 1.0)
+
+    def scale(s):  # C = η_max (sqrt(s / (1 − Γ^n)) + ε)
+      return peak.astype(s.dtype) * (jnp.sqrt(s / bias.astype(s.dtype)) + eps)
+
+    if per_parameter:
+      return jax.tree.map(
+        lambda p, ps, s: penalty(base.distance(p, ps), scale(s), active),
+        params,
+        stale_params,
+        state.second_moment,
+      )
+    gap = base.gap_rms(params, stale_params)
+    g = penalty(gap, scale(state.second_moment), active)
+    return jax.tree.map(
+      lambda p: jnp.broadcast_to(g.astype(base.float_dtype(p)), jnp.shape(p)),
+      params,
+    )
+
+  def correct(
+    grads,
+    state,
+    params=None,
+    *,
+    stale_params=None,
+    staleness=None,
+    count=None,
+    **extra,
+  ):
+    del extra
+    base.check_stale_params('scale_by_gap', stale_params, params)
+    count = state.count if count is None else count
+    peak = jnp.maximum(
+      state.max_learning_rate,
+      base.float_scalar(base.rate_at(max_learning_rate, count)),
+    )
+    penalties = penalties_of(state, params, stale_params, peak, staleness)
+    corrected = penalize(grads, penalties)
+    if decoupled_decay is not None:
+      link = base.decayed_weights(decoupled_decay, decay_mask)
+      zeros = jax.tree.map(jnp.zeros_like, grads)
+      decayed, _ = link.update(zeros, link.init(params), params)
+      corrected = GradAndDecay(corrected, penalize(decayed, penalties))
+    state = state._replace(
+      max_learning_rate=peak,
+      metrics=metrics_of(params, stale_params, penalties),
+    )
+    return corrected, state
+
+  def step(corrected, state, params=None, **extra):
+    grads, decayed = corrected, None
+    if decoupled_decay is not None:
+      grads, decayed = corrected
+    updates, inner = direction.update(grads, state.direction, params, **extra)
+    if decayed is not None:
+      updates = jax.tree.map(jnp.add, updates, decayed)
+
+    def moment(s, square):  # s ← Γ s + (1 − Γ) u²
+      return (decay * s + (1 - decay) * square).astype(s.dtype)
+
+    if per_parameter:
+      second = jax.tree.map(
+        lambda s, u: moment(s, base.abs_sq(u)), state.second_moment, updates
+      )
+    else:
+      squares = [jnp.sum(base.abs_sq(u)) for u in jax.tree.leaves(updates)]
+      mean = base.tree_sum(squares) / max(base.tree_size(updates), 1)
+      second = moment(state.second_moment, mean)
+    state = state._replace(
+      count=optax.safe_increment(state.count),
+      second_moment=second,
+      direction=inner,
+    )
+    return updates, state
+
+  return base.AsyncOptimizer(
+    init, correct, step, per_worker=direction.per_worker
+  )
+
+
+def gap_aware(
+  learning_rate: optax.ScalarOrSchedule,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  weight_decay: float = 0.0,
+  weight_decay_mask=None,
+  decay: float = 0.999,
+  eps: float = 1e-8,
+  granularity: str = 'parameter',
+) -> base.AsyncOptimizer:
+  """SGD with momentum and the Gap-Aware penalty: the complete optimiser.
+
+  Args:
+    learning_rate: η, a number or a schedule of batches applied; its running
+      maximum is η_max.
+    momentum: γ in [0, 1); 0 keeps no buffer.
+    nesterov: whether to use Nesterov's form.
+    weight_decay: L2 coefficient, added to the gradient before the penalty.
+    weight_decay_mask: as in `optax.add_decayed_weights`.
+    decay: Γ in (0, 1).
+    eps: ε > 0, in units of the direction.
+    granularity: 'parameter' or 'global', see `scale_by_gap`.
+
+  Returns:
+    An `AsyncOptimizer`; `update` requires `stale_params=`. With one worker it
+    is `optax.sgd` bit for bit.
+
+  Examples:
+    >>> import jax.numpy as jnp
+    >>> import ga_jax, optax
+    >>> opt = ga_jax.gap_aware(0.1, momentum=0.9)
+    >>> params = stale_params = jnp.ones(3)
+    >>> state = opt.init(params)
+    >>> updates, state = opt.update(
+    ...     jnp.ones(3), state, params, stale_params=stale_params)
+    >>> params = optax.apply_updates(params, updates)
+  """
+  return base.chain(
+    base.decayed_weights(weight_decay, weight_decay_mask),
+    scale_by_gap(
+      base.momentum_trace(momentum, nesterov),
+      max_learning_rate=learning_rate,
+      decay=decay,
+      eps=eps,
+      granularity=granularity,
+    ),
+    base.scale_by_learning_rate(learning_rate),
+  )
+
+
+def gap_aware_adam(
+  learning_rate: optax.ScalarOrSchedule,
+  b1: float = 0.9,
+  b2: float = 0.999,
+  adam_eps: float = 1e-8,
+  weight_decay: float = 0.0,
+  weight_decay_mask=None,
+  decay: float = 0.999,
+  eps: float = 1e-8,
+  granularity: str = 'parameter',
+) -> base.AsyncOptimizer:
+  """AdamW with the Gap-Aware penalty.
+
+  The gradient is divided by G before Adam's moments, the decoupled decay wd θ
+  by the same G; the direction is their sum, and all of it counts in s.
+
+  Args:
+    learning_rate: η, a number or a schedule of batches applied.
+    b1: Adam's first decay, in [0, 1).
+    b2: Adam's second decay, in [0, 1).
+    adam_eps: Adam's epsilon.
+    weight_decay: decoupled coefficient, multiplied by η as in `optax.adamw`.
+    weight_decay_mask: as in `optax.add_decayed_weights`.
+    decay: Γ in (0, 1).
+    eps: ε > 0, in units of the direction.
+    granularity: 'parameter' or 'global', see `scale_by_gap`.
+
+  Returns:
+    An `AsyncOptimizer`; `update` requires `stale_params=`.
+  """
+  return base.chain(
+    _scale_by_gap(
+      optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps),
+      learning_rate,
+      decay,
+      eps,
+      granularity,
+      weight_decay,
+      weight_decay_mask,
+    ),
+    base.scale_by_learning_rate(learning_rate),
+  )

@@ -1,0 +1,99 @@
+"""Multi-ASGD: one momentum buffer per worker.
+
+v_w ← γ v_w + g; θ ← θ − η v_w, with w the worker the gradient came from. The
+look-ahead of DANA needs Σ_j v_j, so the running sum is kept beside the buffers:
+S ← S + v_w(new) − v_w(old) costs O(k) for k parameters, not O(N k).
+
+References:
+  Hakimi, Barkai, Gabel, Schuster, `Taming Momentum in a Distributed
+  Asynchronous Environment <https://arxiv.org/abs/1907.11612>`_, 2019.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ga_jax.rules import base
+
+
+class TracePerWorkerState(NamedTuple):
+  """State of `trace_per_worker`."""
+
+  traces: optax.Updates  # v, each leaf [num_workers, *shape of the parameter].
+  total: optax.Updates | None  # S = Σ_j v_j, like params, where it is kept.
+
+
+def trace_per_worker(
+  momentum: float, num_workers: int, *, keep_total: bool = False
+) -> base.AsyncOptimizer:
+  """Momentum with a buffer per worker, as a direction (no learning rate).
+
+  Args:
+    momentum: γ in [0, 1).
+    num_workers: buffers to keep; `worker_id` must be below it.
+    keep_total: whether to keep the running sum of all buffers.
+
+  Returns:
+    An `AsyncOptimizer`; `update` requires `worker_id=`.
+  """
+  base.check_number('momentum', momentum, low=0.0, below=1.0)
+  if num_workers < 1:
+    raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+
+  def init(params):
+    def buffers(p):
+      return jnp.zeros((num_workers, *jnp.shape(p)), jnp.result_type(p))
+
+    return TracePerWorkerState(
+      traces=jax.tree.map(buffers, params),
+      total=jax.tree.map(jnp.zeros_like, params) if keep_total else None,
+    )
+
+  def step(grads, state, params=None, *, worker_id=None, **extra):
+    del params, extra
+    if worker_id is None:
+      raise TypeError(
+        'trace_per_worker needs worker_id: call update(grads, state, params, '
+        'worker_id=...) with the worker the gradient came from'
+      )
+    old = jax.tree.map(lambda v: v[worker_id], state.traces)
+    new = jax.tree.map(lambda g, v: g + momentum * v, grads, old)
+    traces = jax.tree.map(
+      lambda v, n: v.at[worker_id].set(n), state.traces, new
+    )
+    total = state.total
+    if keep_total:
+      total = jax.tree.map(lambda s, n, o: s + (n - o), total, new, old)
+    return new, TracePerWorkerState(traces=traces, total=total)
+
+  rule = base.lift(optax.GradientTransformationExtraArgs(init, step))
+  return base.AsyncOptimizer(rule.init, rule.correct, rule.step, per_worker=True)
+
+
+def multi_asgd(
+  learning_rate: optax.ScalarOrSchedule,
+  num_workers: int,
+  momentum: float = 0.9,
+  weight_decay: float = 0.0,
+  weight_decay_mask=None,
+) -> base.AsyncOptimizer:
+  """Asynchronous SGD with a momentum buffer per worker.
+
+  Args:
+    learning_rate: η, a number or a schedule of batches applied.
+    num_workers: number of workers, one buffer each.
+    momentum: γ in [0, 1).
+    weight_decay: L2 coefficient, added to the gradient before momentum.
+    weight_decay_mask: as in `optax.add_decayed_weights`.
+
+  Returns:
+    An `AsyncOptimizer`; `update` requires `worker_id=`. It cannot average a
+    round.
+  """
+  return base.chain(
+    base.decayed_weights(weight_decay, weight_decay_mask),
+    trace_per_worker(momentum, num_workers),
+    base.scale_by_learning_rate(learning_rate),
+  )

@@ -1,0 +1,83 @@
+"""Gradient accumulation for rules: correct each mini-step, step every k-th.
+
+`optax.MultiSteps` sums raw gradients and hands the wrapped optimiser the extra
+arguments of the last mini-step only, so a penalty inside it would measure every
+gradient against the stale parameters of the last. Here each mini-step is
+corrected with its own, and only then averaged.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ga_jax.rules import base
+
+
+class MultiStepsState(NamedTuple):
+  """State of `multi_steps`."""
+
+  mini_step: jax.typing.ArrayLike  # shape=(), dtype=int32, below every_k.
+  corrected: Any  # running mean of the corrected gradients.
+  inner: optax.OptState
+
+
+def multi_steps(
+  rule: optax.GradientTransformation, every_k: int
+) -> optax.GradientTransformationExtraArgs:
+  """Averages the corrected gradients of `every_k` calls into one step.
+
+  Args:
+    rule: a rule, or a plain optax transformation.
+    every_k: mini-steps per step, at least 1.
+
+  Returns:
+    A `GradientTransformationExtraArgs` that emits zeros except at every k-th
+    call. `count` is not passed on to `step`: schedules count steps, as in
+    `optax.MultiSteps`.
+
+  Examples:
+    >>> import ga_jax
+    >>> opt = ga_jax.multi_steps(ga_jax.gap_aware(0.1), every_k=4)
+  """
+  if every_k < 1:
+    raise ValueError(f'every_k must be at least 1, got {every_k}')
+  rule = base.lift(rule)
+
+  def init(params):
+    inner = rule.init(params)
+    # Shapes only: the gradients have the parameters' tree, shapes and dtypes.
+    corrected, _ = jax.eval_shape(
+      lambda p, s: rule.correct(
+        p, s, p, stale_params=p, staleness=jnp.int32(0), worker_id=jnp.int32(0)
+      ),
+      params,
+      inner,
+    )
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), corrected)
+    return MultiStepsState(jnp.zeros([], jnp.int32), zeros, inner)
+
+  def update(grads, state, params=None, **extra):
+    extra.pop('count', None)
+    corrected, inner = rule.correct(grads, state.inner, params, **extra)
+    mini = state.mini_step
+    mean = jax.tree.map(
+      lambda m, c: m + (c - m) / (mini + 1).astype(c.dtype),
+      state.corrected,
+      corrected,
+    )
+
+    def emit(mean, inner):
+      updates, inner = rule.step(mean, inner, params, **extra)
+      return updates, inner, jax.tree.map(jnp.zeros_like, mean)
+
+    def hold(mean, inner):
+      return jax.tree.map(jnp.zeros_like, grads), inner, mean
+
+    updates, inner, mean = jax.lax.cond(
+      mini == every_k - 1, emit, hold, mean, inner
+    )
+    return updates, MultiStepsState((mini + 1) % every_k, mean, inner)
+
+  return optax.GradientTransformationExtraArgs(init, update)

@@ -1,0 +1,137 @@
+r"""A Gap-Aware link for the front of a chain whose direction it cannot see.
+
+`scale_by_gap` learns the scale of one update from the directions it wraps. Here
+the parameters' own movement Δθ between calls is observed instead, at the price
+of one more copy of the parameters:
+
+.. math::
+
+  m ← Γ m + (1 - Γ) Δθ^2, \quad C = \max_t \sqrt{m_t / (1 - Γ^{n_t})} + ε,
+  \quad g ← g / (1 + |θ - θ_s| / C)
+
+The running maximum over time stands for the peak learning rate of the paper. A
+call between which nothing moved is not counted as a movement, so the link keeps
+its meaning in front of `optax.MultiSteps`. Our reading, after:
+
+References:
+  Barkai, Hakimi, Schuster, `Gap-Aware Mitigation of Gradient Staleness
+  <https://arxiv.org/abs/1909.10802>`_, ICLR 2020.
+"""
+
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ga_jax.rules import base
+from ga_jax.rules.gap_aware import (
+  GapMetrics,
+  metrics_of,
+  no_gap_metrics,
+  penalize,
+  penalty,
+)
+
+
+class PenalizeGapState(NamedTuple):
+  """State of `penalize_gap`."""
+
+  count: jax.typing.ArrayLike  # movements seen, shape=(), dtype=int32.
+  previous: optax.Params  # θ at the last call.
+  second_moment: optax.Params  # EMA of Δθ², like params, float32 or wider.
+  scale: optax.Params  # running maximum of its root, like params.
+  started: jax.typing.ArrayLike  # whether `previous` is set, shape=(), bool.
+  metrics: GapMetrics
+
+
+def penalize_gap(
+  decay: float = 0.999, eps: float = 1e-8
+) -> base.AsyncOptimizer:
+  """Divides arriving gradients by 1 + gap / (distance of a usual update).
+
+  Args:
+    decay: Γ in (0, 1), of the moving average of squared movements.
+    eps: ε > 0, in units of the parameters.
+
+  Returns:
+    An `AsyncOptimizer` for the front of a chain; `update` requires
+    `stale_params=` (TypeError without; ValueError where their tree differs).
+
+  Examples:
+    >>> import ga_jax, optax
+    >>> opt = optax.chain(ga_jax.penalize_gap(), optax.adamw(1e-3))
+  """
+  base.check_number('decay', decay, above=0.0, below=1.0)
+  base.check_number('eps', eps, above=0.0)
+  log_decay = jnp.log if isinstance(decay, jax.Array) else math.log
+
+  def init(params):
+    def zeros():
+      return jax.tree.map(
+        lambda p: jnp.zeros(jnp.shape(p), base.float_dtype(p)), params
+      )
+
+    return PenalizeGapState(
+      count=jnp.zeros([], jnp.int32),
+      previous=jax.tree.map(jnp.zeros_like, params),
+      second_moment=zeros(),
+      scale=zeros(),
+      started=jnp.zeros([], bool),
+      metrics=no_gap_metrics(),
+    )
+
+  def observe(state, params):
+    """Folds the movement since the last call into the scale."""
+    squares = jax.tree.map(
+      lambda p, old: base.abs_sq(base.distance(p, old)), params, state.previous
+    )
+    moved = state.started & jnp.any(
+      jnp.stack([jnp.any(sq > 0) for sq in jax.tree.leaves(squares)])
+    )
+    count = jnp.where(moved, optax.safe_increment(state.count), state.count)
+    bias = -jnp.expm1(base.float_scalar(count) * log_decay(decay))
+    bias = jnp.where(bias > 0, bias, 1.0)
+    moment = jax.tree.map(
+      lambda m, sq: jnp.where(moved, decay * m + (1 - decay) * sq, m).astype(
+        m.dtype
+      ),
+      state.second_moment,
+      squares,
+    )
+    scale = jax.tree.map(
+      lambda c, m: jnp.maximum(c, jnp.sqrt(m / bias.astype(m.dtype))),
+      state.scale,
+      moment,
+    )
+    return state._replace(
+      count=count,
+      previous=params,
+      second_moment=moment,
+      scale=scale,
+      started=jnp.ones([], bool),
+    )
+
+  def correct(
+    grads, state, params=None, *, stale_params=None, staleness=None, **extra
+  ):
+    del extra
+    base.check_stale_params('penalize_gap', stale_params, params)
+    state = observe(state, jax.tree.map(jnp.asarray, params))
+    active = state.count > 0
+    if staleness is not None:
+      active &= jnp.asarray(staleness) != 0
+    penalties = jax.tree.map(
+      lambda p, ps, c: penalty(base.distance(p, ps), c + eps, active),
+      params,
+      stale_params,
+      state.scale,
+    )
+    metrics = metrics_of(params, stale_params, penalties)
+    return (
+      penalize(grads, penalties),
+      state._replace(metrics=metrics),
+    )
+
+  return base.correction(init, correct)

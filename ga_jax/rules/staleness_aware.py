@@ -1,0 +1,77 @@
+"""SA: staleness-aware asynchronous SGD.
+
+The learning rate of a gradient is divided by its staleness,
+g ← g / τ for τ ≥ 1, g for τ = 0, per gradient and before any averaging. Weight
+decay is part of the gradient here (it is the learning rate that the paper
+divides), as it is in Gap-Aware, so that the two differ in the penalty alone.
+
+References:
+  Zhang, Gupta, Lian, Liu, `Staleness-Aware Async-SGD for Distributed Deep
+  Learning <https://arxiv.org/abs/1511.05950>`_, IJCAI 2016.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ga_jax.rules import base
+
+
+class ScaleByStalenessState(NamedTuple):
+  """State of `scale_by_staleness`."""
+
+  penalty: jax.typing.ArrayLike  # the last divisor, shape=().
+
+
+def scale_by_staleness() -> base.AsyncOptimizer:
+  """Divides an arriving gradient by max(τ, 1).
+
+  Returns:
+    An `AsyncOptimizer` that requires `staleness=`; without it a TypeError.
+  """
+
+  def init(params):
+    del params
+    return ScaleByStalenessState(penalty=base.float_scalar(1.0))
+
+  def correct(grads, state, params=None, *, staleness=None, **extra):
+    del state, params, extra
+    if staleness is None:
+      raise TypeError(
+        'scale_by_staleness needs staleness: call update(grads, state, params, '
+        'staleness=...) with the server updates since the parameters were read'
+      )
+    penalty = base.float_scalar(jnp.maximum(staleness, 1))  # α_τ = α / τ
+    grads = jax.tree.map(lambda g: g / penalty.astype(g.dtype), grads)
+    return grads, ScaleByStalenessState(penalty=penalty)
+
+  return base.correction(init, correct)
+
+
+def staleness_aware(
+  learning_rate: optax.ScalarOrSchedule,
+  momentum: float = 0.9,
+  nesterov: bool = False,
+  weight_decay: float = 0.0,
+  weight_decay_mask=None,
+) -> base.AsyncOptimizer:
+  """SGD whose gradients are divided by their staleness.
+
+  Args:
+    learning_rate: η, a number or a schedule of batches applied.
+    momentum: γ in [0, 1); 0 keeps no buffer.
+    nesterov: whether to use Nesterov's form.
+    weight_decay: L2 coefficient, added before the division.
+    weight_decay_mask: as in `optax.add_decayed_weights`.
+
+  Returns:
+    An `AsyncOptimizer`; `update` requires `staleness=`.
+  """
+  return base.chain(
+    base.decayed_weights(weight_decay, weight_decay_mask),
+    scale_by_staleness(),
+    base.momentum_trace(momentum, nesterov),
+    base.scale_by_learning_rate(learning_rate),
+  )

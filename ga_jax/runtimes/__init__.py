@@ -1,0 +1,1 @@
+"""Runtimes: where time, devices and processes exist."""

@@ -1,0 +1,83 @@
+"""The reference: a trace in plain Python, nothing compiled, nothing shared.
+
+It exists to be read, and to be what the executors are compared with.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ga_jax import kernel
+from ga_jax.policies.base import Action, Kind
+from ga_jax.runtimes import job as job_lib
+
+
+def execute(job: job_lib.Job, trace):
+  """Computes a trace.
+
+  Args:
+    job: what to compute.
+    trace: a `Trace`.
+
+  Returns:
+    The final parameters, optimiser state and model statistics, and the losses.
+  """
+  rule = job.rule_fn(job.hparams)
+  source, m = job.source, job.stats_momentum
+  params, stats = jax.tree.map(jnp.asarray, (job.params, job.model_state))
+  state = rule.init(params)
+  program = job_lib.worker_program(
+    job.program, job.loss_fn, source.load_fn, source.resident
+  )
+  published = (rule.lookahead(params, state), stats)
+  sent, workers, losses = {}, {}, []
+  round_, count, in_round = [], 0, 0
+
+  for row in trace.events:
+    ticket, worker = int(row['ticket_id']), int(row['worker_id'])
+    entered = row['action'] in (Action.APPLY, Action.ACCUMULATE)
+    if row['event'] == Kind.ISSUE:
+      sent[ticket] = published
+    if row['event'] == Kind.ARRIVE and entered:
+      first, number = int(row['first_batch']), int(row['num_batches'])
+      snapshot, sent_stats = sent[ticket]
+      keys = job_lib.batch_keys(
+        jax.random.key(job.seed), first, number, int(row['attempt'])
+      )
+      answer, workers[worker] = program.run(
+        workers.get(worker, program.init(params)),
+        kernel.Snapshot(snapshot, sent_stats),
+        job_lib.host_batches(source, first, number),
+        keys,
+      )
+      extra = {
+        'stale_params': snapshot,
+        'staleness': np.int32(row['staleness']),
+        'worker_id': np.int32(worker),
+        'count': np.int32(count),
+      }
+      corrected, state = rule.correct(answer.grads, state, params, **extra)
+      round_.append((float(row['weight']), corrected))
+      in_round += number
+      stats = jax.tree.map(
+        lambda returned, now, was: returned + m * (now - was),
+        answer.model_state,
+        stats,
+        sent_stats,
+      )
+      losses.append(float(answer.loss))
+    if row['action'] == Action.APPLY:
+      total = sum(weight for weight, _ in round_) or 1.0
+      mean = jax.tree.map(
+        lambda *gs: sum(w * g for (w, _), g in zip(round_, gs, strict=True))
+        / total,
+        *(corrected for _, corrected in round_),
+      )
+      alone = extra if not job.accumulates else {'count': np.int32(count)}
+      updates, state = rule.step(mean, state, params, **alone)
+      params = optax.apply_updates(params, updates)
+      published = (rule.lookahead(params, state), stats)
+      round_, count, in_round = [], count + in_round, 0
+  return params, state, stats, np.array(losses)
+

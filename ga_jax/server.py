@@ -1,0 +1,263 @@
+"""The server: policy, rule and snapshots behind two calls.
+
+It is the host-side loop's counterpart in every runtime and in loops written by
+hand: a worker asks for a `ticket`, computes whatever it likes at the parameters
+that come with it, and answers with `submit`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ga_jax import kernel, ledger, snapshots, trace
+from ga_jax.policies.base import Action, Policy
+from ga_jax.rules import base
+
+
+class Work(NamedTuple):
+  """A ticket with the parameters of its version."""
+
+  ticket: ledger.Ticket
+  params: Any
+  model_state: Any
+
+
+class Outcome(NamedTuple):
+  """What a submission did.
+
+  Attributes:
+    receipt: the ledger's answer.
+    metrics: gap and penalty as device scalars; None where it was not used.
+  """
+
+  receipt: ledger.Receipt
+  metrics: kernel.Metrics | None
+
+
+class ServerCore:
+  """Parameters and the snapshots that tickets hold, without any policy."""
+
+  def __init__(
+    self, compiled: kernel.Compiled, hparams, params, model_state, accumulates
+  ):
+    self._compiled = compiled
+    self._hparams = hparams
+    self._accumulates = accumulates
+    self.state = compiled.init(hparams, params, model_state)
+    self._published = self.state  # as it was when the version was made
+    self.store = snapshots.SnapshotStore()
+
+  def hold(self, version: int) -> kernel.Snapshot:
+    """What a worker that starts at the current version is sent."""
+    return self.store.hold(
+      version, lambda: self._compiled.snapshot(self._hparams, self._published)
+    )
+
+  def release(self, version: int):
+    """A ticket of that version has ended."""
+    self.store.release(version)
+
+  def enter(
+    self, ticket, grads, model_state, *, action, weight, staleness
+  ) -> kernel.Metrics:
+    """A gradient enters the open round, which is closed on APPLY."""
+    arrival = kernel.Arrival(
+      grads=grads,
+      model_state=model_state,
+      sent=self.store.read(ticket.version),
+      staleness=np.int32(staleness),
+      worker_id=np.int32(ticket.worker_id),
+      weight=np.float32(weight),
+      num_batches=np.int32(ticket.num_batches),
+    )
+    enter = (
+      self._compiled.accumulate if self._accumulates else self._compiled.apply
+    )
+    self.state, metrics = enter(self._hparams, self.state, arrival)
+    if action == Action.APPLY:
+      self.close() if self._accumulates else self._publish()
+    return metrics
+
+  def close(self):
+    """Closes the open round."""
+    self.state = self._compiled.close(self._hparams, self.state)
+    self._publish()
+
+  def _publish(self):
+    self._published = self.state
+
+
+def fixed(rule: optax.GradientTransformation) -> Callable[[Any], Any]:
+  """A rule as a function of hyper-parameters that ignores them."""
+  return _Fixed(base.lift(rule))
+
+
+class _Fixed(NamedTuple):
+  rule: base.AsyncOptimizer
+
+  def __call__(self, hparams):
+    del hparams
+    return self.rule
+
+
+class Server:
+  """An asynchronous parameter server in this process.
+
+  Attributes:
+    params: the parameters now.
+    model_state: the model statistics now.
+    version: updates made.
+    finished: whether every batch is in a closed round.
+  """
+
+  def __init__(
+    self,
+    params,
+    rule: optax.GradientTransformation,
+    policy: Policy,
+    *,
+    num_workers: int,
+    num_batches: int,
+    model_state=(),
+    stats_momentum: float = 0.9,
+    batches_per_ticket: int = 1,
+  ):
+    """Starts a server and lets the workers 0 ... num_workers − 1 in.
+
+    Args:
+      params: pytree of arrays; copied.
+      rule: a rule, or a plain optax transformation.
+      policy: whom the server waits for.
+      num_workers: how many workers there are.
+      num_batches: batches to apply; they have the ids 0 ... num_batches − 1.
+      model_state: pytree of running statistics, () without.
+      stats_momentum: momentum of the running statistics.
+      batches_per_ticket: consecutive batches per ticket.
+
+    Raises:
+      ValueError: the rule and the policy do not go together.
+    """
+    if num_workers < 1:
+      raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+    compiled = kernel.compiled(
+      fixed(rule), float(stats_momentum), policy.accumulates
+    )
+    self._core = ServerCore(
+      compiled, (), params, model_state, policy.accumulates
+    )
+    self._ledger = ledger.Ledger(
+      policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket
+    )
+    self._num_workers = num_workers
+    self._grad_spec = _spec(self._core.state.params)
+    for worker_id in range(num_workers):
+      self._ledger.join(worker_id)
+
+  @property
+  def state(self) -> kernel.ServerState:
+    return self._core.state
+
+  @property
+  def params(self):
+    return self._core.state.params
+
+  @property
+  def model_state(self):
+    return self._core.state.model_state
+
+  @property
+  def version(self) -> int:
+    return self._ledger.version
+
+  @property
+  def finished(self) -> bool:
+    return self._ledger.finished
+
+  def ticket(self, worker_id: int, time: float = 0.0) -> Work | None:
+    """Asks for work.
+
+    Args:
+      worker_id: who asks.
+      time: now, for the trace; never before an earlier call's.
+
+    Returns:
+      `Work`, or None where the worker must wait for others or no batch is left
+      (`finished` says which).
+    """
+    issued = self._ledger.ticket(worker_id, time)
+    if issued is None:
+      return None
+    sent = self._core.hold(issued.version)
+    return Work(issued, sent.params, sent.model_state)
+
+  def submit(
+    self,
+    ticket: ledger.Ticket,
+    grads,
+    *,
+    model_state=(),
+    loss: float | None = None,
+    time: float = 0.0,
+  ) -> Outcome:
+    """Answers a ticket.
+
+    Args:
+      ticket: from `ticket`; each is answered once, anything else is refused.
+      grads: pytree like the parameters.
+      model_state: the statistics as the worker's step returned them.
+      loss: mean loss of the batches, where the policy needs it.
+      time: now, for the trace.
+
+    Returns:
+      An `Outcome`.
+
+    Raises:
+      ValueError: `grads` or `model_state` differ from the server's own in
+        structure, shape or dtype; nothing is changed and the ticket still
+        stands.
+    """
+    _check_like('grads', grads, self._grad_spec)
+    _check_like('model_state', model_state, _spec(self.model_state))
+    receipt = self._ledger.arrive(ticket, time, loss)
+    metrics = None
+    if receipt.action in (Action.APPLY, Action.ACCUMULATE):
+      metrics = self._core.enter(
+        ticket,
+        grads,
+        model_state,
+        action=receipt.action,
+        weight=receipt.weight,
+        staleness=receipt.staleness,
+      )
+    if receipt.action != Action.REFUSE:
+      self._core.release(ticket.version)
+    for revoked in receipt.revoked:
+      self._core.release(revoked.version)
+    if self._ledger.done and self._ledger.finish(time):
+      self._core.close()
+    return Outcome(receipt, metrics)
+
+  def trace(self) -> trace.Trace:
+    """The record so far."""
+    return self._ledger.trace(self._num_workers)
+
+
+def _spec(tree):
+  return {
+    jax.tree_util.keystr(path): (jnp.shape(leaf), jnp.result_type(leaf))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+def _check_like(name, tree, expected):
+  got = _spec(tree)
+  for path in {**expected, **got}:
+    if got.get(path) != expected.get(path):
+      raise ValueError(
+        f'{name} differ from the server at leaf {path or "(root)"}: got '
+        f'{got.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
+      )

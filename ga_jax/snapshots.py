@@ -1,0 +1,49 @@
+"""Versioned snapshots, kept as long as a ticket holds them."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+class SnapshotStore:
+  """Keeps what workers were sent, once per version, by reference count."""
+
+  def __init__(self):
+    self._live = {}  # version -> [snapshot, holders]
+    self.peak = 0  # most versions ever alive at once
+
+  def __len__(self) -> int:
+    return len(self._live)
+
+  def hold(self, version: int, make: Callable[[], Any]) -> Any:
+    """Takes a hold on a version.
+
+    Args:
+      version: the server's version.
+      make: called without arguments where nobody holds the version yet.
+
+    Returns:
+      The snapshot of that version.
+    """
+    entry = self._live.get(version)
+    if entry is None:
+      entry = self._live[version] = [make(), 0]
+      self.peak = max(self.peak, len(self._live))
+    entry[1] += 1
+    return entry[0]
+
+  def read(self, version: int) -> Any:
+    """The snapshot of a version that is held.
+
+    Raises:
+      KeyError: nobody holds it.
+    """
+    if version not in self._live:
+      raise KeyError(f'version {version} is held by no ticket')
+    return self._live[version][0]
+
+  def release(self, version: int):
+    """Lets go of one hold; the last one frees the snapshot."""
+    entry = self._live[version]
+    entry[1] -= 1
+    if not entry[1]:
+      del self._live[version]

@@ -1,0 +1,158 @@
+"""The trace: everything that happened, enough to compute the run again."""
+
+import os
+import tempfile
+from typing import NamedTuple
+
+import numpy as np
+
+from ga_jax.policies.base import Action, Kind
+
+EVENT_DTYPE = np.dtype(
+  [
+    ('time', 'f8'),  # seconds, or units of the simulated clock
+    ('event', 'i1'),  # policies.Kind
+    ('worker_id', 'i4'),  # -1 where no worker is concerned
+    ('ticket_id', 'i8'),  # -1 where no ticket is
+    ('version', 'i4'),  # the version the ticket was read at
+    ('first_batch', 'i8'),
+    ('num_batches', 'i4'),
+    ('attempt', 'i4'),  # how often these batches had been issued before
+    ('action', 'i1'),  # policies.Action
+    ('weight', 'f4'),  # in the round's weighted mean
+    ('staleness', 'i4'),  # server version at the event − version read
+  ]
+)
+
+
+class TraceError(ValueError):
+  """A trace that contradicts itself."""
+
+
+class Trace(NamedTuple):
+  """The record of one run.
+
+  Attributes:
+    events: structured array of `EVENT_DTYPE`, in order of time.
+    num_workers: workers that the run was set up for.
+    num_batches: batches to be applied, ids 0 to num_batches − 1.
+  """
+
+  events: np.ndarray
+  num_workers: int
+  num_batches: int
+
+  def save(self, path: str):
+    """Writes an .npz file, whole or not at all."""
+    folder = os.path.dirname(os.path.abspath(path))
+    handle, partial = tempfile.mkstemp(suffix='.npz', dir=folder)
+    os.close(handle)
+    try:
+      np.savez_compressed(
+        partial,
+        events=self.events,
+        num_workers=self.num_workers,
+        num_batches=self.num_batches,
+      )
+      os.replace(partial, path)
+    except BaseException:
+      os.unlink(partial)
+      raise
+
+  @classmethod
+  def load(cls, path: str) -> 'Trace':
+    """Reads what `save` wrote.
+
+    Raises:
+      TraceError: the file is no trace.
+    """
+    with np.load(path) as data:
+      if set(data.files) != {'events', 'num_workers', 'num_batches'}:
+        raise TraceError(f'{path} holds {data.files}, which is no trace')
+      trace = cls(
+        data['events'], int(data['num_workers']), int(data['num_batches'])
+      )
+    if trace.events.dtype != EVENT_DTYPE:
+      raise TraceError(f'{path} has columns {trace.events.dtype}')
+    return trace
+
+  def applied(self) -> np.ndarray:
+    """The arrivals that entered a round, in order; structured array."""
+    events = self.events
+    entered = np.isin(events['action'], (Action.APPLY, Action.ACCUMULATE))
+    return events[(events['event'] == Kind.ARRIVE) & entered]
+
+  def updates(self) -> int:
+    """Number of closed rounds."""
+    return int(np.sum(self.events['action'] == Action.APPLY))
+
+  def verify(self, complete: bool = True):
+    """Checks the trace against itself.
+
+    Times never fall, versions are read at the server's own, staleness is server
+    version minus version read, every arrival answers an outstanding ticket once
+    with that ticket's own fields, no batch is in two applied rounds, and at the
+    end of a complete run every batch is in exactly one and no round is open.
+
+    Args:
+      complete: False for a run that was stopped before its end.
+
+    Raises:
+      TraceError: naming the first row, or the batches, that are wrong.
+    """
+    _verify_rows(self.events)
+    times = np.zeros(self.num_batches, np.int64)
+    for row in self.applied():
+      first, last = row['first_batch'], row['first_batch'] + row['num_batches']
+      if first < 0 or last > self.num_batches:
+        raise TraceError(f'batches {first} to {last} are outside the run')
+      times[first:last] += 1
+    if np.any(times > 1):
+      raise TraceError(f'batches applied twice: {_some(times > 1)}')
+    if complete and np.any(times == 0):
+      raise TraceError(f'batches never applied: {_some(times == 0)}')
+    if complete and _round_open(self.events):
+      raise TraceError('the last round was never closed')
+
+
+def _verify_rows(events):
+  version, now, outstanding, holds = 0, -np.inf, {}, 0
+  for i, row in enumerate(events.tolist()):
+    (time, event, worker, ticket, read, *fields, action, _, staleness) = row
+    where = f'row {i} (worker {worker}, ticket {ticket})'
+    if time < now:
+      raise TraceError(f'{where}: time {time} after {now}')
+    now = time
+    if event == Kind.ISSUE:
+      if read != version:
+        raise TraceError(f'{where}: read version {read} of {version}')
+      if ticket in outstanding:
+        raise TraceError(f'{where}: issued twice')
+      outstanding[ticket] = (worker, read, *fields)
+    elif event in (Kind.RESTART, Kind.EXPIRE):
+      if outstanding.pop(ticket, None) is None:
+        raise TraceError(f'{where}: revoked but not outstanding')
+    elif event == Kind.ARRIVE and action != Action.REFUSE:
+      if outstanding.pop(ticket, None) != (worker, read, *fields):
+        raise TraceError(f'{where}: not the answer to an outstanding ticket')
+      if staleness != version - read:
+        raise TraceError(
+          f'{where}: staleness {staleness}, server {version}, read {read}'
+        )
+      holds += action in (Action.APPLY, Action.ACCUMULATE)
+    if action == Action.APPLY:
+      if not holds:
+        raise TraceError(f'{where}: closed an empty round')
+      version, holds = version + 1, 0
+
+
+def _round_open(events) -> bool:
+  entered = events['action'][
+    np.isin(events['action'], (Action.APPLY, Action.ACCUMULATE))
+  ]
+  return bool(len(entered)) and entered[-1] == Action.ACCUMULATE
+
+
+def _some(mask) -> str:
+  ids = np.flatnonzero(mask)
+  return f'{ids[:5].tolist()}{" ..." if len(ids) > 5 else ""}'
