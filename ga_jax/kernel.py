@@ -99,7 +99,9 @@ def init(
     count=jnp.zeros([], jnp.int32),
     round=None,
   )
-  return state._replace(round=_empty_round(rule, state)) if accumulates else state
+  return (
+    state._replace(round=_empty_round(rule, state)) if accumulates else state
+  )
 
 
 def snapshot(rule: base.AsyncOptimizer, state: ServerState) -> Snapshot:
@@ -260,7 +262,9 @@ def _fold(state: ServerState, arrival: Arrival, momentum: float):
 def _metrics(state: ServerState, arrival: Arrival, opt_state) -> Metrics:
   mean = largest = base.float_scalar(1.0)
   nodes = (GapMetrics, ScaleByStalenessState)
-  for node in jax.tree.leaves(opt_state, is_leaf=lambda x: isinstance(x, nodes)):
+  for node in jax.tree.leaves(
+    opt_state, is_leaf=lambda x: isinstance(x, nodes)
+  ):
     if isinstance(node, GapMetrics):
       mean, largest = mean * node.mean_penalty, largest * node.max_penalty
     elif isinstance(node, ScaleByStalenessState):

@@ -213,7 +213,9 @@ class Ledger:
       if action == Action.DISCARD:
         self._give_back(ticket)
       elif action == Action.NONE:
-        raise ValueError('a policy must apply, accumulate or discard a gradient')
+        raise ValueError(
+          'a policy must apply, accumulate or discard a gradient'
+        )
       else:
         self._in_round += 1
         if action == Action.APPLY:

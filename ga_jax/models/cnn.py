@@ -6,7 +6,7 @@ from ga_jax.models import base
 
 
 class CNN(nn.Module):
-  """3x3 convolutions, each with ReLU and 2x2 max pooling, global mean, dense."""
+  """3x3 convolutions of stride 2, each with ReLU; global mean; dense."""
 
   num_classes: int
   features: tuple[int, ...] = (16, 32, 32)
@@ -15,20 +15,18 @@ class CNN(nn.Module):
   @nn.compact
   def __call__(self, x, train: bool):  # [B, H, W, C] -> [B, num_classes]
     for width in self.features:
-      x = nn.Conv(width, (3, 3), use_bias=not self.batch_norm)(x)
+      x = nn.Conv(width, (3, 3), strides=2, use_bias=not self.batch_norm)(x)
       if self.batch_norm:
         x = nn.BatchNorm(use_running_average=not train, momentum=0.9)(x)
       x = nn.relu(x)
-      if min(x.shape[1:3]) >= 2:
-        x = nn.max_pool(x, (2, 2), (2, 2))
     return nn.Dense(self.num_classes)(x.mean(axis=(1, 2)))
 
 
 def cnn(num_classes: int) -> base.Model:
-  """Three convolutions of 16, 32 and 32 filters."""
+  """Three convolutions of 16, 32 and 32 filters, stride 2."""
   return base.from_linen(CNN(num_classes))
 
 
 def cnn_bn(num_classes: int) -> base.Model:
-  """Three convolutions of 16, 32 and 32 filters with BatchNorm."""
+  """Three convolutions of 16, 32 and 32 filters, stride 2 with BatchNorm."""
   return base.from_linen(CNN(num_classes, batch_norm=True))

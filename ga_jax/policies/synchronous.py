@@ -60,6 +60,4 @@ def synchronous() -> base.Policy:
       return state, base.Decision(start=(event.worker_id,))
     return lose(state, event.worker_id)
 
-  return base.Policy(
-    init=SynchronousState, decide=decide, accumulates=True
-  )
+  return base.Policy(init=SynchronousState, decide=decide, accumulates=True)

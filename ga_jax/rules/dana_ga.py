@@ -67,6 +67,4 @@ def dana_ga(
     base.AsyncOptimizer(link.init, correct, link.step, per_worker=True),
     base.scale_by_learning_rate(learning_rate),
   )
-  return base.with_lookahead(
-    rule, dana_lookahead(momentum, link='direction')
-  )
+  return base.with_lookahead(rule, dana_lookahead(momentum, link='direction'))

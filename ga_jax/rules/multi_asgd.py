@@ -58,10 +58,15 @@ def trace_per_worker(
         'trace_per_worker needs worker_id: call update(grads, state, params, '
         'worker_id=...) with the worker the gradient came from'
       )
-    old = jax.tree.map(lambda v: v[worker_id], state.traces)
+    old = jax.tree.map(
+      lambda v: jax.lax.dynamic_index_in_dim(v, worker_id, keepdims=False),
+      state.traces,
+    )
     new = jax.tree.map(lambda g, v: g + momentum * v, grads, old)
     traces = jax.tree.map(
-      lambda v, n: v.at[worker_id].set(n), state.traces, new
+      lambda v, n: jax.lax.dynamic_update_index_in_dim(v, n, worker_id, 0),
+      state.traces,
+      new,
     )
     total = state.total
     if keep_total:
@@ -69,7 +74,9 @@ def trace_per_worker(
     return new, TracePerWorkerState(traces=traces, total=total)
 
   rule = base.lift(optax.GradientTransformationExtraArgs(init, step))
-  return base.AsyncOptimizer(rule.init, rule.correct, rule.step, per_worker=True)
+  return base.AsyncOptimizer(
+    rule.init, rule.correct, rule.step, per_worker=True
+  )
 
 
 def multi_asgd(

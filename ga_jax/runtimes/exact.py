@@ -41,7 +41,8 @@ def execute(
   job: job_lib.Job,
   trace,
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
-  block: int = 1,
+  block: int | None = None,
+  align: int | None = None,
 ) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
   """Computes a trace.
 
@@ -50,11 +51,13 @@ def execute(
     trace: a `Trace`.
     observe: `observe(arrivals_so_far, state, metrics) -> stop`, called every
       `block` applied arrivals with that block's metrics.
-    block: arrivals between two observations.
+    block: arrivals between two observations; `align` or 1 by default.
+    align: see `block`.
 
   Returns:
     The final state, metrics per applied arrival, and how many were executed.
   """
+  block = block or align or 1
   key = jax.random.key(job.seed)
   compiled = kernel.compiled(job.rule_fn, job.stats_momentum, job.accumulates)
   core = server.ServerCore(
@@ -100,7 +103,7 @@ def execute(
         weight=weight,
         staleness=stale,
       )
-      log.append({'loss': submission.loss, **metrics._asdict()})
+      log.append(job_lib.record(submission, metrics, stale))
     core.release(version)
     if (
       observe

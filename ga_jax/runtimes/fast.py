@@ -1,10 +1,10 @@
 """The fast executor: blocks of whole events in compiled code.
 
-Gradient, update and snapshot buffer of a block of arrivals are one program. On
-the CPU a block is unrolled, for convolutions inside XLA's loops run several
-times slower there; on accelerators it is a scan. It is the same mathematics as
-the exact executor with other fusion, so equal to rounding only, and rounding
-grows along a trajectory.
+Gradient, update and snapshot buffer of a block of arrivals are one program: a
+scan, or, for models with convolutions on the CPU, an unrolled block, because
+convolutions inside XLA's CPU loops run about nine times slower. It is the same
+mathematics as the exact executor with other fusion, so equal to rounding only,
+and rounding grows along a trajectory.
 """
 
 import functools
@@ -19,8 +19,9 @@ from ga_jax import kernel
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import slots
 
-CPU_BLOCK = 8  # arrivals unrolled; longer compiles longer and gains little
-ACCELERATOR_BLOCK = 64  # arrivals scanned
+UNROLLED_BLOCK = 8  # arrivals; longer compiles longer and gains little
+SCANNED_BLOCK = 64
+LONGEST_SCAN = 128
 
 
 class Carry(NamedTuple):
@@ -45,9 +46,46 @@ class Step(NamedTuple):
   write_slot: Any
 
 
-def default_block() -> int:
-  """Arrivals per block on the default backend."""
-  return CPU_BLOCK if jax.default_backend() == 'cpu' else ACCELERATOR_BLOCK
+def unrolls(job: job_lib.Job) -> bool:
+  """Whether the blocks of a job are unrolled: convolutions on the CPU."""
+  if jax.default_backend() != 'cpu':
+    return False
+  source = job.source
+
+  def loss(params, model_state, host_batch, resident, key):
+    batch = source.load_fn(resident, host_batch, key)
+    return job.loss_fn(params, model_state, batch, key)
+
+  traced = jax.make_jaxpr(loss)(
+    job.params,
+    job.model_state,
+    source.batch_fn(0),
+    source.resident,
+    jax.random.key(0),
+  )
+  return 'conv_general_dilated' in str(traced)
+
+
+def block_length(unrolled: bool, align: int | None) -> int:
+  """Arrivals per block.
+
+  Args:
+    unrolled: whether the block is unrolled.
+    align: arrivals between two points of interest (an epoch); a scan's length
+      is chosen to divide it where a reasonable one does.
+
+  Returns:
+    The length.
+  """
+  if unrolled:
+    return UNROLLED_BLOCK
+  if align:
+    longest = max(
+      n for n in range(1, min(align, LONGEST_SCAN) + 1) if align % n == 0
+    )
+    if longest >= LONGEST_SCAN // 8:
+      return longest
+  return SCANNED_BLOCK
 
 
 @functools.lru_cache(maxsize=64)
@@ -58,6 +96,7 @@ def compiled_block(
   load_fn,
   stats_momentum: float,
   accumulates: bool,
+  unrolled: bool,
 ):
   """Compiles `block(carry, steps, hparams, resident, key) -> (carry, metrics)`.
 
@@ -103,9 +142,7 @@ def compiled_block(
         num_batches=jnp.int32(number),
       )
       if accumulates:
-        state, metrics = kernel.accumulate(
-          rule, state, arrival, stats_momentum
-        )
+        state, metrics = kernel.accumulate(rule, state, arrival, stats_momentum)
         state, buffer = jax.lax.cond(
           step.close,
           close,
@@ -118,10 +155,9 @@ def compiled_block(
         state, metrics = kernel.apply(rule, state, arrival, stats_momentum)
         buffer = publish(state, buffer, step.write_slot)
       carry = Carry(state, buffer, workers)
-      return carry, {'loss': submission.loss, **metrics._asdict()}
+      return carry, job_lib.record(submission, metrics, step.staleness)
 
-    unroll = jax.default_backend() == 'cpu'
-    return jax.lax.scan(arrive, carry, steps, unroll=unroll)
+    return jax.lax.scan(arrive, carry, steps, unroll=unrolled)
 
   return jax.jit(block, donate_argnums=0)
 
@@ -131,6 +167,7 @@ def execute(
   trace,
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
   block: int | None = None,
+  align: int | None = None,
 ) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
   """Computes a trace.
 
@@ -140,14 +177,16 @@ def execute(
     observe: `observe(arrivals_so_far, state, metrics) -> stop`, called after
       each block with that block's metrics as device arrays. The state is
       donated to the next block: it must be used before `observe` returns.
-    block: arrivals per block. Blocks are cut at its multiples; what is left at
-      the end is computed one by one.
+    block: arrivals per block; by default `block_length` decides. Blocks are cut
+      at its multiples; what is left at the end is computed one by one.
+    align: see `block_length`.
 
   Returns:
     The final state, metrics per executed arrival, and how many there are.
   """
   plan = slots.plan(trace)
-  length = block or default_block()
+  unrolled = unrolls(job)
+  length = block or block_length(unrolled, align)
   run_block = compiled_block(
     job.rule_fn,
     job.program,
@@ -155,6 +194,7 @@ def execute(
     job.source.load_fn,
     job.stats_momentum,
     job.accumulates,
+    unrolled,
   )
   carry = _start(job, plan, trace.num_workers)
   key, log, done = jax.random.key(job.seed), [], 0

@@ -80,3 +80,12 @@ def host_batches(source: Source, first_batch: int, num_batches: int):
     for batch_id in range(first_batch, first_batch + num_batches)
   ]
   return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def record(submission: programs.Submission, metrics, staleness):
+  """The metrics of one applied arrival, by name."""
+  return {
+    'loss': submission.loss,
+    'staleness': staleness,
+    **metrics._asdict(),
+  }

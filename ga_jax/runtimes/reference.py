@@ -70,8 +70,9 @@ def execute(job: job_lib.Job, trace):
     if row['action'] == Action.APPLY:
       total = sum(weight for weight, _ in round_) or 1.0
       mean = jax.tree.map(
-        lambda *gs: sum(w * g for (w, _), g in zip(round_, gs, strict=True))
-        / total,
+        lambda *gs: (
+          sum(w * g for (w, _), g in zip(round_, gs, strict=True)) / total
+        ),
         *(corrected for _, corrected in round_),
       )
       alone = extra if not job.accumulates else {'count': np.int32(count)}
@@ -80,4 +81,3 @@ def execute(job: job_lib.Job, trace):
       published = (rule.lookahead(params, state), stats)
       round_, count, in_round = [], count + in_round, 0
   return params, state, stats, np.array(losses)
-

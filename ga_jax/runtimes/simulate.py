@@ -26,8 +26,8 @@ class Result(NamedTuple):
   Attributes:
     state: the server's state, a `kernel.ServerState`.
     trace: what happened; of a run that was stopped, all that was scheduled.
-    metrics: host arrays with an entry per executed arrival: loss, gap,
-      mean_penalty, max_penalty.
+    metrics: host arrays with an entry per executed arrival: loss, staleness,
+      gap, mean_penalty, max_penalty.
     executed: how many of the trace's applied arrivals were computed.
   """
 
@@ -106,6 +106,7 @@ def simulate(
   program: Callable[..., programs.Program] = programs.gradient,
   executor: str = 'fast',
   block: int | None = None,
+  align: int | None = None,
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
 ) -> Result:
   """Trains with N simulated workers.
@@ -127,6 +128,8 @@ def simulate(
     program: what a worker does, `program(loss_fn) -> Program`.
     executor: 'fast' (compiled blocks) or 'exact' (a live run's bits).
     block: arrivals per block, and between two calls of `observe`.
+    align: arrivals between points of interest (an epoch); blocks are chosen to
+      end there where that is possible.
     observe: `observe(arrivals, state, metrics) -> stop`.
 
   Returns:
@@ -167,8 +170,7 @@ def simulate(
   trace = schedule(
     policy, clock, num_workers=num_workers, num_batches=num_batches
   )
-  extra = {} if block is None else {'block': block}
   state, metrics, executed = EXECUTORS[executor](
-    job, trace, observe=observe, **extra
+    job, trace, observe=observe, block=block, align=align
   )
   return Result(state, trace, metrics, executed)

@@ -1,0 +1,157 @@
+"""A grid of runs: cells, their results on disk, and the two protocols."""
+
+import dataclasses
+import hashlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from experiments import run
+from experiments import settings as settings_lib
+from ga_jax import metrics
+
+MAX_EXTENSIONS = 6  # how far a grid of learning rates grows at each edge
+
+
+def momentum_of(settings: settings_lib.Settings) -> float | None:
+  """The momentum given explicitly, None for the rule's own."""
+  return dict(settings.rule_params).get('momentum')
+
+
+def with_values(
+  settings: settings_lib.Settings,
+  learning_rate: float,
+  momentum: float | None,
+) -> settings_lib.Settings:
+  """The same run with another learning rate and momentum."""
+  params = dict(settings.rule_params)
+  if momentum is not None:
+    params['momentum'] = momentum
+  return dataclasses.replace(
+    settings,
+    learning_rate=learning_rate,
+    rule_params=tuple(sorted(params.items())),
+  )
+
+
+class Cells:
+  """Runs settings and remembers their summaries in a folder."""
+
+  def __init__(self, folder: str, advance: Callable[[str], None]):
+    os.makedirs(folder, exist_ok=True)
+    self._folder = folder
+    self._advance = advance
+    self.computed = 0
+
+  def summary(self, settings: settings_lib.Settings) -> dict[str, Any]:
+    """The summary of a run: from disk where it is finished, else by running.
+
+    Args:
+      settings: checked settings.
+
+    Returns:
+      The summary, as `run.train` makes it.
+    """
+    path = os.path.join(self._folder, cell_name(settings) + '.json')
+    summary = self._read(path)
+    if summary is None:
+      summary = run.train(settings, evaluate_epochs=False).summary
+      metrics.write_json(path, summary)
+      self.computed += 1
+    self._advance(os.path.basename(path)[:-5])
+    return summary
+
+  def _read(self, path):
+    try:
+      with open(path) as file:
+        return json.load(file)
+    except FileNotFoundError:
+      return None
+    except ValueError:  # not JSON: somebody damaged it, so compute it again
+      return None
+
+
+def cell_name(settings: settings_lib.Settings) -> str:
+  """A file name that differs wherever settings differ."""
+  text = json.dumps(
+    metrics.to_json(dataclasses.asdict(settings)), sort_keys=True
+  )
+  digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+  s = settings
+  momentum = momentum_of(s)
+  tail = '' if momentum is None else f'-m{momentum:g}'
+  return (
+    f'{s.method}-N{s.workers}-lr{s.learning_rate:g}{tail}-seed{s.seed}-{digest}'
+  )
+
+
+def over_seeds(
+  cells: Cells, settings: settings_lib.Settings, seeds: Iterable[int]
+) -> list[dict[str, Any]]:
+  """The summaries of one setting over seeds."""
+  return [
+    cells.summary(dataclasses.replace(settings, seed=seed)) for seed in seeds
+  ]
+
+
+def validation_score(summaries: list[dict[str, Any]]) -> float:
+  """Mean validation error; a diverged run counts as an error of 1."""
+  return float(
+    np.mean(
+      [1.0 if s['diverged'] else s['validation_error'] for s in summaries]
+    )
+  )
+
+
+def half_decades(rates: tuple[float, ...]) -> tuple[float, float]:
+  """The ratio by which a grid of rates is extended at its lower, upper edge."""
+  if len(rates) == 1:
+    return math.sqrt(10), math.sqrt(10)
+  return rates[1] / rates[0], rates[-1] / rates[-2]
+
+
+def best_rate(
+  cells: Cells,
+  settings: settings_lib.Settings,
+  rates: tuple[float, ...],
+  seeds: tuple[int, ...],
+) -> tuple[settings_lib.Settings, dict[float, float]]:
+  """The learning rate with the lowest validation error, bracketed.
+
+  Where the optimum is at an edge the grid is extended there, by its own ratio,
+  until the optimum has a neighbour on each side.
+
+  Args:
+    cells: where runs come from.
+    settings: everything but the learning rate.
+    rates: increasing.
+    seeds: averaged over.
+
+  Returns:
+    The settings at the optimum, and {rate: mean validation error}.
+  """
+  down, up = half_decades(rates)
+  scores = {}
+
+  def score(rate):
+    rate = float(f'{rate:.4g}')
+    if rate not in scores:
+      run_settings = with_values(settings, rate, momentum_of(settings))
+      scores[rate] = validation_score(over_seeds(cells, run_settings, seeds))
+
+  for rate in rates:
+    score(rate)
+  for _ in range(MAX_EXTENSIONS):
+    best = min(scores, key=lambda rate: (scores[rate], rate))
+    if best == min(scores):
+      score(best / down)
+    elif best == max(scores):
+      score(best * up)
+    else:
+      break
+  best = min(scores, key=lambda rate: (scores[rate], rate))
+  return with_values(settings, best, momentum_of(settings)), scores

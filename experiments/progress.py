@@ -1,0 +1,91 @@
+"""Progress on the terminal: a live bar, or plain lines where there is none."""
+
+import contextlib
+
+from rich import console as rich_console
+from rich import progress as rich_progress
+
+
+class TrainingProgress:
+  """Shows one run; give its `update` to `run.train`."""
+
+  def __init__(self):
+    self._console = rich_console.Console()
+    self._live = self._console.is_terminal
+    self._bar = rich_progress.Progress(
+      rich_progress.TextColumn('epoch {task.fields[epoch]:.1f}'),
+      rich_progress.BarColumn(),
+      rich_progress.TimeRemainingColumn(),
+      rich_progress.TextColumn('{task.fields[text]}'),
+      console=self._console,
+      disable=not self._live,
+    )
+    self._task = self._bar.add_task(
+      'train', total=None, epoch=0.0, text='compiling'
+    )
+    self._text = ''
+
+  def __enter__(self):
+    self._bar.__enter__()
+    if not self._live:
+      print('compiling ...', flush=True)
+    return self
+
+  def __exit__(self, *error):
+    self._bar.__exit__(*error)
+
+  def update(self, now):
+    if now.row:
+      self._text = describe(now.row)
+      if not self._live:
+        print(self._text, flush=True)
+    speed = now.batches_per_second
+    rate = f'{speed:,.0f} batches/s  ' if speed else ''
+    self._bar.update(
+      self._task,
+      total=now.total_batches,
+      completed=now.batches,
+      epoch=now.epoch,
+      text=rate + self._text,
+    )
+
+
+def describe(row) -> str:
+  """One epoch's metrics in one line."""
+  parts = [f'epoch {row["epoch"]:.1f}', f'loss {row["train_loss"]:.4f}']
+  if row.get('test_error') is not None:
+    parts.append(f'test error {100 * row["test_error"]:.2f} %')
+  if row.get('validation_error') is not None:
+    parts.append(f'validation error {100 * row["validation_error"]:.2f} %')
+  parts.append(f'staleness {row["mean_staleness"]:.1f}')
+  parts.append(f'gap {row["mean_gap"]:.2e}')
+  if row.get('batches_per_second'):
+    parts.append(f'{row["batches_per_second"]:,.0f} batches/s')
+  return '  '.join(parts)
+
+
+@contextlib.contextmanager
+def grid_progress(total: int):
+  """Shows a grid of runs; yields `advance(name)`."""
+  console = rich_console.Console()
+  bar = rich_progress.Progress(
+    rich_progress.MofNCompleteColumn(),
+    rich_progress.BarColumn(),
+    rich_progress.TimeRemainingColumn(),
+    rich_progress.TextColumn('{task.description}'),
+    console=console,
+    disable=not console.is_terminal,
+  )
+  task = bar.add_task('', total=total)
+  done = 0
+
+  def advance(name, skipped=False):
+    nonlocal done
+    done += 1
+    bar.update(task, advance=1, description=name)
+    step = max(1, total // 20)
+    if not console.is_terminal and (done % step == 0 or done == total):
+      print(f'{done}/{total} runs', flush=True)
+
+  with bar:
+    yield advance

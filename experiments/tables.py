@@ -1,0 +1,54 @@
+"""Markdown tables of grids."""
+
+from typing import Any
+
+import numpy as np
+
+
+def cell_text(summaries: list[dict[str, Any]]) -> str:
+  """'mean ± std' of the test errors in %, and what diverged."""
+  errors = [100 * s['test_error'] for s in summaries if not s['diverged']]
+  diverged = len(summaries) - len(errors)
+  if not errors:
+    return 'diverged'
+  text = f'{np.mean(errors):.2f}'
+  if len(errors) > 1:
+    text += f' ± {np.std(errors, ddof=1):.2f}'
+  if diverged:
+    text += f' ({diverged} of {len(summaries)} diverged)'
+  return text
+
+
+def error_table(
+  results: dict[str, dict[int, list[dict[str, Any]]]], workers: list[int]
+) -> str:
+  """One row per method, one column per number of workers."""
+  head = ['method', *(f'{n} worker{"s" if n > 1 else ""}' for n in workers)]
+  rows = [
+    [name, *(cell_text(line[n]) for n in workers)]
+    for name, line in results.items()
+  ]
+  return markdown(head, rows)
+
+
+def markdown(head: list[str], rows: list[list[str]]) -> str:
+  """A Markdown table, its columns aligned for reading as text."""
+  widths = [max(len(row[i]) for row in [head, *rows]) for i in range(len(head))]
+
+  def line(row):
+    cells = (cell.ljust(w) for cell, w in zip(row, widths, strict=True))
+    return '| ' + ' | '.join(cells) + ' |'
+
+  rule = '|' + '|'.join('-' * (w + 2) for w in widths) + '|'
+  return '\n'.join([line(head), rule, *map(line, rows)])
+
+
+def totals(results) -> tuple[int, float]:
+  """Updates and seconds of all runs in a grid."""
+  summaries = [
+    s for line in results.values() for cell in line.values() for s in cell
+  ]
+  return (
+    sum(s['updates'] for s in summaries),
+    sum(s['wall_seconds'] for s in summaries),
+  )

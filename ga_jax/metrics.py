@@ -1,0 +1,50 @@
+"""Metrics on disk: JSON lines as they come, JSON files whole or not at all."""
+
+import json
+import math
+import os
+import tempfile
+from typing import Any
+
+import numpy as np
+
+
+def to_json(value: Any) -> Any:
+  """A value as JSON knows it; what is not finite becomes null."""
+  if isinstance(value, dict):
+    return {str(k): to_json(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [to_json(v) for v in value]
+  if isinstance(value, (np.generic, np.ndarray)):
+    return to_json(value.tolist())
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def write_json(path: str, value: Any):
+  """Writes a JSON file atomically."""
+  folder = os.path.dirname(os.path.abspath(path))
+  handle, partial = tempfile.mkstemp(dir=folder, suffix='.partial')
+  try:
+    with os.fdopen(handle, 'w') as file:
+      json.dump(to_json(value), file, indent=2)
+      file.write('\n')
+    os.replace(partial, path)
+  except BaseException:
+    os.unlink(partial)
+    raise
+
+
+class JsonLines:
+  """Appends one JSON object per line, flushed as it is written."""
+
+  def __init__(self, path: str):
+    self._file = open(path, 'a')
+
+  def write(self, row: dict[str, Any]):
+    self._file.write(json.dumps(to_json(row)) + '\n')
+    self._file.flush()
+
+  def close(self):
+    self._file.close()

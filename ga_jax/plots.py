@@ -1,0 +1,73 @@
+"""Figures, from plain numbers; no JAX here."""
+
+import numpy as np
+
+# Okabe and Ito's palette, safe for colour-blind readers; with the markers the
+# lines can be told apart in grey too.
+COLOURS = (
+  '#0072B2',
+  '#D55E00',
+  '#009E73',
+  '#CC79A7',
+  '#E69F00',
+  '#56B4E9',
+  '#000000',
+  '#8C6D31',
+)
+MARKERS = 'osD^vPX*'
+
+
+def error_over_workers(path: str, cells, *, title: str, label: str):
+  """Draws a line with its band per method.
+
+  Args:
+    path: of the picture; its ending chooses the format.
+    cells: {method: {workers: list of errors in %, None for a diverged run}}.
+    title: above the picture.
+    label: of the y axis.
+
+  Points are means over the runs that did not diverge, bands their standard
+  deviation. Where runs diverged a cross at the top says so.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(7.0, 4.4), layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots()
+  all_workers = sorted({n for line in cells.values() for n in line})
+  position = {n: i for i, n in enumerate(all_workers)}
+  diverged = []
+  for i, (method, line) in enumerate(cells.items()):
+    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    x, mean, std = [], [], []
+    for workers in sorted(line):
+      kept = [error for error in line[workers] if error is not None]
+      if len(kept) < len(line[workers]):
+        diverged.append((position[workers] + 0.06 * i, colour))
+      if kept:
+        x.append(position[workers])
+        mean.append(np.mean(kept))
+        std.append(np.std(kept, ddof=1) if len(kept) > 1 else 0.0)
+    mean, std = np.array(mean), np.array(std)
+    axes.plot(x, mean, marker=marker, color=colour, label=method)
+    if len(x):
+      axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15)
+  for x, colour in diverged:
+    axes.plot(
+      x,
+      0.97,
+      marker='x',
+      color=colour,
+      transform=axes.get_xaxis_transform(),
+      clip_on=False,
+    )
+  if diverged:
+    axes.plot([], [], 'x', color='grey', label='some runs diverged')
+  axes.set_xticks(range(len(all_workers)), [str(n) for n in all_workers])
+  axes.set_xlabel('workers')
+  axes.set_ylabel(label)
+  axes.set_title(title, fontsize=10)
+  axes.grid(alpha=0.3)
+  axes.legend(frameon=False, fontsize=9)
+  figure.savefig(path, dpi=150)
