@@ -27,7 +27,7 @@ from ga_jax import metrics, plots
 
 cli.define_run_flags()
 _METHODS = flags.DEFINE_list(
-  'methods', ['asgd', 'sa', 'ga'], 'names, with commas'
+  'methods', ['asgd', 'sa', 'ga'], ','.join(methods.METHODS)
 )
 _WORKERS = flags.DEFINE_list(
   'workers', ['1', '4', '8', '16'], 'numbers of workers'

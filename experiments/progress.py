@@ -65,27 +65,28 @@ def describe(row) -> str:
 
 
 @contextlib.contextmanager
-def grid_progress(total: int):
-  """Shows a grid of runs; yields `advance(name)`."""
+def grid_progress(total: int | None):
+  """Shows a grid of runs, `total` where it is known; yields `advance(name)`."""
   console = rich_console.Console()
   bar = rich_progress.Progress(
     rich_progress.MofNCompleteColumn(),
     rich_progress.BarColumn(),
+    rich_progress.TimeElapsedColumn(),
     rich_progress.TimeRemainingColumn(),
     rich_progress.TextColumn('{task.description}'),
     console=console,
     disable=not console.is_terminal,
   )
   task = bar.add_task('', total=total)
+  every = max(1, (total or 200) // 20)
   done = 0
 
-  def advance(name, skipped=False):
+  def advance(name):
     nonlocal done
     done += 1
     bar.update(task, advance=1, description=name)
-    step = max(1, total // 20)
-    if not console.is_terminal and (done % step == 0 or done == total):
-      print(f'{done}/{total} runs', flush=True)
+    if not console.is_terminal and (done % every == 0 or done == total):
+      print(f'{done}/{total or "?"} runs', flush=True)
 
   with bar:
     yield advance

@@ -62,8 +62,8 @@ def prepare() -> tuple[settings_lib.Settings, str]:
 def main(prepared):
   settings, workdir = prepared
   run.save_config(workdir, settings)
-  log = metrics.JsonLines(os.path.join(workdir, 'metrics.jsonl'))
-  with progress.TrainingProgress() as shown:
+  log_path = os.path.join(workdir, 'metrics.jsonl')
+  with metrics.JsonLines(log_path) as log, progress.TrainingProgress() as shown:
 
     def observe(now):
       if now.row:
@@ -71,7 +71,6 @@ def main(prepared):
       shown.update(now)
 
     done = run.train(settings, observe=observe)
-  log.close()
   run.save(workdir, done)
   report(settings, workdir, done.summary)
 

@@ -1,8 +1,8 @@
 """The server kernel: pure functions from one server state to the next.
 
 They are compiled once and shared by every runtime, so that no update
-mathematics exists twice. A gradient arrives with what its worker was sent; it is
-corrected, joins the open round, and the closed round makes one update.
+mathematics exists twice. A gradient arrives with what its worker was sent; it
+is corrected, joins the open round, and the closed round makes one update.
 """
 
 import functools
@@ -294,7 +294,7 @@ def _corrected_like(rule: base.AsyncOptimizer, state: ServerState):
 
 def _empty_round(rule: base.AsyncOptimizer, state: ServerState) -> Round:
   total = jax.tree.map(
-    lambda c: jnp.zeros(c.shape, jnp.promote_types(c.dtype, jnp.float32)),
+    lambda c: jnp.zeros(c.shape, base.float_dtype(c)),
     _corrected_like(rule, state),
   )
   return Round(total, base.float_scalar(0.0), jnp.zeros([], jnp.int32))

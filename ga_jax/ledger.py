@@ -74,7 +74,7 @@ class Ledger:
     self._returned = collections.deque()  # (first, number, attempt)
     self._outstanding = {}  # ticket_id -> Ticket
     self._in_round = 0  # gradients in the open round
-    self._rows = []
+    self._cells = []  # the trace row by row, flat: 11 values each
 
   @property
   def has_batches(self) -> bool:
@@ -192,8 +192,13 @@ class Ledger:
 
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:
     """The record so far."""
+    names = trace_lib.EVENT_DTYPE.names
+    width = len(names)
+    events = np.empty(len(self._cells) // width, trace_lib.EVENT_DTYPE)
+    for i, name in enumerate(names):
+      events[name] = self._cells[i::width]
     return trace_lib.Trace(
-      events=np.array(self._rows, dtype=trace_lib.EVENT_DTYPE),
+      events=events,
       num_workers=len(self.workers) if num_workers is None else num_workers,
       num_batches=self.num_batches,
     )
@@ -255,18 +260,16 @@ class Ledger:
       ticket_id, version, first, number, attempt = -1, self.version, -1, 0, 0
     else:
       ticket_id, _, version, first, number, attempt = ticket
-    self._rows.append(
-      (
-        time,
-        kind,
-        worker_id,
-        ticket_id,
-        version,
-        first,
-        number,
-        attempt,
-        action,
-        weight,
-        self.version - version,
-      )
+    self._cells += (
+      time,
+      kind,
+      worker_id,
+      ticket_id,
+      version,
+      first,
+      number,
+      attempt,
+      action,
+      weight,
+      self.version - version,
     )

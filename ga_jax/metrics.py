@@ -40,7 +40,7 @@ class JsonLines:
   """Appends one JSON object per line, flushed as it is written."""
 
   def __init__(self, path: str):
-    self._file = open(path, 'a')
+    self._file = open(path, 'a')  # noqa: SIM115 (closed by close)
 
   def write(self, row: dict[str, Any]):
     self._file.write(json.dumps(to_json(row)) + '\n')
@@ -48,3 +48,9 @@ class JsonLines:
 
   def close(self):
     self._file.close()
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *error):
+    self.close()

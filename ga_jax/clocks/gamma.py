@@ -1,9 +1,9 @@
 """Gamma execution times, by the coefficient-of-variation method.
 
 Homogeneous: every task ~ Gamma(shape 1/V², scale mean V²). Heterogeneous: a
-machine mean p ~ Gamma(1/V_mach², mean V_mach²) once per worker, then each of its
-tasks ~ Gamma(1/V_task², p V_task²). The default coefficients are those of the
-Gap-Aware and DANA experiments.
+machine mean p ~ Gamma(1/V_mach², mean V_mach²) once per worker, then each of
+its tasks ~ Gamma(1/V_task², p V_task²). The default coefficients are those of
+the Gap-Aware and DANA experiments.
 
 References:
   Ali, Siegel, Maheswaran, Hensgen, Ali, Task Execution Time Modeling for

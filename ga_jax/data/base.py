@@ -29,7 +29,7 @@ class Dataset(NamedTuple):
     validation: held out of training, empty by default.
     test: what is reported.
     num_classes: classes are 0 ... num_classes − 1.
-    mean: per channel (per feature of vectors), of the training inputs in [0, 1].
+    mean: of the training inputs in [0, 1], per channel (feature of vectors).
     std: likewise.
   """
 
@@ -183,7 +183,7 @@ def load_augmented(resident, indices, key):
   crop_key, flip_key = jax.random.split(key)
   inputs, labels, mean, std = resident
   images = to_float(inputs[indices], mean, std)  # [B, H, W, C]
-  batch, height, width, _ = images.shape
+  batch, height = images.shape[:2]
   pad = max(height // 8, 1)
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
   corners = jax.random.randint(crop_key, (batch, 2), 0, 2 * pad + 1)

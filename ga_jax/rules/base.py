@@ -241,9 +241,8 @@ def float_scalar(value) -> jax.Array:
 
 def float_dtype(leaf):
   """The dtype in which to accumulate for `leaf`: float32 or wider, real."""
-  return jnp.promote_types(
-    jnp.finfo(jnp.result_type(leaf)).dtype, jnp.dtype('float32')
-  )
+  dtype = jnp.finfo(jnp.result_type(leaf)).dtype
+  return jnp.dtype('float32') if dtype.itemsize < 4 else dtype
 
 
 def check_number(name, value, *, low=None, below=None, above=None):

@@ -1,9 +1,9 @@
 """DANA-Zero: Multi-ASGD whose workers compute at an estimated future position.
 
 Workers are sent θ̂ = θ − η γ Σ_j v_j, where the parameters will be once every
-worker's momentum has been applied, with η that of the last update. One worker at
-a constant η is sent Nesterov's trajectory; the server's own parameters are not
-on it.
+worker's momentum has been applied, with η that of the last update. One worker
+at a constant η is sent Nesterov's trajectory; the server's own parameters are
+not on it.
 
 References:
   Hakimi, Barkai, Gabel, Schuster, `Taming Momentum in a Distributed

@@ -101,11 +101,12 @@ def penalize(tree, penalties):
   Returns:
     A pytree like `tree`.
   """
-  return jax.tree.map(
-    lambda x, g: (x.astype(jnp.result_type(x, g)) / g).astype(x.dtype),
-    tree,
-    penalties,
-  )
+
+  def divide(x, g):
+    wide = x.dtype if jnp.iscomplexobj(x) else g.dtype
+    return (x.astype(wide) / g.astype(wide)).astype(x.dtype)
+
+  return jax.tree.map(divide, tree, penalties)
 
 
 def penalty(gap, scale, active) -> jax.Array:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ga_jax import programs
@@ -70,7 +71,10 @@ def batch_keys(key, first_batch, num_batches: int, attempt):
   def one(batch_id):
     return jax.random.fold_in(jax.random.fold_in(key, batch_id), attempt)
 
-  return jax.vmap(one)(first_batch + jax.numpy.arange(num_batches))
+  ids = jnp.asarray(first_batch, jnp.int32) + jnp.arange(
+    num_batches, dtype=jnp.int32
+  )
+  return jax.vmap(one)(ids)
 
 
 def host_batches(source: Source, first_batch: int, num_batches: int):

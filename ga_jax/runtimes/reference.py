@@ -3,6 +3,8 @@
 It exists to be read, and to be what the executors are compared with.
 """
 
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +15,15 @@ from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import job as job_lib
 
 
+class Outcome(NamedTuple):
+  """What is left at the end."""
+
+  params: Any
+  opt_state: Any
+  model_state: Any
+  losses: np.ndarray  # per applied arrival
+
+
 def execute(job: job_lib.Job, trace):
   """Computes a trace.
 
@@ -21,7 +32,7 @@ def execute(job: job_lib.Job, trace):
     trace: a `Trace`.
 
   Returns:
-    The final parameters, optimiser state and model statistics, and the losses.
+    An `Outcome`.
   """
   rule = job.rule_fn(job.hparams)
   source, m = job.source, job.stats_momentum
@@ -68,16 +79,17 @@ def execute(job: job_lib.Job, trace):
       )
       losses.append(float(answer.loss))
     if row['action'] == Action.APPLY:
-      total = sum(weight for weight, _ in round_) or 1.0
-      mean = jax.tree.map(
-        lambda *gs: (
-          sum(w * g for (w, _), g in zip(round_, gs, strict=True)) / total
-        ),
-        *(corrected for _, corrected in round_),
-      )
+      mean = weighted_mean(round_)
       alone = extra if not job.accumulates else {'count': np.int32(count)}
       updates, state = rule.step(mean, state, params, **alone)
       params = optax.apply_updates(params, updates)
       published = (rule.lookahead(params, state), stats)
       round_, count, in_round = [], count + in_round, 0
-  return params, state, stats, np.array(losses)
+  return Outcome(params, state, stats, np.array(losses))
+
+
+def weighted_mean(round_):
+  """Of a list of (weight, tree)."""
+  total = sum(weight for weight, _ in round_) or 1.0
+  scaled = [jax.tree.map(lambda g, w=w: w * g, tree) for w, tree in round_]
+  return jax.tree.map(lambda *gs: sum(gs) / total, *scaled)

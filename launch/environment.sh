@@ -1,0 +1,37 @@
+# Sourced by the scripts beside it: makes the virtual environment once and sets
+# $root and $python.
+#
+# PYTHON picks the interpreter; another one than python3 gets an environment of
+# its own (.venv-3.12, ...).
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+base=${PYTHON:-python3}
+
+if ! command -v "$base" >/dev/null; then
+  echo "error: PYTHON=$base: no such command" >&2
+  exit 2
+fi
+version=$("$base" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+  echo "error: $base is Python $version; ga_jax needs 3.11 or later" >&2
+  exit 2
+fi
+
+venv=$root/.venv${PYTHON:+-$version}
+python=$venv/bin/python
+if ! [ -x "$python" ]; then
+  echo "making $venv" >&2
+  "$base" -m venv "$venv"
+fi
+
+# install NAME PIP-ARGUMENT...: unless exactly that was installed before.
+install() {
+  local stamp=$venv/.installed-$1 wanted
+  shift
+  wanted=$(cat "$root/requirements.txt" "$root/pyproject.toml" && echo "$root $*")
+  if ! [ -f "$stamp" ] || [ "$(cat "$stamp")" != "$wanted" ]; then
+    echo "installing into $venv (a few minutes the first time)" >&2
+    "$python" -m pip install --quiet --disable-pip-version-check "$@"
+    printf '%s' "$wanted" >"$stamp"
+  fi
+}

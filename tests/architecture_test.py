@@ -1,0 +1,90 @@
+"""The house rules: imports go one way, and importing costs little."""
+
+import ast
+import pathlib
+import subprocess
+import sys
+
+import ga_jax
+
+ROOT = pathlib.Path(ga_jax.__file__).parent
+
+# What each part may import from ga_jax.
+MAY_IMPORT = {
+  'rules': {'rules'},
+  'policies': {'policies'},
+  'clocks': {'clocks'},
+  'models': {'models'},
+  'data': {'data', 'runtimes'},  # job.Source only
+  'programs': set(),
+  'trace': {'policies'},
+  'ledger': {'policies', 'trace'},
+  'snapshots': set(),
+  'metrics': set(),
+  'plots': set(),
+  'checkpoint': set(),
+  'kernel': {'rules'},
+  'server': {'kernel', 'ledger', 'policies', 'rules', 'snapshots', 'trace'},
+  'runtimes': {
+    'clocks',
+    'kernel',
+    'ledger',
+    'policies',
+    'programs',
+    'rules',
+    'runtimes',
+    'server',
+    'trace',
+  },
+}
+WITHOUT_JAX = {'policies', 'clocks', 'trace', 'ledger', 'snapshots', 'plots'}
+
+
+def imports(path):
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield node.module
+      if node.module == 'ga_jax':
+        yield from (f'ga_jax.{alias.name}' for alias in node.names)
+
+
+def test_imports_go_one_way():
+  files = [p for p in ROOT.rglob('*.py') if p != ROOT / '__init__.py']
+  assert len(files) > 30
+  for path in files:
+    part = path.relative_to(ROOT).parts[0].removesuffix('.py')
+    for name in imports(path):
+      if name.startswith('ga_jax.'):
+        assert name.split('.')[1] in MAY_IMPORT[part], f'{path}: {name}'
+      assert not name.startswith('experiments'), f'{path}: {name}'
+      if part in WITHOUT_JAX:
+        assert name.split('.')[0] not in ('jax', 'optax'), f'{path}: {name}'
+
+
+def test_every_method_is_one_file_and_one_line():
+  from ga_jax import clocks, policies, rules
+
+  for table, folder in (
+    (rules.RULES, 'rules'),
+    (policies.POLICIES, 'policies'),
+    (clocks.CLOCKS, 'clocks'),
+  ):
+    for make in table.values():
+      assert make.__module__.startswith(f'ga_jax.{folder}.')
+      assert make.__doc__
+
+
+def test_import_is_light():
+  code = (
+    'import time, jax; start = time.perf_counter(); import ga_jax, sys; '
+    'heavy = {"tensorflow", "ray", "sklearn", "matplotlib", "torch"}; '
+    'print(time.perf_counter() - start, sorted(heavy & set(sys.modules)))'
+  )
+  out = subprocess.run(
+    [sys.executable, '-c', code], capture_output=True, text=True, check=True
+  ).stdout
+  seconds, heavy = out.split(' ', 1)
+  assert heavy.strip() == '[]'
+  assert float(seconds) < 1.0

@@ -1,0 +1,101 @@
+"""Every rule and policy, as the common suites run over them."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ga_jax import policies, rules
+
+WORKERS = 3
+
+# name -> rule(learning_rate); one entry per method that has its own formula.
+RULES = {
+  'asgd': lambda rate: rules.asgd(rate, weight_decay=1e-3),
+  'nag_asgd': lambda rate: rules.asgd(rate, nesterov=True),
+  'sa': lambda rate: rules.staleness_aware(rate, weight_decay=1e-3),
+  'ga': lambda rate: rules.gap_aware(rate, weight_decay=1e-3),
+  'ga_nesterov': lambda rate: rules.gap_aware(rate, nesterov=True),
+  'ga_global': lambda rate: rules.gap_aware(rate, granularity='global'),
+  'ga_adam': lambda rate: rules.gap_aware_adam(rate, weight_decay=1e-2),
+  'multi_asgd': lambda rate: rules.multi_asgd(rate, WORKERS),
+  'dana_zero': lambda rate: rules.dana_zero(rate, WORKERS, weight_decay=1e-3),
+  'dana_ga': lambda rate: rules.dana_ga(rate, WORKERS, weight_decay=1e-3),
+  'dc_asgd': lambda rate: rules.dc_asgd(rate, weight_decay=1e-3),
+  'penalize_gap': lambda rate: rules.chain(
+    rules.penalize_gap(), rules.asgd(rate)
+  ),
+}
+POLICIES = policies.POLICIES
+# optax.scale_by_adam needs implicit promotion.
+EVERY_RULE = [
+  pytest.param(name, marks=pytest.mark.optax_promotes)
+  if name == 'ga_adam'
+  else name
+  for name in RULES
+]
+
+
+def accumulating_rules():
+  """Rules that can average a round."""
+  return [name for name, make in RULES.items() if not make(0.1).per_worker]
+
+
+@functools.cache
+def rule(name: str, rate: float):
+  """A rule of the table, the same object every time: compiled once."""
+  return RULES[name](rate)
+
+
+@functools.cache
+def tiny_problem(dtype=np.float32):
+  """A regression with running statistics: (loss_fn, params, stats, batch_fn).
+
+  Small enough for the plain-Python reference, and not convex.
+  """
+  rng = np.random.default_rng(0)
+  inputs = rng.normal(size=(256, 6)).astype(dtype)
+  targets = np.sin(inputs @ rng.normal(size=(6, 2))).astype(dtype)
+  params = {
+    'w': (rng.normal(size=(6, 8)) * 0.5).astype(dtype),
+    'b': np.zeros(8, dtype),
+    'scale': np.ones((), dtype),
+    'v': (rng.normal(size=(8, 2)) * 0.5).astype(dtype),
+  }
+  stats = {'mean': np.zeros(8, dtype)}
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    x, y = batch
+    hidden = jnp.tanh(x @ params['w'] + params['b'][None])
+    mean = 0.9 * model_state['mean'] + 0.1 * hidden.mean(0)
+    out = params['scale'] * (hidden @ params['v'])
+    return jnp.mean((out - y) ** 2), {'mean': mean}
+
+  def batch_fn(batch_id):
+    rows = np.random.default_rng([7, batch_id]).integers(0, 256, 16)
+    return inputs[rows], targets[rows]
+
+  return loss_fn, params, stats, batch_fn
+
+
+def flat(tree) -> np.ndarray:
+  """All leaves of a tree as one float64 vector."""
+  leaves = [np.asarray(x, np.float64).ravel() for x in jax.tree.leaves(tree)]
+  return np.concatenate(leaves)
+
+
+def distance(a, b) -> float:
+  """Norm-relative difference of two trees."""
+  a, b = flat(a), flat(b)
+  return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def same_bits(a, b) -> bool:
+  """Whether two trees hold the same bits."""
+  return all(
+    np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+  )

@@ -1,0 +1,132 @@
+"""Clocks: their distributions, and the same draws for every method."""
+
+import numpy as np
+import pytest
+
+import ga_jax
+from ga_jax import clocks, policies
+from ga_jax.policies.base import Kind
+from ga_jax.runtimes import slots
+
+
+def draws(clock, workers, chunks):
+  return np.array(
+    [
+      np.concatenate([clock.draw(w, c) for c in range(chunks)])
+      for w in range(workers)
+    ]
+  )
+
+
+def test_homogeneous_gamma():
+  times = draws(clocks.homogeneous(0, mean=128.0), 20, 100)
+  assert abs(times.mean() / 128 - 1) < 0.002
+  assert abs(times.std() / 12.8 - 1) < 0.02
+  # P(t > 1.25 mean) = 0.94 %; three standard errors of 128,000 draws.
+  assert abs((times > 160).mean() - 0.0094) < 0.001
+
+
+def test_heterogeneous_gamma():
+  clock = clocks.heterogeneous(0)
+  machines = np.array([clock.draw(w, 0).mean() for w in range(4000)])
+  assert abs(machines.mean() - 1) < 0.03
+  assert abs(machines.std() - 0.6) < 0.03
+  assert abs((machines > 1.25).mean() - 0.2796) < 0.022  # three standard errors
+  one = draws(clock, 1, 50)[0]
+  assert abs(one.std() / one.mean() - 0.1) < 0.005
+
+
+def test_draws_are_a_function_of_seed_worker_and_task():
+  for make in (clocks.homogeneous, clocks.heterogeneous):
+    clock, again, other = make(3), make(3), make(4)
+    late = again.draw(5, 7)  # not in order
+    for chunk in range(8):
+      early = clock.draw(5, chunk)
+    assert (early == late).all()
+    assert (clock.draw(6, 7) != late).all()
+    assert (other.draw(5, 7) != late).all()
+
+
+def test_methods_of_a_cell_meet_the_same_clock():
+  def task_times(policy):
+    run = ga_jax.schedule(
+      policy, clocks.heterogeneous(2), num_workers=4, num_batches=60
+    )
+    issue = run.events[run.events['event'] == Kind.ISSUE]
+    issued = dict(zip(issue['ticket_id'], issue['time'], strict=True))
+    times = {w: [] for w in range(4)}
+    for row in run.applied():
+      times[row['worker_id']].append(row['time'] - issued[row['ticket_id']])
+    return times
+
+  a = task_times(policies.asynchronous())
+  b = task_times(policies.synchronous())
+  for worker in range(4):
+    shared = min(len(a[worker]), len(b[worker]))
+    np.testing.assert_allclose(a[worker][:shared], b[worker][:shared])
+
+
+def test_communication_adds_two_messages_per_ticket():
+  clock = clocks.with_communication(
+    clocks.constant(mean=1.0), latency=0.25, bandwidth=100.0, message_bytes=50
+  )
+  run = ga_jax.schedule(
+    policies.asynchronous(), clock, num_workers=1, num_batches=3
+  )
+  np.testing.assert_allclose(run.applied()['time'], [2.5, 5.0, 7.5])
+
+
+@pytest.mark.parametrize(
+  ('make', 'message'),
+  [
+    (lambda: clocks.homogeneous(0, mean=0.0), 'mean must be positive'),
+    (lambda: clocks.homogeneous(0, variation=-1.0), 'variation must be'),
+    (lambda: clocks.heterogeneous(0, machine_variation=0), 'machine_variation'),
+    (lambda: clocks.constant(mean=float('inf')), 'mean must be positive and'),
+    (
+      lambda: clocks.with_communication(clocks.constant(), latency=-1),
+      'latency must be',
+    ),
+    (
+      lambda: clocks.with_communication(clocks.constant(), bandwidth=0),
+      'bandwidth must be',
+    ),
+  ],
+)
+def test_arguments_are_checked(make, message):
+  with pytest.raises(ValueError, match=message):
+    make()
+
+
+def heavy_tailed(seed):
+  """A clock without a mean."""
+  return clocks.Clock(
+    draw=lambda worker, chunk: (
+      np.random.default_rng([seed, worker, chunk]).pareto(0.7, 64) + 0.01
+    ),
+    mean=1.0,
+  )
+
+
+@pytest.mark.parametrize('policy', sorted(policies.POLICIES))
+@pytest.mark.parametrize(
+  'make', [heavy_tailed, clocks.homogeneous, clocks.heterogeneous]
+)
+def test_live_snapshots_never_exceed_workers_plus_one(policy, make):
+  for workers in (1, 5, 16):
+    run = ga_jax.schedule(
+      policies.POLICIES[policy](),
+      make(1),
+      num_workers=workers,
+      num_batches=600,
+    )
+    plan = slots.plan(run)
+    assert plan.rows <= workers + 1
+    # Play the plan: a row must still hold the version that is read from it.
+    version, content = 0, {0: 0}
+    for i, row in enumerate(plan.arrivals):
+      assert content[plan.read_slot[i]] == row['version']
+      if plan.close[i]:
+        version += 1
+        content[plan.write_slot[i]] = version
+    assert version == run.updates()

@@ -1,0 +1,505 @@
+"""Data sets: what is read, what is refused, and how batches are drawn."""
+
+import gzip
+import os
+import struct
+import zlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ga_jax import data
+
+FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
+IDX_FILES = {
+  'x_train': 'train-images-idx3-ubyte',
+  'y_train': 'train-labels-idx1-ubyte',
+  'x_test': 't10k-images-idx3-ubyte',
+  'y_test': 't10k-labels-idx1-ubyte',
+}
+
+
+@pytest.fixture(autouse=True)
+def broadcasting():
+  """Normalising a batch broadcasts statistics over it."""
+  with jax.numpy_rank_promotion('allow'):
+    yield
+
+
+def image_arrays(train=7, test=3, side=5):
+  rng = np.random.default_rng(1)
+  arrays = {}
+  for part, n in (('train', train), ('test', test)):
+    arrays[f'x_{part}'] = rng.integers(0, 256, (n, side, side), np.uint8)
+    arrays[f'y_{part}'] = (np.arange(n) % 3).astype(np.uint8)
+  return arrays
+
+
+def vector_arrays():
+  rng = np.random.default_rng(2)
+  return {
+    'x_train': rng.normal(3.0, 2.0, (40, 4)),
+    'y_train': np.arange(40) % 3,
+    'x_test': rng.normal(3.0, 2.0, (9, 4)),
+    'y_test': np.arange(9) % 3,
+  }
+
+
+def write_npz(folder, **arrays):
+  path = os.path.join(folder, 'own.npz')
+  np.savez(path, **arrays)
+  return path
+
+
+def idx_bytes(array):
+  shape = struct.pack(f'>{array.ndim}I', *array.shape)
+  return bytes((0, 0, 8, array.ndim)) + shape + array.tobytes()
+
+
+def write_idx(folder, arrays, *, ending='', dotted=False):
+  for key, name in IDX_FILES.items():
+    name = name.replace('-idx', '.idx') if dotted else name
+    write = gzip.open if ending == '.gz' else open
+    with write(os.path.join(folder, name + ending), 'wb') as file:
+      file.write(idx_bytes(arrays[key]))
+  return str(folder)
+
+
+def numbered(n):
+  """A data set whose examples carry their own index."""
+  inputs = np.arange(n, dtype=np.float32)[:, None]
+  split = data.Split(inputs, np.arange(n) % 5)
+  return data.make_dataset('numbered', split, split)
+
+
+def same_split(a, b):
+  return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+# Digits.
+
+
+def test_digits_split_is_fixed_and_a_partition():
+  from sklearn import datasets
+
+  first, again = data.digits(), data.digits()
+  assert first.train.inputs.shape == (1437, 8, 8, 1)
+  assert first.test.inputs.shape == (360, 8, 8, 1)
+  assert len(first.validation.labels) == 0
+  assert first.num_classes == 10
+  assert same_split(first.train, again.train)
+  assert same_split(first.test, again.test)
+
+  def rows(inputs, labels):
+    flat = np.asarray(inputs, np.float64).reshape(len(labels), -1)
+    return sorted(map(tuple, np.column_stack([flat, labels])))
+
+  bunch = datasets.load_digits()
+  whole = rows(np.round(bunch.images * 255 / 16), bunch.target)
+  assert rows(*first.train) + rows(*first.test) != whole  # neither is sorted
+  assert sorted(rows(*first.train) + rows(*first.test)) == whole
+
+
+def test_digits_test_split_has_every_class():
+  assert np.bincount(data.digits().test.labels).min() >= 25
+
+
+def test_digits_take_no_path():
+  with pytest.raises(data.DataError, match='data_path'):
+    data.digits('/tmp')
+
+
+# Holding out.
+
+
+def test_hold_out_is_a_partition():
+  dataset = data.hold_out(numbered(100), 23)
+  held = dataset.validation.inputs[:, 0].tolist()
+  kept = dataset.train.inputs[:, 0].tolist()
+  assert len(held) == 23
+  assert sorted(held + kept) == list(range(100))
+  for split in (dataset.train, dataset.validation):
+    assert np.array_equal(split.labels, split.inputs[:, 0] % 5)
+
+
+def test_hold_out_is_drawn_not_cut_off():
+  held = data.hold_out(numbered(100), 23).validation.inputs[:, 0]
+  assert 25 < held.mean() < 75
+  assert held.min() < 20
+  assert held.max() > 80
+
+
+def test_hold_out_knows_no_seed():
+  np.random.seed(1)
+  first = data.hold_out(numbered(50), 9)
+  np.random.seed(2)
+  assert same_split(first.validation, data.hold_out(numbered(50), 9).validation)
+
+
+def test_hold_out_leaves_the_test_split():
+  dataset = numbered(50)
+  assert same_split(data.hold_out(dataset, 9).test, dataset.test)
+  assert data.hold_out(dataset, 0) is dataset
+
+
+@pytest.mark.parametrize('size', [-1, 50, 51])
+def test_hold_out_leaves_something_to_train_on(size):
+  with pytest.raises(data.DataError, match=f'{size} of 50'):
+    data.hold_out(numbered(50), size)
+
+
+# Batches.
+
+
+def test_batches_are_a_function_of_seed_and_id():
+  batches = range(40)  # more epochs than any cache keeps
+  one = data.training_source(numbered(17), 5, 3).batch_fn
+  other = data.training_source(numbered(17), 5, 3).batch_fn
+  forward = {i: one(i).tolist() for i in batches}
+  shuffled = np.random.default_rng(0).permutation(batches).tolist()
+  assert {i: other(i).tolist() for i in shuffled} == forward
+  assert {i: one(i).tolist() for i in shuffled} == forward
+
+
+def test_an_epoch_repeats_nothing():
+  batch_fn = data.training_source(numbered(17), 5, 0).batch_fn
+  epochs = [
+    np.concatenate([batch_fn(3 * epoch + i) for i in range(3)])
+    for epoch in range(20)
+  ]
+  for seen in epochs:
+    assert len(set(seen.tolist())) == 15
+    assert seen.min() >= 0
+    assert seen.max() < 17
+  assert set(np.concatenate(epochs).tolist()) == set(range(17))
+
+
+def test_an_epoch_that_fills_its_batches_is_a_permutation():
+  batch_fn = data.training_source(numbered(20), 5, 0).batch_fn
+  for epoch in range(3):
+    seen = np.concatenate([batch_fn(4 * epoch + i) for i in range(4)])
+    assert sorted(seen.tolist()) == list(range(20))
+
+
+def test_epochs_and_seeds_differ():
+  def epoch_of(seed, epoch):
+    batch_fn = data.training_source(numbered(60), 10, seed).batch_fn
+    return tuple(np.concatenate([batch_fn(6 * epoch + i) for i in range(6)]))
+
+  drawn = {epoch_of(seed, epoch) for seed in range(4) for epoch in range(4)}
+  assert len(drawn) == 16
+
+
+def test_a_batch_is_no_larger_than_the_split():
+  assert len(data.training_source(numbered(10), 10, 0).batch_fn(7)) == 10
+  with pytest.raises(data.DataError, match='batch_size 11'):
+    data.training_source(numbered(10), 11, 0)
+
+
+@pytest.mark.parametrize('arrays', [image_arrays(), vector_arrays()])
+def test_load_normalises(arrays, tmp_path):
+  dataset = data.npz(write_npz(tmp_path, **arrays))
+  source = data.training_source(dataset, 4, 0)
+  indices = source.batch_fn(0)
+  inputs, labels = source.load_fn(source.resident, indices, None)
+
+  plain = arrays['x_train'].astype(np.float64)
+  if arrays['x_train'].dtype == np.uint8:
+    plain = plain[..., None] / 255
+  axes = tuple(range(plain.ndim - 1))  # per channel, per feature
+  wanted = (plain - plain.mean(axes)) / plain.std(axes)
+  assert inputs.dtype == jnp.float32
+  np.testing.assert_allclose(inputs, wanted[indices], rtol=1e-4, atol=1e-5)
+  assert np.array_equal(labels, arrays['y_train'][indices])
+
+
+def test_a_constant_feature_stays_finite(tmp_path):
+  arrays = vector_arrays()
+  arrays['x_train'][:, 1] = 2.0
+  dataset = data.npz(write_npz(tmp_path, **arrays))
+  inputs = data.to_float(
+    jnp.asarray(dataset.train.inputs), dataset.mean, dataset.std
+  )
+  assert np.all(np.isfinite(inputs))
+  assert np.all(inputs[:, 1] == 0)
+
+
+# Augmentation.
+
+
+def tiny_images(n, side, channels):
+  rng = np.random.default_rng(4)
+  inputs = rng.integers(0, 256, (n, side, side, channels), np.uint8)
+  split = data.Split(inputs, np.arange(n))
+  return data.make_dataset('tiny', split, split)
+
+
+def windows(image, pad):
+  """Every window of a padded image, and its mirror: {(row, column, flip)}."""
+  side = image.shape[0]
+  padded = np.pad(image, ((pad, pad), (pad, pad), (0, 0)))
+  found = {}
+  for row in range(2 * pad + 1):
+    for column in range(2 * pad + 1):
+      window = padded[row : row + side, column : column + side]
+      found[row, column, False] = window
+      found[row, column, True] = window[:, ::-1]
+  return found
+
+
+@pytest.mark.parametrize(('side', 'pad'), [(4, 1), (16, 2)])
+def test_augmented_images_are_shifted_and_flipped_windows(side, pad):
+  n = 1000
+  resident = data.training_source(tiny_images(2, side, 2), 2, 0).resident
+  plain, _ = data.base.load(resident, np.arange(2), None)
+  candidates = [windows(image, pad) for image in np.asarray(plain)]
+  indices = np.arange(n) % 2
+  images, labels = data.base.load_augmented(
+    resident, indices, jax.random.key(0)
+  )
+  assert images.shape == (n, side, side, 2)
+  assert np.array_equal(labels, indices)
+  drawn = set()
+  for image, index in zip(np.asarray(images), indices, strict=True):
+    fitting = [
+      name
+      for name, window in candidates[index].items()
+      if np.array_equal(image, window)
+    ]
+    assert len(fitting) == 1
+    drawn.add(fitting[0])
+  assert drawn == set(candidates[0])  # every shift, flipped and not
+
+
+def test_augmentation_is_a_function_of_the_key():
+  source = data.training_source(tiny_images(6, 4, 1), 6, 0, augment=True)
+
+  def augmented(seed):
+    key = jax.random.key(seed)
+    return source.load_fn(source.resident, np.arange(6), key)[0]
+
+  first, again, other = augmented(1), augmented(1), augmented(2)
+  assert np.array_equal(first, again)
+  assert not np.array_equal(first, other)
+
+
+# IDX files.
+
+
+@pytest.mark.parametrize(
+  ('ending', 'dotted'), [('', False), ('.gz', False), ('', True), ('.gz', True)]
+)
+def test_idx_round_trip(tmp_path, ending, dotted):
+  arrays = image_arrays()
+  dataset = data.idx(write_idx(tmp_path, arrays, ending=ending, dotted=dotted))
+  assert np.array_equal(dataset.train.inputs[..., 0], arrays['x_train'])
+  assert np.array_equal(dataset.train.labels, arrays['y_train'])
+  assert np.array_equal(dataset.test.inputs[..., 0], arrays['x_test'])
+  assert np.array_equal(dataset.test.labels, arrays['y_test'])
+  assert dataset.train.inputs.shape == (7, 5, 5, 1)
+  assert dataset.train.labels.dtype == np.int32
+  assert dataset.num_classes == 3
+
+
+@pytest.mark.parametrize('path', [None, '', '/no/such/folder'])
+def test_idx_needs_a_folder(path):
+  with pytest.raises(data.DataError, match='data_path') as caught:
+    data.idx(path)
+  assert repr(path) in str(caught.value)
+
+
+@pytest.mark.parametrize('name', IDX_FILES.values())
+def test_idx_names_the_file_that_is_missing(tmp_path, name):
+  folder = write_idx(tmp_path, image_arrays())
+  os.unlink(tmp_path / name)
+  with pytest.raises(data.DataError, match=name):
+    data.idx(folder)
+
+
+@pytest.mark.parametrize('name', IDX_FILES.values())
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content: content[:-1],  # payload cut short
+    lambda content: content + b'\0',  # more than was announced
+    lambda content: content[:6],  # not even a header
+    lambda content: b'',
+    lambda content: b'\0\0\x0d' + content[3:],  # floats
+    lambda content: b'\x89PNG' + content[4:],
+  ],
+)
+def test_idx_names_the_file_that_is_damaged(tmp_path, name, damage):
+  folder = write_idx(tmp_path, image_arrays())
+  path = tmp_path / name
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(data.DataError, match=name):
+    data.idx(folder)
+
+
+@pytest.mark.parametrize(
+  'damage',
+  [
+    lambda content: content[:-12],  # the download broke off
+    lambda content: content[:14] + bytes(255 - b for b in content[14:]),
+    lambda content: b'<html>not found</html>',
+  ],
+)
+def test_idx_names_the_archive_that_is_damaged(tmp_path, damage):
+  folder = write_idx(tmp_path, image_arrays(), ending='.gz')
+  path = tmp_path / 'train-images-idx3-ubyte.gz'
+  path.write_bytes(damage(path.read_bytes()))
+  with pytest.raises(data.DataError, match=r'train-images-idx3-ubyte\.gz'):
+    data.idx(folder)
+
+
+def test_idx_wants_a_label_per_image(tmp_path):
+  arrays = image_arrays()
+  arrays['y_test'] = arrays['y_test'][:-1]
+  folder = write_idx(tmp_path, arrays)
+  with pytest.raises(data.DataError, match='3 test inputs but 2 labels') as e:
+    data.idx(folder)
+  assert folder in str(e.value)
+
+
+@pytest.mark.skipif(
+  not os.path.isdir(FASHION_MNIST), reason='dataset-fashion-mnist is missing'
+)
+def test_fashion_mnist():
+  dataset = data.idx(FASHION_MNIST)
+  assert np.bincount(dataset.train.labels).tolist() == [6000] * 10
+  assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
+  assert dataset.train.inputs.shape == (60000, 28, 28, 1)
+  np.testing.assert_allclose(dataset.mean, [0.2860], atol=1e-4)
+  np.testing.assert_allclose(dataset.std, [0.3530], atol=1e-4)
+
+
+# NPZ files.
+
+
+def test_npz_images_without_a_channel_axis(tmp_path):
+  arrays = image_arrays()
+  dataset = data.npz(write_npz(tmp_path, **arrays))
+  assert dataset.train.inputs.shape == (7, 5, 5, 1)
+  assert dataset.test.inputs.shape == (3, 5, 5, 1)
+  assert dataset.train.inputs.dtype == np.uint8
+  assert np.array_equal(dataset.train.inputs[..., 0], arrays['x_train'])
+  assert np.array_equal(dataset.test.labels, arrays['y_test'])
+  assert dataset.mean.shape == (1,)
+
+
+def test_npz_vectors(tmp_path):
+  arrays = vector_arrays()
+  dataset = data.npz(write_npz(tmp_path, **arrays))
+  assert dataset.train.inputs.dtype == np.float32
+  np.testing.assert_allclose(dataset.train.inputs, arrays['x_train'], rtol=1e-6)
+  np.testing.assert_allclose(dataset.mean, arrays['x_train'].mean(0), rtol=1e-5)
+  np.testing.assert_allclose(dataset.std, arrays['x_train'].std(0), rtol=1e-5)
+  assert dataset.num_classes == 3
+
+
+def test_npz_needs_a_path():
+  with pytest.raises(data.DataError, match='data_path'):
+    data.npz(None)
+
+
+@pytest.mark.parametrize('key', ['x_train', 'y_train', 'x_test', 'y_test'])
+def test_npz_names_the_missing_array(tmp_path, key):
+  arrays = image_arrays()
+  del arrays[key]
+  with pytest.raises(data.DataError, match=rf'own\.npz has no {key};'):
+    data.npz(write_npz(tmp_path, **arrays))
+
+
+def _fails_with(error):
+  return pytest.mark.xfail(
+    strict=True, raises=error, reason='ga_jax/data/npz.py lets it through'
+  )
+
+
+@pytest.mark.parametrize(
+  'content',
+  [
+    b'hello',
+    b'PK\x03\x04 this is no archive',
+    pytest.param(b'', marks=_fails_with(EOFError)),
+  ],
+)
+def test_npz_names_the_file_that_is_none(tmp_path, content):
+  path = tmp_path / 'own.npz'
+  path.write_bytes(content)
+  with pytest.raises(data.DataError, match=r'own\.npz cannot be read'):
+    data.npz(str(path))
+
+
+def test_npz_names_the_file_that_is_missing(tmp_path):
+  with pytest.raises(data.DataError, match=r'none\.npz cannot be read'):
+    data.npz(str(tmp_path / 'none.npz'))
+
+
+def test_npz_cut_short(tmp_path):
+  path = write_npz(tmp_path, **image_arrays())
+  with open(path, 'r+b') as file:
+    file.truncate(os.path.getsize(path) - 100)
+  with pytest.raises(data.DataError, match=r'own\.npz cannot be read'):
+    data.npz(path)
+
+
+@_fails_with(zlib.error)
+def test_npz_damaged_inside(tmp_path):
+  path = tmp_path / 'own.npz'
+  np.savez_compressed(path, **image_arrays())
+  whole, messages = path.read_bytes(), []
+  for i in range(0, len(whole), 7):
+    damaged = bytearray(whole)
+    damaged[i] ^= 0xFF
+    path.write_bytes(damaged)
+    try:
+      data.npz(str(path))  # a time stamp may be damaged without harm
+    except data.DataError as error:
+      messages.append(str(error))
+  assert len(messages) > 50
+  assert all('own.npz' in message for message in messages)
+
+
+@_fails_with(TypeError)
+def test_npz_is_not_npy(tmp_path):
+  path = str(tmp_path / 'own.npy')
+  np.save(path, image_arrays()['x_train'])
+  with pytest.raises(data.DataError, match=r'own\.npy'):
+    data.npz(path)
+
+
+@pytest.mark.parametrize(
+  ('changed', 'message'),
+  [
+    ({'x_train': np.full((40, 4), np.nan)}, 'train inputs are not all finite'),
+    ({'x_test': np.full((9, 4), np.inf)}, 'test inputs are not all finite'),
+    ({'y_train': np.arange(40.0) % 3}, 'train labels must be integers'),
+    ({'y_test': np.zeros((9, 1), int)}, 'test labels must be integers'),
+    ({'y_train': np.arange(40) % 3 - 1}, 'labels must be 0 to'),
+    ({'y_test': np.full(9, -2)}, 'labels must be 0 to'),
+    ({'y_train': np.zeros(39, int)}, '40 train inputs but 39 labels'),
+    ({'x_test': np.zeros((9, 5))}, 'test inputs are'),
+    ({'x_train': np.zeros((40, 4), int)}, 'must be uint8 or float'),
+    ({'x_train': np.zeros((0, 4)), 'y_train': np.zeros(0, int)}, 'is empty'),
+    ({'x_train': np.array([None] * 40)}, 'cannot be read'),
+    pytest.param(
+      {'y_train': np.array(1)}, 'labels', marks=_fails_with(TypeError)
+    ),
+  ],
+)
+def test_npz_says_what_is_wrong(tmp_path, changed, message):
+  path = write_npz(tmp_path, **{**vector_arrays(), **changed})
+  with pytest.raises(data.DataError, match=message) as caught:
+    data.npz(path)
+  assert path in str(caught.value)
+
+
+def test_classes_are_counted_over_both_splits():
+  train = data.Split(np.zeros((2, 3)), np.array([0, 1]))
+  test = data.Split(np.zeros((1, 3)), np.array([4]))
+  assert data.make_dataset('two', train, test).num_classes == 5
+  with pytest.raises(data.DataError, match='two: labels must be 0 to 3'):
+    data.make_dataset('two', train, test, num_classes=4)

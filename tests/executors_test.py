@@ -1,0 +1,358 @@
+"""Fast, exact and reference executors agree; one worker is plain optax."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ga_jax
+from ga_jax import clocks, models, policies, programs, rules, server
+from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes import reference
+from tests import cases
+
+PAIRS = [
+  pytest.param(
+    rule,
+    policy,
+    marks=pytest.mark.optax_promotes if rule == 'ga_adam' else (),
+    id=f'{rule}-{policy}',
+  )
+  for policy in cases.POLICIES
+  for rule in (
+    cases.accumulating_rules() if policy == 'synchronous' else cases.RULES
+  )
+]
+
+
+def run(rule, policy, executor, num_batches, dtype, seed=0):
+  loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
+  return ga_jax.simulate(
+    loss_fn,
+    params,
+    batch_fn,
+    cases.rule(rule, 0.02),
+    policy=cases.POLICIES[policy](),
+    clock=clocks.heterogeneous(seed),
+    num_workers=cases.WORKERS,
+    num_batches=num_batches,
+    model_state=stats,
+    executor=executor,
+    seed=seed,
+  )
+
+
+def run_reference(rule, policy, trace, dtype):
+  loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
+  job = job_lib.Job(
+    loss_fn=loss_fn,
+    source=job_lib.Source(batch_fn),
+    rule_fn=server.fixed(cases.rule(rule, 0.02)),
+    hparams=(),
+    params=params,
+    model_state=stats,
+    stats_momentum=0.9,
+    program=programs.gradient,
+    accumulates=cases.POLICIES[policy]().accumulates,
+    seed=0,
+  )
+  return reference.execute(job, trace)
+
+
+@pytest.mark.parametrize(('rule', 'policy'), PAIRS)
+def test_executors_agree_in_float64(rule, policy, x64):
+  del x64
+  fast = run(rule, policy, 'fast', 200, np.float64)
+  exact = run(rule, policy, 'exact', 200, np.float64)
+  fast.trace.verify()
+  assert fast.executed == exact.executed == 200
+  plain = run_reference(rule, policy, exact.trace, np.float64)
+  for state in (fast.state, exact.state):
+    assert cases.distance(state.params, plain.params) < 1e-8
+    assert cases.distance(state.model_state, plain.model_state) < 1e-8
+    assert int(state.version) == exact.trace.updates()
+    assert int(state.count) == 200
+  np.testing.assert_allclose(fast.metrics['loss'], plain.losses, rtol=1e-7)
+  for name in exact.metrics:
+    np.testing.assert_allclose(
+      fast.metrics[name], exact.metrics[name], rtol=1e-7
+    )
+
+
+@pytest.mark.parametrize(('rule', 'policy'), PAIRS)
+def test_executors_agree_in_float32(rule, policy):
+  fast = run(rule, policy, 'fast', 10, np.float32)
+  exact = run(rule, policy, 'exact', 10, np.float32)
+  plain = run_reference(rule, policy, exact.trace, np.float32)
+  for state in (fast.state, exact.state):
+    assert cases.distance(state.params, plain.params) < 1e-5
+    assert cases.distance(state.model_state, plain.model_state) < 1e-5
+
+
+@pytest.mark.parametrize('executor', ['fast', 'exact'])
+@pytest.mark.parametrize(
+  ('rule', 'policy'), [('dana_ga', 'asynchronous'), ('ga', 'synchronous')]
+)
+def test_same_seed_same_bits(rule, policy, executor):
+  first = run(rule, policy, executor, 100, np.float32)
+  again = run(rule, policy, executor, 100, np.float32)
+  other = run(rule, policy, executor, 100, np.float32, seed=1)
+  assert cases.same_bits(first.state, again.state)
+  assert not cases.same_bits(first.state, other.state)
+
+
+def image_batches(batch_id):
+  rng = np.random.default_rng([5, batch_id])
+  images = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
+  return images, rng.integers(0, 10, 16).astype(np.int32)
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize('model_name', ['mlp_bn', 'cnn_bn'])
+@pytest.mark.parametrize('nesterov', [False, True])
+@pytest.mark.parametrize('weight_decay', [0.0, 1e-3])
+def test_one_worker_is_plain_optax_bit_for_bit(
+  model_name, nesterov, weight_decay
+):
+  model = models.MODELS[model_name](10)
+  params, stats = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+  rate = optax.cosine_decay_schedule(0.05, 300)
+
+  def loss_fn(params, model_state, batch, key=None):
+    logits, model_state = model.apply(params, model_state, batch[0], True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+    return losses.mean(), model_state
+
+  plain = optax.sgd(rate, 0.9, nesterov=nesterov)
+  if weight_decay:
+    plain = optax.chain(optax.add_decayed_weights(weight_decay), plain)
+  gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+
+  @jax.jit
+  def update(grads, opt_state, params):
+    updates, opt_state = plain.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state
+
+  theta, state, opt_state, losses = params, stats, plain.init(params), []
+  for i in range(200):
+    (loss, state), grads = gradient(theta, state, image_batches(i))
+    theta, opt_state = update(grads, opt_state, theta)
+    losses.append(np.asarray(loss))
+
+  for make in (
+    rules.asgd,
+    rules.staleness_aware,
+    rules.gap_aware,
+    rules.dc_asgd,
+  ):
+    rule = make(rate, 0.9, nesterov=nesterov, weight_decay=weight_decay)
+    both = [policies.asynchronous()]
+    if make is rules.gap_aware:
+      both.append(policies.synchronous())
+    for policy in both:
+      result = ga_jax.simulate(
+        loss_fn,
+        params,
+        image_batches,
+        rule,
+        policy=policy,
+        clock=clocks.homogeneous(0),
+        num_workers=1,
+        num_batches=200,
+        model_state=stats,
+        stats_momentum=model.stats_momentum,
+        executor='exact',
+      )
+      assert cases.same_bits(result.params, theta)
+      assert cases.same_bits(result.state.model_state, state)
+      assert cases.same_bits(result.metrics['loss'], np.array(losses))
+
+
+def test_batch_norm_statistics_stay_bounded_under_staleness():
+  """Adding the plain difference instead of the fold reached −9e20 here."""
+  model = models.MODELS['mlp_bn'](10)
+  params, stats = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+  def loss_fn(params, model_state, batch, key):
+    logits, model_state = model.apply(params, model_state, batch[0], True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+    return losses.mean(), model_state
+
+  result = ga_jax.simulate(
+    loss_fn,
+    params,
+    image_batches,
+    rules.asgd(1e-6),
+    policy=policies.asynchronous(),
+    clock=clocks.constant(),
+    num_workers=32,
+    num_batches=400,
+    model_state=stats,
+    stats_momentum=model.stats_momentum,
+  )
+  assert result.trace.applied()['staleness'].max() == 31
+  layer = result.state.model_state['BatchNorm_0']
+  # With parameters at rest every batch has nearly the same statistics.
+  x = np.concatenate([image_batches(i)[0] for i in range(20)]).reshape(-1, 64)
+  hidden = x @ np.asarray(params['Dense_0']['kernel'])
+  np.testing.assert_allclose(layer['mean'], hidden.mean(0), atol=0.5)
+  np.testing.assert_allclose(layer['var'], hidden.var(0), rtol=0.5)
+
+
+def test_hyper_parameters_compile_nothing_again():
+  from ga_jax.runtimes import fast
+
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  fast.compiled_block.cache_clear()
+
+  def rule_fn(hparams):
+    return rules.gap_aware(hparams['rate'], hparams['momentum'])
+
+  finals = []
+  for rate, momentum in ((0.02, 0.9), (0.01, 0.9), (0.01, 0.0)):
+    result = ga_jax.simulate(
+      loss_fn,
+      params,
+      batch_fn,
+      rule_fn,
+      hparams={'rate': np.float32(rate), 'momentum': np.float32(momentum)},
+      policy=policies.asynchronous(),
+      clock=clocks.homogeneous(0),
+      num_workers=3,
+      num_batches=64,
+      model_state=stats,
+    )
+    finals.append(result.params)
+    fixed = ga_jax.simulate(
+      loss_fn,
+      params,
+      batch_fn,
+      rules.gap_aware(rate, momentum),
+      policy=policies.asynchronous(),
+      clock=clocks.homogeneous(0),
+      num_workers=3,
+      num_batches=64,
+      model_state=stats,
+    )
+    assert cases.distance(result.params, fixed.params) < 1e-4
+  assert not cases.same_bits(finals[0], finals[1])
+  assert not cases.same_bits(finals[1], finals[2])
+  assert fast.compiled_block.cache_info().misses == 4  # rule_fn and 3 fixed
+
+
+def test_observe_stops_a_run_and_sees_its_metrics():
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  for executor in ('fast', 'exact'):
+    seen = []
+
+    def observe(arrivals, state, block, seen=seen):
+      seen.append((arrivals, int(state.count), len(block['loss'])))
+      return arrivals >= 30
+
+    result = ga_jax.simulate(
+      loss_fn,
+      params,
+      batch_fn,
+      rules.asgd(0.1),
+      policy=policies.asynchronous(),
+      clock=clocks.homogeneous(0),
+      num_workers=3,
+      num_batches=100,
+      model_state=stats,
+      executor=executor,
+      block=10,
+      observe=observe,
+    )
+    assert seen == [(10, 10, 10), (20, 20, 10), (30, 30, 10)]
+    assert result.executed == len(result.metrics['loss']) == 30
+
+
+def test_callers_parameters_survive_donation():
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  params = jax.tree.map(jnp.asarray, params)
+  ga_jax.simulate(
+    loss_fn,
+    params,
+    batch_fn,
+    rules.asgd(0.1),
+    policy=policies.asynchronous(),
+    clock=clocks.homogeneous(0),
+    num_workers=2,
+    num_batches=20,
+    model_state=stats,
+  )
+  assert np.isfinite(cases.flat(params)).all()  # not deleted
+
+
+def test_convolutions_are_unrolled_on_the_cpu_and_agree():
+  model = models.MODELS['cnn_bn'](10)
+  params, stats = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+
+  def loss_fn(params, model_state, batch, key):
+    logits, model_state = model.apply(params, model_state, batch[0], True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+    return losses.mean(), model_state
+
+  results = [
+    ga_jax.simulate(
+      loss_fn,
+      params,
+      image_batches,
+      rules.gap_aware(0.05),
+      policy=policies.asynchronous(),
+      clock=clocks.homogeneous(0),
+      num_workers=4,
+      num_batches=7,
+      model_state=stats,
+      executor=executor,
+      block=3 if executor == 'fast' else None,
+    )
+    for executor in ('fast', 'exact')
+  ]
+  assert cases.distance(results[0].params, results[1].params) < 1e-4
+
+
+def test_bad_arguments():
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  good = {
+    'policy': policies.asynchronous(),
+    'clock': clocks.constant(),
+    'num_workers': 2,
+    'num_batches': 4,
+    'model_state': stats,
+  }
+  for change, message in (
+    ({'executor': 'quick'}, 'executor must be one of'),
+    ({'num_workers': 0}, 'num_workers must be at least 1'),
+    ({'num_batches': 0}, 'num_batches'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      ga_jax.simulate(
+        loss_fn, params, batch_fn, rules.asgd(0.1), **good | change
+      )
+  for executor in ('fast', 'exact'):
+    with pytest.raises(ValueError, match='cannot be averaged'):
+      ga_jax.simulate(
+        loss_fn,
+        params,
+        batch_fn,
+        rules.dana_zero(0.1, 2),
+        **good | {'policy': policies.synchronous(), 'executor': executor},
+      )
+
+
+def test_a_plain_optax_chain_cannot_hide_a_gap_under_an_averaging_policy():
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  hidden = optax.chain(optax.clip(1.0), rules.gap_aware(0.1))
+  shown = ga_jax.chain(optax.clip(1.0), rules.gap_aware(0.1))
+  arguments = {
+    'policy': policies.synchronous(),
+    'clock': clocks.constant(),
+    'num_workers': 2,
+    'num_batches': 4,
+    'model_state': stats,
+  }
+  with pytest.raises(TypeError, match=r'ga_jax\.chain'):
+    ga_jax.simulate(loss_fn, params, batch_fn, hidden, **arguments)
+  ga_jax.simulate(loss_fn, params, batch_fn, shown, **arguments)

@@ -1,0 +1,973 @@
+"""The scripts: what they write, what they refuse, and what is repeatable."""
+
+import dataclasses
+import json
+import math
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from absl.testing import flagsaver
+
+import ga_jax
+from experiments import (
+  cli,
+  grid,
+  methods,
+  run,
+  schedules,
+  tables,
+  task,
+  train,
+)
+from experiments import settings as settings_lib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+SUMMARY_KEYS = {
+  'test_error',
+  'validation_error',
+  'train_loss',
+  'updates',
+  'batches',
+  'epochs',
+  'mean_staleness',
+  'max_staleness',
+  'mean_gap',
+  'mean_penalty',
+  'wall_seconds',
+  'updates_per_second',
+  'simulated_time',
+  'simulated_speedup',
+  'diverged',
+}
+TIMES = ('wall_seconds', 'updates_per_second')
+NAN, INF = math.nan, math.inf
+
+
+@pytest.fixture(autouse=True)
+def relaxed():
+  """What the scripts run with: NumPy's promotion of ranks and dtypes."""
+  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+def known_bug(where):
+  """Marks a test that fails because of a known fault; remove it with that."""
+  return pytest.mark.xfail(strict=True, reason=where)
+
+
+def settings_of(**fields):
+  """Checked settings of a run of 11 batches, a quarter of an epoch."""
+  fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
+  return settings_lib.check(settings_lib.Settings(**fields))
+
+
+def untimed(summary):
+  return {k: v for k, v in summary.items() if k not in TIMES}
+
+
+def python(*arguments):
+  """Starts a process in the project's folder."""
+  return subprocess.Popen(
+    [sys.executable, *arguments],
+    cwd=ROOT,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+
+
+@pytest.fixture
+def train_script(monkeypatch, capsys):
+  """Runs experiments.train in this process: `(*flags) -> (code, out, err)`."""
+
+  def call(*arguments):
+    monkeypatch.setattr(sys, 'argv', ['train', *arguments])
+    capsys.readouterr()
+    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
+      cli.launch(train.main, train.prepare)
+    out, err = capsys.readouterr()
+    return stopped.value.code or 0, out, err
+
+  return call
+
+
+def refuses(result, flag):
+  """Whether a script failed with one line about a flag."""
+  code, out, err = result
+  assert code == 2
+  assert out == ''
+  assert err.startswith('error: ')
+  assert len(err.splitlines()) == 1, err
+  assert flag in err
+  return True
+
+
+# One run.
+
+
+@pytest.fixture(scope='module')
+def processes(tmp_path_factory):
+  """Two processes, at work while other tests run: {name: (Popen, folder)}."""
+  workdirs = {n: tmp_path_factory.mktemp(n) for n in ('train', 'compare')}
+  train = python(
+    '-m',
+    'experiments.train',
+    '--model=mlp_bn',
+    '--method=ga',
+    '--workers=4',
+    '--epochs=2',
+    '--holdout=200',
+    '--momentum=0.8',
+    '--seed=5',
+    f'--workdir={workdirs["train"]}',
+  )
+  compare = python('-c', COMPARE, str(workdirs['compare']))
+  started = {
+    'train': (train, str(workdirs['train'])),
+    'compare': (compare, str(workdirs['compare'])),
+  }
+  yield started
+  for process, _ in started.values():
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.usefixtures('processes')  # that they be at work meanwhile
+@pytest.mark.parametrize('method', methods.METHODS)
+def test_every_method_trains(method):
+  done = run.train(settings_of(method=method, workers=3))
+  done.result.trace.verify()
+  summary = done.summary
+  assert set(summary) >= SUMMARY_KEYS
+  assert summary['diverged'] is False
+  assert summary['batches'] == done.result.executed == 11
+  assert summary['updates'] == (4 if method == 'ssgd' else 11)
+  assert (summary['max_staleness'] == 0) == (method == 'ssgd')
+  assert 0 < summary['test_error'] < 1
+  assert 0 < summary['train_loss'] < 10
+
+
+def test_more_epochs_learn_more():
+  few, many = (
+    run.train(settings_of(epochs=epochs, workers=3)).summary
+    for epochs in (0.25, 4)
+  )
+  assert many['test_error'] < 0.15 < few['test_error']
+
+
+@pytest.mark.parametrize('epochs', [3.0, 0.25])
+def test_a_huge_learning_rate_diverges(epochs):
+  settings = settings_of(epochs=epochs, learning_rate=1e8, method='asgd')
+  summary = run.train(settings).summary
+  assert summary['diverged'] is True
+  for name in ('test_error', 'validation_error', 'train_loss'):
+    assert summary[name] is None
+  if epochs == 3.0:  # it ended early
+    assert summary['batches'] < 3 * 44
+    assert summary['epochs'] < 3
+
+
+def test_train_says_that_it_diverged(train_script, tmp_path):
+  code, out, _ = train_script(
+    '--learning_rate=1e8',
+    '--model=mlp',
+    '--method=asgd',
+    '--epochs=0.25',
+    f'--workdir={tmp_path}',
+  )
+  assert code == 0
+  assert 'DIVERGED' in out
+  assert read_json(tmp_path, 'summary.json')['diverged'] is True
+  ga_jax.Trace.load(str(tmp_path / 'trace.npz')).verify()
+
+
+def test_a_run_can_be_repeated():
+  settings = settings_of(method='ga', workers=3, clock='heterogeneous', seed=2)
+  first, again = run.train(settings), run.train(settings)
+  assert untimed(first.summary) == untimed(again.summary)
+  np.testing.assert_array_equal(
+    first.result.trace.events, again.result.trace.events
+  )
+  for a, b in zip(
+    jax.tree.leaves(first.result.params),
+    jax.tree.leaves(again.result.params),
+    strict=True,
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_the_seed_is_of_everything():
+  one, other = (
+    run.train(settings_of(method='ga', workers=3, seed=seed)) for seed in (2, 3)
+  )
+  a, b = one.result, other.result
+  assert a.metrics['loss'][0] != b.metrics['loss'][0]
+  assert not np.array_equal(a.trace.events['time'], b.trace.events['time'])
+
+
+@pytest.mark.parametrize(
+  ('method', 'model'), [('ga', 'mlp_bn'), ('ssgd', 'mlp')]
+)
+def test_executors_agree(method, model):
+  fast, exact = (
+    run.train(
+      settings_of(method=method, workers=3, executor=executor, model=model)
+    )
+    for executor in settings_lib.EXECUTORS
+  )
+  np.testing.assert_allclose(
+    fast.result.metrics['loss'], exact.result.metrics['loss'], rtol=1e-3
+  )
+  assert fast.summary['train_loss'] == pytest.approx(
+    exact.summary['train_loss'], rel=1e-4
+  )
+  for name in ('updates', 'mean_staleness', 'simulated_time'):
+    assert fast.summary[name] == exact.summary[name]
+
+
+def test_observers_see_every_batch():
+  seen = []
+  run.train(settings_of(epochs=2.0), observe=seen.append)
+  assert [now.batches for now in seen] == [44, 88]
+  assert {now.total_batches for now in seen} == {88}
+  assert [now.row['batches'] for now in seen] == [44, 88]
+
+
+# What the script leaves behind.
+
+
+@pytest.fixture(scope='module')
+def finished(processes):
+  """A run of two epochs by the script: (working folder, what it printed)."""
+  process, workdir = processes['train']
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  return workdir, out
+
+
+def read_json(*path):
+  with open(os.path.join(*path)) as file:
+    return json.load(file)
+
+
+def test_train_writes_its_record(finished):
+  workdir, _ = finished
+  assert set(os.listdir(workdir)) == {
+    'config.json',
+    'versions.json',
+    'metrics.jsonl',
+    'trace.npz',
+    'params',
+    'summary.json',
+  }
+  versions = read_json(workdir, 'versions.json')
+  assert versions['jax'] == jax.__version__
+  assert versions['ga_jax'] == ga_jax.__version__
+
+
+def test_train_writes_its_settings(finished):
+  workdir, _ = finished
+  wanted = settings_lib.Settings(
+    model='mlp_bn',
+    method='ga',
+    workers=4,
+    epochs=2.0,
+    holdout=200,
+    seed=5,
+    rule_params=(('momentum', 0.8),),
+  )
+  assert run.load_settings(workdir) == wanted
+  assert read_json(workdir, 'config.json')['workers'] == 4
+
+
+def test_train_writes_its_trace(finished):
+  workdir, _ = finished
+  trace = ga_jax.Trace.load(os.path.join(workdir, 'trace.npz'))
+  trace.verify()
+  summary = read_json(workdir, 'summary.json')
+  applied = trace.applied()
+  assert trace.num_workers == 4
+  assert summary['batches'] == trace.num_batches == len(applied)
+  assert summary['updates'] == trace.updates()
+  assert summary['mean_staleness'] == applied['staleness'].mean()
+  assert summary['max_staleness'] == applied['staleness'].max()
+  assert summary['simulated_time'] == applied['time'][-1]
+
+
+def test_train_sums_up(finished):
+  workdir, out = finished
+  summary = read_json(workdir, 'summary.json')
+  assert set(summary) >= SUMMARY_KEYS
+  per_epoch = (1437 - 200) // 32
+  assert summary['batches'] == 2 * per_epoch
+  assert summary['epochs'] == 2.0
+  assert summary['diverged'] is False
+  assert 0 < summary['test_error'] < 0.5  # guessing is wrong in 0.9
+  assert 0 < summary['validation_error'] < 0.5
+  assert summary['validation_error'] * 200 % 1 == pytest.approx(0, abs=1e-9)
+  assert 0 < summary['train_loss'] < 1.5
+  assert 2 < summary['mean_staleness'] <= 3  # N − 1, less at the start
+  assert summary['mean_gap'] > 0
+  assert 1 < summary['mean_penalty'] < summary['max_penalty']
+  assert 3 < summary['simulated_speedup'] < 5
+  assert summary['updates_per_second'] > 0
+  assert f'{100 * summary["test_error"]:.2f} %' in out
+  assert workdir in out
+
+
+def test_train_logs_every_epoch(finished):
+  workdir, _ = finished
+  with open(os.path.join(workdir, 'metrics.jsonl')) as file:
+    rows = [json.loads(line) for line in file]
+  assert [row['epoch'] for row in rows] == [1.0, 2.0]
+  assert [row['batches'] for row in rows] == [38, 76]
+  assert rows[1]['train_loss'] < rows[0]['train_loss']
+  assert all(0 < row['test_error'] < 1 for row in rows)
+
+
+def test_inference_has_the_error_of_the_summary(finished):
+  workdir, _ = finished
+  predict = run.load(workdir)
+  dataset = task.task_of(run.load_settings(workdir)).dataset
+  summary = read_json(workdir, 'summary.json')
+  for split, name in (
+    (dataset.test, 'test_error'),
+    (dataset.validation, 'validation_error'),
+  ):
+    classes = predict(split.inputs)
+    assert classes.shape == split.labels.shape
+    assert np.mean(classes != split.labels) == summary[name]
+
+
+def test_a_run_is_not_replaced_by_accident(finished, train_script, tmp_path):
+  workdir, _ = finished
+  before = read_json(workdir, 'summary.json')
+  assert refuses(train_script(f'--workdir={workdir}'), f'--workdir={workdir}')
+  assert read_json(workdir, 'summary.json') == before
+
+
+def test_a_run_is_replaced_when_asked(train_script, tmp_path):
+  for more in (['--seed=1'], ['--overwrite', '--seed=2']):
+    code, out, _ = train_script(
+      '--model=mlp',
+      '--method=asgd',
+      '--epochs=1',
+      f'--workdir={tmp_path}',
+      *more,
+    )
+    assert code == 0
+    assert 'test error' in out
+  assert read_json(tmp_path, 'summary.json')['seed'] == 2
+  assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 1
+  assert run.load(str(tmp_path))(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2,)
+
+
+# What is refused.
+
+
+BAD_SETTINGS = [
+  ('dataset', {'dataset': 'imagenet'}),
+  ('data_path', {'data_path': '/no/such/folder'}),
+  ('model', {'model': 'resnet'}),
+  ('method', {'method': 'sgd'}),
+  ('rule', {'rule': 'adam'}),
+  ('policy', {'policy': 'gossip'}),
+  ('program', {'program': 'local'}),
+  ('compression', {'compression': 'topk'}),
+  ('clock', {'clock': 'sundial'}),
+  ('schedule', {'schedule': 'linear'}),
+  ('executor', {'executor': 'slow'}),
+  ('workers', {'workers': 0}),
+  ('batch_size', {'batch_size': 0}),
+  ('holdout', {'holdout': -1}),
+  ('seed', {'seed': -1}),
+  ('seed', {'seed': 2**31}),
+  ('learning_rate', {'learning_rate': 0.0}),
+  ('learning_rate', {'learning_rate': NAN}),
+  ('learning_rate', {'learning_rate': INF}),
+  ('epochs', {'epochs': -1.0}),
+  ('epochs', {'epochs': INF}),
+  ('decay_factor', {'decay_factor': 0.0}),
+  ('warmup_epochs', {'warmup_epochs': -0.5}),
+  ('latency', {'latency': -1.0}),
+  ('latency', {'latency': NAN}),
+  ('bandwidth', {'bandwidth': 0.0}),
+  ('bandwidth', {'bandwidth': NAN}),
+  ('schedule', {'schedule': 'step'}),
+  ('boundaries', {'boundaries': (1.0,)}),
+  ('boundaries', {'schedule': 'step', 'boundaries': (2.0, 1.0)}),
+  ('boundaries', {'schedule': 'step', 'boundaries': (0.0,)}),
+  ('boundaries', {'schedule': 'step', 'boundaries': (1.0, INF)}),
+  ('boundaries', {'schedule': 'step', 'boundaries': (NAN,)}),
+  ('policy', {'method': 'dana_ga', 'policy': 'synchronous'}),
+  ('policy', {'method': 'ssgd', 'rule': 'multi_asgd'}),
+  ('momentum', {'rule_params': (('momentum', 1.0),)}),
+  ('momentum', {'rule_params': (('momentum', NAN),)}),
+  ('momentum', {'method': 'ga_adam', 'rule_params': (('momentum', 0.9),)}),
+  ('weight_decay', {'rule_params': (('weight_decay', -1.0),)}),
+  ('granularity', {'rule_params': (('granularity', 'layer'),)}),
+  ('b1', {'method': 'ga', 'rule_params': (('b1', 0.9),)}),
+  ('dc_lambda', {'method': 'ga', 'rule_params': (('dc_lambda', 0.1),)}),
+]
+BUGS = [  # accepted, or refused under another name
+  ('dc_lambda', {'method': 'dc_asgd', 'rule_params': (('dc_lambda', -1.0),)}),
+  ('b1', {'method': 'ga_adam', 'rule_params': (('b1', 1.0),)}),
+  ('b2', {'method': 'ga_adam', 'rule_params': (('b2', -1.0),)}),
+  ('weight_decay', {'rule_params': (('weight_decay', INF),)}),
+]
+
+
+@pytest.mark.parametrize(
+  ('flag', 'fields'),
+  [
+    *BAD_SETTINGS,
+    *(
+      pytest.param(*bug, marks=known_bug('experiments/settings.py'))
+      for bug in BUGS
+    ),
+  ],
+)
+def test_bad_settings_are_named(flag, fields):
+  settings_of()  # the rest is fine
+  with pytest.raises(settings_lib.SettingError, match=f'^--{flag}='):
+    settings_of(**fields)
+
+
+@pytest.mark.parametrize('method', methods.METHODS)
+@pytest.mark.parametrize('policy', ['asynchronous', 'synchronous'])
+def test_methods_go_with_policies_unless_they_say_so(method, policy):
+  per_worker = method in ('multi_asgd', 'dana_zero', 'dana_ga')
+  if per_worker and policy == 'synchronous':
+    with pytest.raises(settings_lib.SettingError, match=f'--policy={policy}'):
+      settings_of(method=method, policy=policy)
+  else:
+    assert settings_of(method=method, policy=policy).parts().policy == policy
+
+
+def test_a_name_implies_its_rule_unless_told_otherwise():
+  assert settings_of(method='ga_global').rule_arguments() == {
+    'granularity': 'global'
+  }
+  given = (('granularity', 'parameter'),)
+  told = settings_of(method='ga_global', rule_params=given)
+  assert told.rule_arguments() == dict(given)
+  assert settings_of(method='ga_global', rule='asgd').rule_arguments() == {}
+  dana = settings_of(method='dana_ga', workers=7)
+  assert dana.rule_arguments()['num_workers'] == 7
+
+
+@pytest.mark.parametrize(
+  ('flag', 'arguments'),
+  [
+    ('--workers', ['--workers=0']),
+    ('--workers', ['--workers=1.5']),
+    ('--epochs', ['--epochs=']),
+    ('--epochs', ['--epochs=nan']),
+    ('wrokers', ['--wrokers=3']),
+    ('--dataset', ['--dataset=imagenet']),
+    ('--data_path', ['--data_path=/no/such/folder']),
+    ('--data_path', ['--dataset=idx']),
+    ('--data_path', ['--dataset=npz', f'--data_path={__file__}']),
+    ('--data_path', ['--dataset=digits', '--data_path=/tmp']),
+    ('--boundaries', ['--schedule=step', '--boundaries=1,b']),
+    ('--holdout', ['--holdout=1437']),
+    ('--batch_size', ['--batch_size=1438']),
+    ('--batch_size', ['--batch_size=1000', '--holdout=1000']),
+    ('--b1', ['--b1=0.5']),
+    ('--momentum', ['--method=ga_adam', '--momentum=0.5']),
+    ('--policy', ['--method=dana_ga', '--policy=synchronous']),
+    ('--workdir', [f'--workdir={__file__}']),
+    ('--workdir', ['--workdir=/proc/none']),
+    ("'ga'", ['ga']),
+  ],
+)
+def test_train_refuses_in_one_line(train_script, flag, arguments):
+  assert refuses(train_script(*arguments), flag)
+
+
+@known_bug('ga_jax/data/base.py: load_augmented pads whatever it gets')
+def test_train_augments_only_images(train_script, tmp_path):
+  path = str(tmp_path / 'vectors.npz')
+  x, y = np.eye(9), np.arange(9) % 3
+  np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+  arguments = ('--dataset=npz', f'--data_path={path}', '--batch_size=3')
+  arguments += ('--model=mlp', f'--workdir={tmp_path}/run')
+  assert refuses(train_script(*arguments, '--augment'), '--augment')
+
+
+def test_train_says_which_model_needs_images(train_script, tmp_path):
+  path = str(tmp_path / 'vectors.npz')
+  x, y = np.eye(9), np.arange(9) % 3
+  np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
+  result = train_script(
+    '--dataset=npz', f'--data_path={path}', '--batch_size=3', '--model=cnn'
+  )
+  assert refuses(result, '--model=cnn')
+
+
+def test_a_process_fails_in_one_line():
+  process = python('-m', 'experiments.train', '--sede=1')
+  out, err = process.communicate(timeout=120)
+  assert refuses((process.returncode, out, err), 'sede')
+
+
+# compare has flags of the same names as train, so it needs its own process; all
+# are tried in one, and --workdir is one that cannot be written to, so that
+# nothing is computed even where a flag should have been refused and was not.
+BAD_COMPARISONS = [
+  ('sede', ['--sede=1']),
+  ('--workers=1,x', ['--workers=1,x']),
+  ('--workers', ['--workers=1,0']),
+  ('--workers', ['--workers=']),
+  ('--workers', ['--workers=2,2']),
+  ('--methods', ['--methods=']),
+  ('--methods', ['--methods=ga,ga']),
+  ('--seeds', ['--seeds=0']),
+  ('--holdout', ['--learning_rates=0.1']),
+  ('--learning_rates', ['--learning_rates=0.1,0.01', '--holdout=9']),
+  ('--learning_rates', ['--learning_rates=0,0.01', '--holdout=9']),
+  ('--momentum', ['--momenta=0.5', '--momentum=0.9']),
+  ('--momentum=1.5', ['--momenta=0.5,1.5']),
+  ('--momentum', ['--methods=ga,ga_adam', '--momentum=0.9']),
+  ('--policy', ['--methods=ga,dana_ga', '--policy=synchronous']),
+  ('--batch_size', ['--batch_size=1438']),
+  ('--workdir', []),
+]
+COMPARISON_BUGS = [
+  ('--learning_rates', ['--learning_rates=0.1,nan', '--holdout=9']),
+  ('--learning_rates', ['--learning_rates=0.1,inf', '--holdout=9']),
+  ('--methods=ga,sgd', ['--methods=ga,sgd']),
+  ('--baseline', ['--learning_rates=1', '--holdout=9', '--baseline=sgd']),
+]
+COMPARISONS = {
+  'grid': [
+    '--methods=asgd,ga',
+    '--workers=1,3',
+    '--seeds=2',
+    '--model=mlp',
+    '--epochs=0.25',
+    '--learning_rate=0.05',
+    '--note=a note',
+  ],
+  'sweep': [
+    '--methods=ga',
+    '--workers=2',
+    '--seeds=1',
+    '--model=mlp',
+    '--epochs=0.1',
+    '--holdout=200',
+    '--learning_rates=0.01,0.1',
+  ],
+}
+COMPARE = f"""
+import contextlib, io, json, sys
+from absl.testing import flagsaver
+from experiments import cli, compare
+
+def call(arguments):
+  sys.argv = ['compare', *arguments]
+  out, err = io.StringIO(), io.StringIO()
+  with flagsaver.flagsaver(), contextlib.redirect_stdout(out):
+    with contextlib.redirect_stderr(err):
+      try:
+        cli.launch(compare.main, compare.prepare)
+      except SystemExit as stopped:
+        return stopped.code or 0, out.getvalue(), err.getvalue()
+
+workdir = sys.argv[1]
+results = {{}}
+for _, arguments in {BAD_COMPARISONS + COMPARISON_BUGS}:
+  name = ' '.join(arguments)
+  results[name] = call(['--workdir=/proc/none', *arguments])
+for name, arguments in {COMPARISONS}.items():
+  results[name] = call([f'--workdir={{workdir}}/{{name}}', *arguments])
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope='module')
+def compared(processes):
+  """What every call of experiments.compare did: {name: (code, out, err)}."""
+  process, _ = processes['compare']
+  out, err = process.communicate(timeout=120)
+  assert process.returncode == 0, err
+  return {name: tuple(result) for name, result in json.loads(out).items()}
+
+
+@pytest.mark.parametrize(
+  ('flag', 'arguments'),
+  [
+    *BAD_COMPARISONS,
+    *(
+      pytest.param(*bug, marks=known_bug('experiments/compare.py'))
+      for bug in COMPARISON_BUGS
+    ),
+  ],
+)
+def test_compare_refuses_in_one_line(compared, flag, arguments):
+  assert refuses(compared[' '.join(arguments)], flag)
+
+
+# Grids.
+
+
+@pytest.fixture(scope='module')
+def comparison(processes, compared):
+  """A small grid by the script: (working folder, what it printed)."""
+  code, out, err = compared['grid']
+  assert code == 0, err
+  return os.path.join(processes['compare'][1], 'grid'), out
+
+
+def grid_settings():
+  return [
+    settings_of(method=method, workers=n, seed=seed, learning_rate=0.05)
+    for method in ('asgd', 'ga')
+    for n in (1, 3)
+    for seed in (0, 1)
+  ]
+
+
+def cells_in(workdir):
+  seen = []
+  return grid.Cells(os.path.join(workdir, 'cells'), seen.append), seen
+
+
+def test_compare_writes_table_and_picture(comparison):
+  workdir, out = comparison
+  with open(os.path.join(workdir, 'table.md')) as file:
+    table = file.read()
+  assert table.strip() in out
+  assert '| method | 1 worker ' in table
+  assert '| 3 workers ' in table
+  assert '\na note\n' in table
+  with open(os.path.join(workdir, 'error.png'), 'rb') as file:
+    assert file.read().startswith(b'\x89PNG')
+  results = read_json(workdir, 'results.json')['']
+  assert set(results) == {'asgd', 'ga'}
+  for method, line in results.items():
+    assert set(line) == {'1', '3'}
+    for summaries in line.values():
+      assert [s['seed'] for s in summaries] == [0, 1]
+      assert f'| {tables.cell_text(summaries)}' in table
+      assert {s['method'] for s in summaries} == {method}
+
+
+def test_compare_skips_finished_cells(comparison):
+  workdir, _ = comparison
+  cells, seen = cells_in(workdir)
+  for settings in grid_settings():
+    cells.summary(settings)
+  assert cells.computed == 0
+  assert len(set(seen)) == 8
+  assert len(os.listdir(os.path.join(workdir, 'cells'))) == 8
+
+
+@pytest.mark.parametrize('damage', ['{"test_err', '', 'null', '\x80'])
+def test_a_damaged_cell_is_computed_again(tmp_path, damage):
+  settings = settings_of()
+  path = tmp_path / 'cells' / f'{grid.cell_name(settings)}.json'
+  path.parent.mkdir()
+  path.write_text(damage, encoding='latin-1')
+  cells, _ = cells_in(tmp_path)
+  first = cells.summary(settings)
+  assert cells.computed == 1
+  assert read_json(path) == first
+  assert cells.summary(settings) == first
+  assert cells.computed == 1
+
+
+def test_a_cell_is_what_training_gives(comparison):
+  workdir, _ = comparison
+  cells, _ = cells_in(workdir)
+  settings = grid_settings()[-1]
+  stored = cells.summary(settings)
+  assert cells.computed == 0
+  assert untimed(stored) == untimed(run.train(settings).summary)
+
+
+def test_cells_of_other_settings_have_other_names():
+  base = settings_of()
+  others = {
+    'dataset': 'npz',
+    'data_path': '/tmp',
+    'bandwidth': 5.0,
+    'boundaries': (1.0,),
+    'rule_params': (('momentum', 0.5),),
+  }
+  names = {grid.cell_name(base)}
+  fields = dataclasses.fields(settings_lib.Settings)
+  for field in fields:
+    value = getattr(base, field.name)
+    if isinstance(value, bool):
+      value = not value
+    elif isinstance(value, (int, float)) and math.isfinite(value):
+      value = value + 1
+    elif isinstance(value, str):
+      value = value + 'x'
+    other = {field.name: others.get(field.name, value)}
+    names.add(grid.cell_name(dataclasses.replace(base, **other)))
+  assert len(names) == 1 + len(fields)
+  assert all('/' not in name for name in names)
+
+
+def test_one_worker_is_the_same_whatever_the_method():
+  summaries = [
+    run.train(settings_of(method=method, epochs=0.5)).summary
+    for method in ('asgd', 'sa', 'ga')
+  ]
+  assert len({s['test_error'] for s in summaries}) == 1
+  assert len({s['train_loss'] for s in summaries}) == 1
+
+
+def test_methods_are_paired():
+  runs = [
+    run.train(settings_of(method=method, workers=3)).result
+    for method in ('asgd', 'sa', 'ga')
+  ]
+  for result in runs[1:]:
+    np.testing.assert_array_equal(result.trace.events, runs[0].trace.events)
+  losses = np.array([result.metrics['loss'] for result in runs])
+  assert len(set(losses[:, 0])) == 1  # same parameters, same batch
+  assert len(set(losses[:, -1])) == 3  # and then the methods differ
+
+
+def test_compare_sweeps(processes, compared):
+  code, _, err = compared['sweep']
+  assert code == 0, err
+  workdir = os.path.join(processes['compare'][1], 'sweep')
+  results = read_json(workdir, 'results.json')
+  assert set(results) == {'unchanged', 'best'}
+  scores = {'asgd': {}, 'ga': {}}
+  for name in os.listdir(os.path.join(workdir, 'cells')):
+    cell = read_json(workdir, 'cells', name)
+    scores[cell['method']][cell['learning_rate']] = cell['validation_error']
+  unchanged = results['unchanged']['ga']['2'][0]
+  best = results['best']['ga']['2'][0]
+  swept = {rate for rate in scores['ga'] if rate in scores['asgd']}
+  assert {0.01, 0.1} <= swept
+  baseline = scores['asgd']
+  assert baseline[unchanged['learning_rate']] == min(baseline.values())
+  assert best['validation_error'] == min(scores['ga'].values())
+  with open(os.path.join(workdir, 'table.md')) as file:
+    assert f'{best["learning_rate"]:g}' in file.read()
+  for protocol in results:
+    assert os.path.exists(os.path.join(workdir, f'error-{protocol}.png'))
+
+
+@pytest.fixture
+def fake_training(monkeypatch):
+  """Replaces training by a function: `(error_of) -> trained settings`."""
+
+  def install(error_of):
+    trained = []
+
+    def fake(settings, **_):
+      trained.append(settings)
+      error = error_of(settings)
+      return run.Run(
+        {
+          'validation_error': error,
+          'diverged': error is None,
+          'learning_rate': settings.learning_rate,
+        },
+        None,
+      )
+
+    monkeypatch.setattr(run, 'train', fake)
+    return trained
+
+  return install
+
+
+def parabola(settings):
+  return (math.log10(settings.learning_rate) + 2) ** 2
+
+
+@pytest.mark.parametrize(
+  ('rates', 'tried'),
+  [
+    ((0.001, 0.01, 0.1), {0.001, 0.01, 0.1}),  # bracketed
+    ((0.1, 1.0), {0.001, 0.01, 0.1, 1.0}),
+    ((1e-5, 1e-4), {1e-5, 1e-4, 1e-3, 0.01, 0.1}),
+    ((0.01, 0.1), {0.001, 0.01, 0.1}),
+    ((0.002, 0.01), {0.002, 0.01, 0.05}),
+    ((0.01,), {0.003162, 0.01, 0.03162}),
+  ],
+)
+def test_best_rate_is_bracketed(tmp_path, fake_training, rates, tried):
+  trained = fake_training(parabola)
+  cells, _ = cells_in(tmp_path)
+  base = settings_of(method='ga', rule_params=(('momentum', 0.5),))
+  best, scores = grid.best_rate(cells, base, rates, (0, 1))
+  assert best == dataclasses.replace(base, learning_rate=0.01)
+  assert set(scores) == tried
+  assert scores[0.01] == 0
+  assert {(s.learning_rate, s.seed) for s in trained} == {
+    (rate, seed) for rate in tried for seed in (0, 1)
+  }
+  assert len(trained) == cells.computed == 2 * len(tried)
+  assert {s.rule_params for s in trained} == {base.rule_params}
+
+
+def test_best_rate_counts_a_diverged_run_as_all_wrong(tmp_path, fake_training):
+  def error_of(settings):
+    diverges = settings.learning_rate == 1.0 and settings.seed == 1
+    return None if diverges else 0.2 / settings.learning_rate**0.1
+
+  fake_training(error_of)
+  cells, _ = cells_in(tmp_path)
+  best, scores = grid.best_rate(cells, settings_of(), (0.01, 0.1, 1.0), (0, 1))
+  assert best.learning_rate == 0.1
+  assert scores[1.0] == pytest.approx((0.2 + 1.0) / 2)
+
+
+@pytest.mark.parametrize(
+  ('errors', 'best_rate'),
+  [
+    ({0.1: 0.5, 0.2: 0.3, 0.4: 0.3, 0.8: 0.5}, 0.2),
+    ({0.1: 0.5, 0.2: 0.4, 0.4: 0.3, 0.8: 0.5}, 0.4),
+  ],
+)
+def test_best_rate_takes_the_smaller_of_equals(
+  tmp_path, fake_training, errors, best_rate
+):
+  trained = fake_training(lambda settings: errors[settings.learning_rate])
+  cells, _ = cells_in(tmp_path)
+  best, scores = grid.best_rate(cells, settings_of(), tuple(errors), (0,))
+  assert best.learning_rate == best_rate
+  assert scores == errors
+  assert len(trained) == 4
+
+
+@pytest.mark.parametrize('error', [0.5, None])
+def test_best_rate_gives_up(tmp_path, fake_training, error):
+  trained = fake_training(lambda settings: error)
+  cells, _ = cells_in(tmp_path)
+  best, scores = grid.best_rate(cells, settings_of(), (0.1, 1.0), (0,))
+  assert len(trained) == 2 + grid.MAX_EXTENSIONS
+  assert best.learning_rate == min(scores)
+
+
+# Tables.
+
+
+def summaries(*errors):
+  return [{'test_error': e, 'diverged': e is None} for e in errors]
+
+
+@pytest.mark.parametrize(
+  ('errors', 'text'),
+  [
+    ((0.1, 0.2, 0.3), '20.00 ± 10.00'),
+    ((0.0125, 0.0125), '1.25 ± 0.00'),
+    ((0.05,), '5.00'),
+    ((0.1, None, 0.2), '15.00 ± 7.07 (1 of 3 diverged)'),
+    ((None, 0.1), '10.00 (1 of 2 diverged)'),
+    ((None, None), 'diverged'),
+    ((None,), 'diverged'),
+  ],
+)
+def test_cell_text(errors, text):
+  assert tables.cell_text(summaries(*errors)) == text
+
+
+def test_error_table_has_a_row_per_method():
+  results = {
+    'asgd': {1: summaries(0.1), 16: summaries(None)},
+    'ga': {1: summaries(0.1), 16: summaries(0.125)},
+  }
+  assert tables.error_table(results, [1, 16]).splitlines() == [
+    '| method | 1 worker | 16 workers |',
+    '|--------|----------|------------|',
+    '| asgd   | 10.00    | diverged   |',
+    '| ga     | 10.00    | 12.50      |',
+  ]
+
+
+# Schedules.
+
+
+def schedule(kind='constant', **fields):
+  shape = {
+    'warmup': 0,
+    'warmup_start': 1.0,
+    'boundaries': (),
+    'factor': 0.1,
+    'total': 0,
+  }
+  return schedules.Schedule(kind, **{**shape, **fields})
+
+
+COSINE_3_OF_4 = 0.14644660940672627  # (1 + cos(3π/4)) / 2
+
+
+@pytest.mark.parametrize(
+  ('shape', 'rates'),
+  [
+    (schedule(), {0: 0.8, 10**6: 0.8}),
+    (
+      schedule('step', boundaries=(10, 20), factor=0.5),
+      {0: 0.8, 9: 0.8, 10: 0.4, 19: 0.4, 20: 0.2, 1000: 0.2},
+    ),
+    (
+      schedule('cosine', total=100),
+      {0: 0.8, 50: 0.4, 75: 0.8 * COSINE_3_OF_4, 100: 0.0, 200: 0.0},
+    ),
+    (
+      schedule(warmup=10, warmup_start=0.25),
+      {0: 0.2, 5: 0.5, 10: 0.8, 11: 0.8},
+    ),
+    (
+      schedule('cosine', total=110, warmup=10, warmup_start=0.25),
+      {0: 0.2, 5: 0.5, 10: 0.8, 60: 0.4, 85: 0.8 * COSINE_3_OF_4, 110: 0.0},
+    ),
+    (
+      schedule('step', boundaries=(5,), warmup=10, warmup_start=0.0),
+      {0: 0.0, 4: 0.32, 5: 0.04, 10: 0.08},
+    ),
+  ],
+)
+def test_schedule(shape, rates):
+  rate = jax.jit(shape.at(0.8))
+  for count, wanted in rates.items():
+    assert float(rate(count)) == pytest.approx(wanted, rel=1e-5, abs=1e-7)
+
+
+def test_schedules_are_in_epochs():
+  settings = settings_of(
+    schedule='step',
+    boundaries=(1.0, 2.5),
+    decay_factor=0.5,
+    warmup_epochs=0.5,
+    workers=4,
+    epochs=3.0,
+  )
+  spec, _ = run.rule_of(settings, total=30, per_epoch=10)
+  assert spec.schedule == schedules.Schedule(
+    kind='step',
+    warmup=5,
+    warmup_start=0.25,
+    boundaries=(10, 25),
+    factor=0.5,
+    total=0,
+  )
+  cosine, _ = run.rule_of(settings_of(schedule='cosine'), 30, 10)
+  assert cosine.schedule.total == 30
+
+
+def test_a_schedule_is_followed():
+  settings = settings_of(epochs=1.5, method='asgd')
+  cut = dataclasses.replace(
+    settings, schedule='step', boundaries=(0.5,), decay_factor=1e-30
+  )
+  plain, frozen = (run.train(s).result for s in (settings, cut))
+  half = 22  # batches, of 44 in an epoch
+  losses, stopped = plain.metrics['loss'], frozen.metrics['loss']
+  np.testing.assert_allclose(losses[: half + 1], stopped[: half + 1], rtol=1e-5)
+  assert np.all(losses[half + 5 :] != stopped[half + 5 :])

@@ -1,0 +1,153 @@
+"""One class per rule: `arrive(g, sent, staleness, worker)` makes one update.
+
+Parameters are one float64 vector. `sent()` is what a worker is sent now.
+"""
+
+import numpy as np
+
+
+class ASGD:
+  """v ← γ v + g; θ ← θ − η v, or the Nesterov form."""
+
+  def __init__(self, theta, rate, momentum, nesterov=False, wd=0.0):
+    self.theta = np.array(theta, np.float64)
+    self.rate, self.momentum, self.nesterov, self.wd = (
+      rate,
+      momentum,
+      nesterov,
+      wd,
+    )
+    self.v = np.zeros_like(self.theta)
+    self.updates = 0
+
+  def sent(self):
+    return self.theta.copy()
+
+  def eta(self):
+    return self.rate(self.updates) if callable(self.rate) else self.rate
+
+  def arrive(self, g, sent, staleness, worker):
+    self.descend(self.correct(g, sent, staleness), worker)
+    self.updates += 1
+
+  def correct(self, g, sent, staleness):
+    return g + self.wd * self.theta
+
+  def direction(self, g, worker):
+    self.v = self.momentum * self.v + g
+    return g + self.momentum * self.v if self.nesterov else self.v
+
+  def descend(self, g, worker):
+    self.theta = self.theta - self.eta() * self.direction(g, worker)
+
+
+class SA(ASGD):
+  """g ← g / τ for τ ≥ 1."""
+
+  def correct(self, g, sent, staleness):
+    return (g + self.wd * self.theta) / max(staleness, 1)
+
+
+class DCASGD(ASGD):
+  """g ← g + λ g ⊙ g ⊙ (θ − θs)."""
+
+  lam = 0.04
+
+  def correct(self, g, sent, staleness):
+    g = g + self.lam * g * g * (self.theta - sent)
+    return g + self.wd * self.theta
+
+
+class GA(ASGD):
+  """Gap-Aware; `granularity` 'parameter' or 'global'."""
+
+  decay, eps, granularity = 0.999, 1e-8, 'parameter'
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.s = np.zeros_like(self.theta)
+    self.n = 0
+    self.eta_max = 0.0
+    self.penalty = np.ones_like(self.theta)
+
+  def correct(self, g, sent, staleness):
+    self.eta_max = max(self.eta_max, self.eta())
+    self.penalty = self.penalty_of(sent, staleness)
+    return (g + self.wd * self.theta) / self.penalty
+
+  def penalty_of(self, sent, staleness):
+    ones = np.ones_like(self.theta)
+    if self.n == 0 or staleness == 0 or self.eta_max == 0:
+      return ones
+    corrected = self.s / (1 - self.decay**self.n)
+    gap = np.abs(self.theta - sent)
+    if self.granularity == 'global':
+      gap = np.sqrt(np.mean(gap**2))
+    return ones + gap / (self.eta_max * (np.sqrt(corrected) + self.eps))
+
+  def descend(self, g, worker):
+    u = self.direction(g, worker)
+    self.observe(u)
+    self.theta = self.theta - self.eta() * u
+
+  def observe(self, u):
+    square = u * u if self.granularity == 'parameter' else np.mean(u * u)
+    self.s = self.decay * self.s + (1 - self.decay) * square
+    self.n += 1
+
+
+class GAGlobal(GA):
+  granularity = 'global'
+
+
+class GAAdam(GA):
+  """AdamW's step is the direction; wd is decoupled and divided by G too."""
+
+  b1, b2, adam_eps = 0.9, 0.999, 1e-8
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.m1 = np.zeros_like(self.theta)
+    self.m2 = np.zeros_like(self.theta)
+
+  def correct(self, g, sent, staleness):
+    self.eta_max = max(self.eta_max, self.eta())
+    self.penalty = self.penalty_of(sent, staleness)
+    return g / self.penalty
+
+  def direction(self, g, worker):
+    t = self.n + 1
+    self.m1 = self.b1 * self.m1 + (1 - self.b1) * g
+    self.m2 = self.b2 * self.m2 + (1 - self.b2) * g * g
+    m1 = self.m1 / (1 - self.b1**t)
+    m2 = self.m2 / (1 - self.b2**t)
+    ratio = m1 / (np.sqrt(m2) + self.adam_eps)
+    return ratio + self.wd * self.theta / self.penalty
+
+
+class MultiASGD(ASGD):
+  """v_w ← γ v_w + g; θ ← θ − η v_w."""
+
+  workers = 3
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.buffers = [np.zeros_like(self.theta) for _ in range(self.workers)]
+    self.last_eta = 0.0
+
+  def direction(self, g, worker):
+    self.buffers[worker] = self.momentum * self.buffers[worker] + g
+    self.last_eta = self.eta()
+    return self.buffers[worker]
+
+
+class DANAZero(MultiASGD):
+  """Multi-ASGD; sent: θ − η γ Σ_j v_j."""
+
+  def sent(self):
+    total = np.sum(self.buffers, axis=0)
+    return self.theta - self.last_eta * self.momentum * total
+
+
+class DANAGA(GA, DANAZero):
+  """The GA penalty, then DANA-Zero."""

@@ -1,0 +1,158 @@
+"""The host-loop API: ticket and submit."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import ga_jax
+from ga_jax import clocks, policies, rules, snapshots
+from ga_jax.policies.base import Action
+from tests import cases
+
+
+def make_server(rule=None, policy=None, num_workers=2, num_batches=6):
+  return ga_jax.Server(
+    {'w': jnp.ones(3)},
+    rule or rules.gap_aware(0.1),
+    policy or policies.asynchronous(),
+    num_workers=num_workers,
+    num_batches=num_batches,
+  )
+
+
+def test_a_hand_written_loop_gives_the_simulators_bits():
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  rule = rules.dana_ga(0.05, 3)
+  simulated = ga_jax.simulate(
+    loss_fn,
+    params,
+    batch_fn,
+    rule,
+    policy=policies.asynchronous(),
+    clock=clocks.constant(),
+    num_workers=3,
+    num_batches=50,
+    model_state=stats,
+    executor='exact',
+  )
+  server = ga_jax.Server(
+    params,
+    rule,
+    policies.asynchronous(),
+    num_workers=3,
+    num_batches=50,
+    model_state=stats,
+  )
+
+  @jax.jit
+  def gradient(params, model_state, batch):
+    return jax.value_and_grad(loss_fn, has_aux=True)(
+      params, model_state, batch, None
+    )
+
+  work = [server.ticket(worker, 0.0) for worker in range(3)]
+  step = 0
+  while not server.finished:
+    worker, now = step % 3, 1.0 + step // 3
+    step += 1
+    ticket, sent, sent_stats = work[worker]
+    (loss, new_stats), grads = gradient(
+      sent, sent_stats, batch_fn(ticket.first_batch)
+    )
+    outcome = server.submit(
+      ticket, grads, model_state=new_stats, loss=float(loss), time=now
+    )
+    assert outcome.receipt.action == Action.APPLY
+    assert outcome.metrics.mean_penalty >= 1.0
+    work[worker] = server.ticket(worker, now)
+  server.trace().verify()
+  assert (server.trace().events == simulated.trace.events).all()
+  assert cases.same_bits(server.state, simulated.state)
+
+
+def test_a_ticket_is_answered_once():
+  server = make_server()
+  work = server.ticket(0)
+  grads = {'w': jnp.ones(3)}
+  assert server.submit(work.ticket, grads).receipt.action == Action.APPLY
+  before = server.params
+  again = server.submit(work.ticket, grads)
+  assert again.receipt.action == Action.REFUSE
+  assert again.metrics is None
+  assert cases.same_bits(before, server.params)
+  assert server.version == 1
+
+
+@pytest.mark.parametrize(
+  ('grads', 'message'),
+  [
+    ({'v': jnp.ones(3)}, r"\['w'\].*nothing"),
+    ({'w': jnp.ones(4)}, r"\['w'\].*\(4,\)"),
+    ({'w': jnp.ones(3, jnp.int32)}, 'int32'),
+  ],
+)
+def test_misshapen_gradients_are_refused_and_change_nothing(grads, message):
+  server = make_server()
+  work = server.ticket(0)
+  with pytest.raises(ValueError, match=message):
+    server.submit(work.ticket, grads)
+  assert server.version == 0
+  assert server.submit(work.ticket, {'w': jnp.ones(3)}).receipt.action == (
+    Action.APPLY
+  )
+
+
+def test_snapshots_are_what_was_sent():
+  server = make_server(rules.asgd(0.1, momentum=0.0))
+  slow, fast = server.ticket(0), server.ticket(1)
+  grads = {'w': jnp.ones(3)}
+  server.submit(fast.ticket, grads)
+  for _ in range(3):
+    work = server.ticket(1)
+    server.submit(work.ticket, grads)
+  np.testing.assert_array_equal(slow.params['w'], 1.0)  # untouched
+  outcome = server.submit(slow.ticket, grads)
+  assert outcome.receipt.staleness == 4
+  np.testing.assert_allclose(outcome.metrics.gap, 0.4, rtol=1e-6)
+  np.testing.assert_allclose(server.params['w'], 0.5, rtol=1e-6)
+
+
+def test_synchronous_rounds_average_and_the_last_is_closed():
+  server = make_server(
+    rules.asgd(0.1, momentum=0.0), policies.synchronous(), 2, 3
+  )
+  a, b = server.ticket(0), server.ticket(1)
+  server.submit(a.ticket, {'w': jnp.ones(3)})
+  assert server.ticket(0) is None
+  assert not server.finished
+  server.submit(b.ticket, {'w': 3 * jnp.ones(3)})
+  np.testing.assert_allclose(server.params['w'], 0.8, rtol=1e-6)
+  c = server.ticket(1)
+  assert server.ticket(0) is None  # nothing is left
+  server.submit(c.ticket, {'w': jnp.ones(3)})
+  assert server.finished
+  np.testing.assert_allclose(server.params['w'], 0.7, rtol=1e-6)
+  server.trace().verify()
+
+
+def test_a_snapshot_store_frees_with_the_last_holder():
+  store = snapshots.SnapshotStore()
+  made = []
+  for version in (0, 0, 1):
+    store.hold(version, lambda v=version: made.append(v) or v)
+  assert made == [0, 1]
+  assert len(store) == store.peak == 2
+  store.release(0)
+  assert store.read(0) == 0
+  store.release(0)
+  with pytest.raises(KeyError, match='version 0'):
+    store.read(0)
+  assert len(store) == 1
+
+
+def test_rule_and_policy_that_do_not_go_together():
+  with pytest.raises(ValueError, match='cannot be averaged'):
+    make_server(rules.dana_zero(0.1, 2), policies.synchronous())
+  with pytest.raises(ValueError, match='num_workers'):
+    make_server(num_workers=0)
