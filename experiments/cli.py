@@ -156,7 +156,7 @@ def launch(main: Callable[[], None], prepare: Callable[[], object]):
   """Parses the flags and runs a script.
 
   Args:
-    main: `main(prepared)`.
+    main: `main(prepared)`; Ctrl-C in it ends with exit code 130.
     prepare: reads and checks every flag before anything is computed.
   """
 
@@ -177,7 +177,11 @@ def launch(main: Callable[[], None], prepare: Callable[[], object]):
       prepared = prepare()
     except settings_lib.SettingError as error:
       _fail(str(error))
-    main(prepared)
+    try:
+      main(prepared)
+    except KeyboardInterrupt:
+      print('interrupted: what was finished is kept', file=sys.stderr)
+      sys.exit(130)
 
   app.define_help_flags()
   app.run(checked, flags_parser=parse)

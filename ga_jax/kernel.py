@@ -13,9 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base
-from ga_jax.rules.gap_aware import GapMetrics
-from ga_jax.rules.staleness_aware import ScaleByStalenessState
+from ga_jax.rules import base, gap
 
 
 class Snapshot(NamedTuple):
@@ -260,17 +258,12 @@ def _fold(state: ServerState, arrival: Arrival, momentum: float):
 
 
 def _metrics(state: ServerState, arrival: Arrival, opt_state) -> Metrics:
-  mean = largest = base.float_scalar(1.0)
-  nodes = (GapMetrics, ScaleByStalenessState)
-  for node in jax.tree.leaves(
-    opt_state, is_leaf=lambda x: isinstance(x, nodes)
-  ):
-    if isinstance(node, GapMetrics):
-      mean, largest = mean * node.mean_penalty, largest * node.max_penalty
-    elif isinstance(node, ScaleByStalenessState):
-      mean, largest = mean * node.penalty, largest * node.penalty
-  gap = base.gap_rms(state.params, arrival.sent.params)
-  return Metrics(gap=gap, mean_penalty=mean, max_penalty=largest)
+  penalty = base.total_penalty(opt_state)
+  return Metrics(
+    gap=gap.gap_rms(state.params, arrival.sent.params),
+    mean_penalty=penalty.mean,
+    max_penalty=penalty.max,
+  )
 
 
 def _corrected_like(rule: base.AsyncOptimizer, state: ServerState):

@@ -27,7 +27,8 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
     label: of the y axis.
 
   Points are means over the runs that did not diverge, bands their standard
-  deviation. Where runs diverged a cross at the top says so.
+  deviation. Where runs diverged a cross at the top says so. Where errors differ
+  by more than a factor of five the y axis is logarithmic.
   """
   from matplotlib.backends.backend_agg import FigureCanvasAgg
   from matplotlib.figure import Figure
@@ -37,7 +38,7 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
   axes = figure.subplots()
   all_workers = sorted({n for line in cells.values() for n in line})
   position = {n: i for i, n in enumerate(all_workers)}
-  diverged = []
+  diverged, means = [], []
   for i, (method, line) in enumerate(cells.items()):
     colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
     x, mean, std = [], [], []
@@ -50,6 +51,7 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
         mean.append(np.mean(kept))
         std.append(np.std(kept, ddof=1) if len(kept) > 1 else 0.0)
     mean, std = np.array(mean), np.array(std)
+    means.extend(mean)
     axes.plot(x, mean, marker=marker, color=colour, label=method)
     if len(x):
       axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15)
@@ -64,6 +66,8 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
     )
   if diverged:
     axes.plot([], [], 'x', color='grey', label='some runs diverged')
+  if means and 0 < 5 * min(means) < max(means):
+    _logarithmic(axes, min(means), max(means))
   axes.set_xticks(range(len(all_workers)), [str(n) for n in all_workers])
   axes.set_xlabel('workers')
   axes.set_ylabel(label)
@@ -71,3 +75,13 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
   axes.grid(alpha=0.3)
   axes.legend(frameon=False, fontsize=9)
   figure.savefig(path, dpi=150)
+
+
+def _logarithmic(axes, lowest, highest):
+  """A logarithmic axis with plain numbers; bands below it are cut."""
+  axes.set_yscale('log')
+  axes.set_ylim(lowest / 2, highest * 1.5)
+  marks = [m * 10.0**k for k in range(-4, 3) for m in (1, 2, 5)]
+  shown = [m for m in marks if lowest / 2 <= m <= highest * 1.5]
+  axes.set_yticks(shown, [f'{m:g}' for m in shown], minor=False)
+  axes.set_yticks([], minor=True)

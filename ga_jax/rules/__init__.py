@@ -8,13 +8,8 @@ from ga_jax.rules.base import AsyncOptimizer, chain, lift
 from ga_jax.rules.dana_ga import dana_ga
 from ga_jax.rules.dana_zero import dana_zero
 from ga_jax.rules.dc_asgd import dc_asgd
-from ga_jax.rules.gap_aware import (
-  GapMetrics,
-  gap_aware,
-  gap_aware_adam,
-  gap_metrics,
-  scale_by_gap,
-)
+from ga_jax.rules.gap import GapMetrics, gap_metrics
+from ga_jax.rules.gap_aware import gap_aware, gap_aware_adam, scale_by_gap
 from ga_jax.rules.multi_asgd import multi_asgd
 from ga_jax.rules.multi_steps import multi_steps
 from ga_jax.rules.penalize_gap import penalize_gap

@@ -172,6 +172,31 @@ def with_lookahead(rule: AsyncOptimizer, lookahead) -> AsyncOptimizer:
   )
 
 
+class Penalty(NamedTuple):
+  """What the last gradient was divided by; every penalising state holds one."""
+
+  mean: jax.typing.ArrayLike  # over all parameters, shape=(), 1 = no penalty.
+  max: jax.typing.ArrayLike  # the largest, shape=().
+
+
+def no_penalty() -> Penalty:
+  """The penalty before any gradient came."""
+  return Penalty(float_scalar(1.0), float_scalar(1.0))
+
+
+def total_penalty(opt_state: optax.OptState) -> Penalty:
+  """The product of all penalties in a state; 1 where a rule has none."""
+
+  def is_penalty(node):
+    return isinstance(node, Penalty)
+
+  mean = largest = float_scalar(1.0)
+  for node in jax.tree.leaves(opt_state, is_leaf=is_penalty):
+    if is_penalty(node):
+      mean, largest = mean * node.mean, largest * node.max
+  return Penalty(mean, largest)
+
+
 class ScaleByLearningRateState(NamedTuple):
   """State of `scale_by_learning_rate`."""
 
@@ -267,60 +292,6 @@ def check_number(name, value, *, low=None, below=None, above=None):
     raise ValueError(f'{name} must be {" and ".join(limits)}, got {value}')
 
 
-def check_stale_params(name: str, stale_params, params):
-  """Checks the two trees a gap is measured between.
-
-  Args:
-    name: the link that needs them, for the message.
-    stale_params: what the worker was sent.
-    params: the parameters now.
-
-  Raises:
-    TypeError: one of them was not passed.
-    ValueError: they differ in structure or shape; the leaf is named.
-  """
-  if params is None or stale_params is None:
-    missing = 'params' if params is None else 'stale_params'
-    raise TypeError(
-      f'{name} needs {missing}: call update(grads, state, params, '
-      'stale_params=...) with the parameters the gradient was computed at. '
-      'Under a policy that averages rounds build the chain with ga_jax.chain, '
-      'under gradient accumulation use ga_jax.multi_steps.'
-    )
-  now, _ = jax.tree_util.tree_flatten_with_path(params)
-  stale, _ = jax.tree_util.tree_flatten_with_path(stale_params)
-  now = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in now}
-  stale = {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in stale}
-  for path in {**now, **stale}:
-    if now.get(path) != stale.get(path):
-      raise ValueError(
-        f'{name}: params and stale_params differ at leaf {path or "(root)"}: '
-        f'{_describe(now, path)} in params, {_describe(stale, path)} in '
-        'stale_params (inside optax.masked or optax.partition pass '
-        'mask_compatible_extra_args=True)'
-      )
-
-
-def gap_rms(params, stale_params) -> jax.Array:
-  """The Gap of the paper: ‖θ − θs‖₂ / sqrt(k), k parameters; a scalar."""
-  squares = [
-    jnp.sum(abs_sq(distance(p, ps)))
-    for p, ps in zip(
-      jax.tree.leaves(params), jax.tree.leaves(stale_params), strict=True
-    )
-  ]
-  return jnp.sqrt(tree_sum(squares) / max(tree_size(params), 1))
-
-
-def distance(leaf, stale_leaf) -> jax.Array:
-  """|θ − θs| of one leaf, in `float_dtype`."""
-  leaf, stale_leaf = jnp.asarray(leaf), jnp.asarray(stale_leaf)
-  if jnp.iscomplexobj(leaf):
-    return jnp.abs(leaf - stale_leaf)
-  dtype = float_dtype(leaf)
-  return jnp.abs(leaf.astype(dtype) - stale_leaf.astype(dtype))
-
-
 def abs_sq(x) -> jax.Array:
   """|x|², real, in `float_dtype`."""
   x = jnp.asarray(x)
@@ -341,7 +312,3 @@ def tree_size(tree) -> int:
 
 def _is_number(value) -> bool:
   return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _describe(shapes, path) -> str:
-  return f'shape {shapes[path]}' if path in shapes else 'absent'

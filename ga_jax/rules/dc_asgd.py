@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules import base, gap
 
 
 def compensate_delay(coefficient: float) -> base.AsyncOptimizer:
@@ -34,7 +34,7 @@ def compensate_delay(coefficient: float) -> base.AsyncOptimizer:
 
   def correct(grads, state, params=None, *, stale_params=None, **extra):
     del extra
-    base.check_stale_params('compensate_delay', stale_params, params)
+    gap.check_stale_params('compensate_delay', stale_params, params)
 
     def compensate(g, p, ps):
       moved = jnp.asarray(p).astype(g.dtype) - jnp.asarray(ps).astype(g.dtype)

@@ -30,17 +30,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules import base, gap
 
 GRANULARITIES = ('parameter', 'global')
-
-
-class GapMetrics(NamedTuple):
-  """What the last correction saw; device scalars of the default float type."""
-
-  mean_gap: jax.typing.ArrayLike  # ‖θ − θs‖₂ / sqrt(k), the paper's Gap.
-  mean_penalty: jax.typing.ArrayLike  # mean of G over all parameters.
-  max_penalty: jax.typing.ArrayLike  # largest G.
 
 
 class ScaleByGapState(NamedTuple):
@@ -50,7 +42,7 @@ class ScaleByGapState(NamedTuple):
   max_learning_rate: jax.typing.ArrayLike  # η_max so far, shape=().
   second_moment: Any  # s, like params (or shape=() for 'global'), >= float32.
   direction: optax.OptState  # state of the wrapped transformation.
-  metrics: GapMetrics
+  metrics: gap.GapMetrics
 
 
 class GradAndDecay(NamedTuple):
@@ -58,95 +50,6 @@ class GradAndDecay(NamedTuple):
 
   grads: Any
   decay: Any
-
-
-def no_gap_metrics() -> GapMetrics:
-  """The metrics before any gradient came: no gap, no penalty."""
-  return GapMetrics(
-    base.float_scalar(0.0), base.float_scalar(1.0), base.float_scalar(1.0)
-  )
-
-
-def gap_metrics(opt_state: optax.OptState) -> GapMetrics:
-  """The gap and penalty of the last correction, found anywhere in a state.
-
-  Args:
-    opt_state: the state of a rule, or of a chain that holds one.
-
-  Returns:
-    `GapMetrics` of device scalars; nothing is copied to the host.
-
-  Raises:
-    ValueError: the state holds no gap-aware link.
-  """
-  found = [
-    leaf
-    for leaf in jax.tree.leaves(
-      opt_state, is_leaf=lambda x: isinstance(x, GapMetrics)
-    )
-    if isinstance(leaf, GapMetrics)
-  ]
-  if not found:
-    raise ValueError('this optimiser state holds no gap-aware link')
-  return found[0]
-
-
-def penalize(tree, penalties):
-  """tree / G, computed in G's dtype and returned in the tree's own.
-
-  Args:
-    tree: gradients or decay, a pytree of arrays.
-    penalties: G, a pytree like `tree`.
-
-  Returns:
-    A pytree like `tree`.
-  """
-
-  def divide(x, g):
-    wide = x.dtype if jnp.iscomplexobj(x) else g.dtype
-    return (x.astype(wide) / g.astype(wide)).astype(x.dtype)
-
-  return jax.tree.map(divide, tree, penalties)
-
-
-def penalty(gap, scale, active) -> jax.Array:
-  """G = 1 + gap / C where it is active and C > 0, else exactly 1.
-
-  Args:
-    gap: |θ − θs|, any shape.
-    scale: C, same shape or a scalar.
-    active: bool, whether a penalty is due at all.
-
-  Returns:
-    G, shape and dtype of `gap`. The division is guarded before it is made, so
-    that no NaN or infinity arises on the way.
-  """
-  active = active & (scale > 0)
-  return jnp.where(active, 1.0 + gap / jnp.where(active, scale, 1.0), 1.0)
-
-
-def metrics_of(params, stale_params, penalties) -> GapMetrics:
-  """Summarises one correction.
-
-  Args:
-    params: θ.
-    stale_params: θs, like params.
-    penalties: G, like params.
-
-  Returns:
-    `GapMetrics`.
-  """
-  leaves = jax.tree.leaves(penalties)
-  total = base.tree_sum([jnp.sum(g) for g in leaves])
-  largest = base.float_scalar(1.0)
-  for g in leaves:
-    if g.size:
-      largest = jnp.maximum(largest, base.float_scalar(jnp.max(g)))
-  return GapMetrics(
-    mean_gap=base.gap_rms(params, stale_params),
-    mean_penalty=total / max(base.tree_size(penalties), 1),
-    max_penalty=largest,
-  )
 
 
 def scale_by_gap(
@@ -220,7 +123,7 @@ def _scale_by_gap(
       max_learning_rate=base.float_scalar(0.0),
       second_moment=moment,
       direction=direction.init(params),
-      metrics=no_gap_metrics(),
+      metrics=gap.no_gap_metrics(),
     )
 
   def penalties_of(state, params, stale_params, peak, staleness):
@@ -235,13 +138,13 @@ def _scale_by_gap(
 
     if per_parameter:
       return jax.tree.map(
-        lambda p, ps, s: penalty(base.distance(p, ps), scale(s), active),
+        lambda p, ps, s: gap.penalty(gap.distance(p, ps), scale(s), active),
         params,
         stale_params,
         state.second_moment,
       )
-    gap = base.gap_rms(params, stale_params)
-    g = penalty(gap, scale(state.second_moment), active)
+    distance = gap.gap_rms(params, stale_params)
+    g = gap.penalty(distance, scale(state.second_moment), active)
     return jax.tree.map(
       lambda p: jnp.broadcast_to(g.astype(base.float_dtype(p)), jnp.shape(p)),
       params,
@@ -258,22 +161,22 @@ def _scale_by_gap(
     **extra,
   ):
     del extra
-    base.check_stale_params('scale_by_gap', stale_params, params)
+    gap.check_stale_params('scale_by_gap', stale_params, params)
     count = state.count if count is None else count
     peak = jnp.maximum(
       state.max_learning_rate,
       base.float_scalar(base.rate_at(max_learning_rate, count)),
     )
     penalties = penalties_of(state, params, stale_params, peak, staleness)
-    corrected = penalize(grads, penalties)
+    corrected = gap.penalize(grads, penalties)
     if decoupled_decay is not None:
       link = base.decayed_weights(decoupled_decay, decay_mask)
       zeros = jax.tree.map(jnp.zeros_like, grads)
       decayed, _ = link.update(zeros, link.init(params), params)
-      corrected = GradAndDecay(corrected, penalize(decayed, penalties))
+      corrected = GradAndDecay(corrected, gap.penalize(decayed, penalties))
     state = state._replace(
       max_learning_rate=peak,
-      metrics=metrics_of(params, stale_params, penalties),
+      metrics=gap.metrics_of(params, stale_params, penalties),
     )
     return corrected, state
 

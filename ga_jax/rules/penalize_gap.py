@@ -25,14 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base
-from ga_jax.rules.gap_aware import (
-  GapMetrics,
-  metrics_of,
-  no_gap_metrics,
-  penalize,
-  penalty,
-)
+from ga_jax.rules import base, gap
 
 
 class PenalizeGapState(NamedTuple):
@@ -43,7 +36,7 @@ class PenalizeGapState(NamedTuple):
   second_moment: optax.Params  # EMA of Δθ², like params, float32 or wider.
   scale: optax.Params  # running maximum of its root, like params.
   started: jax.typing.ArrayLike  # whether `previous` is set, shape=(), bool.
-  metrics: GapMetrics
+  metrics: gap.GapMetrics
 
 
 def penalize_gap(
@@ -79,13 +72,13 @@ def penalize_gap(
       second_moment=zeros(),
       scale=zeros(),
       started=jnp.zeros([], bool),
-      metrics=no_gap_metrics(),
+      metrics=gap.no_gap_metrics(),
     )
 
   def observe(state, params):
     """Folds the movement since the last call into the scale."""
     squares = jax.tree.map(
-      lambda p, old: base.abs_sq(base.distance(p, old)), params, state.previous
+      lambda p, old: base.abs_sq(gap.distance(p, old)), params, state.previous
     )
     moved = state.started & jnp.any(
       jnp.stack([jnp.any(sq > 0) for sq in jax.tree.leaves(squares)])
@@ -117,20 +110,20 @@ def penalize_gap(
     grads, state, params=None, *, stale_params=None, staleness=None, **extra
   ):
     del extra
-    base.check_stale_params('penalize_gap', stale_params, params)
+    gap.check_stale_params('penalize_gap', stale_params, params)
     state = observe(state, jax.tree.map(jnp.asarray, params))
     active = state.count > 0
     if staleness is not None:
       active &= jnp.asarray(staleness) != 0
     penalties = jax.tree.map(
-      lambda p, ps, c: penalty(base.distance(p, ps), c + eps, active),
+      lambda p, ps, c: gap.penalty(gap.distance(p, ps), c + eps, active),
       params,
       stale_params,
       state.scale,
     )
-    metrics = metrics_of(params, stale_params, penalties)
+    metrics = gap.metrics_of(params, stale_params, penalties)
     return (
-      penalize(grads, penalties),
+      gap.penalize(grads, penalties),
       state._replace(metrics=metrics),
     )
 

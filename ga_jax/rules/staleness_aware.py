@@ -22,7 +22,7 @@ from ga_jax.rules import base
 class ScaleByStalenessState(NamedTuple):
   """State of `scale_by_staleness`."""
 
-  penalty: jax.typing.ArrayLike  # the last divisor, shape=().
+  penalty: base.Penalty  # the last divisor, max(τ, 1).
 
 
 def scale_by_staleness() -> base.AsyncOptimizer:
@@ -34,7 +34,7 @@ def scale_by_staleness() -> base.AsyncOptimizer:
 
   def init(params):
     del params
-    return ScaleByStalenessState(penalty=base.float_scalar(1.0))
+    return ScaleByStalenessState(base.no_penalty())
 
   def correct(grads, state, params=None, *, staleness=None, **extra):
     del state, params, extra
@@ -43,9 +43,9 @@ def scale_by_staleness() -> base.AsyncOptimizer:
         'scale_by_staleness needs staleness: call update(grads, state, params, '
         'staleness=...) with the server updates since the parameters were read'
       )
-    penalty = base.float_scalar(jnp.maximum(staleness, 1))  # α_τ = α / τ
-    grads = jax.tree.map(lambda g: g / penalty.astype(g.dtype), grads)
-    return grads, ScaleByStalenessState(penalty=penalty)
+    tau = base.float_scalar(jnp.maximum(staleness, 1))  # α_τ = α / τ
+    grads = jax.tree.map(lambda g: g / tau.astype(g.dtype), grads)
+    return grads, ScaleByStalenessState(base.Penalty(mean=tau, max=tau))
 
   return base.correction(init, correct)
 

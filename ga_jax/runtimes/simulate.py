@@ -144,8 +144,8 @@ def simulate(
     >>> loss = lambda p, s, x, key: (jnp.mean((x - p) ** 2), s)
     >>> result = ga_jax.simulate(
     ...     loss, jnp.zeros(()), lambda i: np.ones(4, np.float32),
-    ...     ga_jax.gap_aware(0.05), policy=ga_jax.policies.asynchronous(),
-    ...     clock=ga_jax.clocks.homogeneous(0), num_workers=4, num_batches=200)
+    ...     ga_jax.gap_aware(0.01), policy=ga_jax.policies.asynchronous(),
+    ...     clock=ga_jax.clocks.homogeneous(0), num_workers=4, num_batches=500)
     >>> print(round(float(result.params), 2))
     1.0
   """
