@@ -163,7 +163,7 @@ def launch(main: Callable[[], None], prepare: Callable[[], object]):
   def parse(argv):
     try:
       rest = flags.FLAGS(argv)
-    except flags.Error as error:
+    except (flags.Error, ValueError) as error:  # absl lets some through
       _fail(str(error).strip())
     if len(rest) > 1:
       _fail(f'unexpected argument {rest[1]!r}: all settings are --flags')

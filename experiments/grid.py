@@ -6,7 +6,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from experiments import run
 from experiments import settings as settings_lib
 from ga_jax import metrics
 
-MAX_EXTENSIONS = 6  # how far a grid of learning rates grows at each edge
+MAX_EXTENSIONS = 6  # steps by which a grid of rates grows at each edge
 
 
 def momentum_of(settings: settings_lib.Settings) -> float | None:
@@ -107,11 +107,25 @@ def validation_score(summaries: list[dict[str, Any]]) -> float:
   )
 
 
-def half_decades(rates: tuple[float, ...]) -> tuple[float, float]:
-  """The ratio by which a grid of rates is extended at its lower, upper edge."""
+def ratios(rates: tuple[float, ...]) -> tuple[float, float]:
+  """By which a grid of rates is extended at its lower and its upper edge."""
   if len(rates) == 1:
     return math.sqrt(10), math.sqrt(10)
   return rates[1] / rates[0], rates[-1] / rates[-2]
+
+
+class Search(NamedTuple):
+  """The learning rate that is best on the validation split.
+
+  Attributes:
+    settings: the settings at the optimum.
+    scores: {rate: mean validation error}.
+    bracketed: whether a rate on each side of the optimum was tried.
+  """
+
+  settings: settings_lib.Settings
+  scores: dict[float, float]
+  bracketed: bool
 
 
 def best_rate(
@@ -119,11 +133,12 @@ def best_rate(
   settings: settings_lib.Settings,
   rates: tuple[float, ...],
   seeds: tuple[int, ...],
-) -> tuple[settings_lib.Settings, dict[float, float]]:
-  """The learning rate with the lowest validation error, bracketed.
+) -> Search:
+  """Finds the learning rate with the lowest validation error.
 
   Where the optimum is at an edge the grid is extended there, by its own ratio,
-  until the optimum has a neighbour on each side.
+  until the optimum has a neighbour on each side, or `MAX_EXTENSIONS` are made
+  at that edge. Of equal errors the smaller rate is taken.
 
   Args:
     cells: where runs come from.
@@ -132,26 +147,26 @@ def best_rate(
     seeds: averaged over.
 
   Returns:
-    The settings at the optimum, and {rate: mean validation error}.
+    A `Search`.
   """
-  down, up = half_decades(rates)
-  scores = {}
+  (down, up), scores, below, above = ratios(rates), {}, 0, 0
 
   def score(rate):
-    rate = float(f'{rate:.4g}')
-    if rate not in scores:
-      run_settings = with_values(settings, rate, momentum_of(settings))
-      scores[rate] = validation_score(over_seeds(cells, run_settings, seeds))
+    rate = float(f'{rate:.3g}')
+    run_settings = with_values(settings, rate, momentum_of(settings))
+    scores[rate] = validation_score(over_seeds(cells, run_settings, seeds))
 
   for rate in rates:
     score(rate)
-  for _ in range(MAX_EXTENSIONS):
+  while True:
     best = min(scores, key=lambda rate: (scores[rate], rate))
-    if best == min(scores):
-      score(best / down)
-    elif best == max(scores):
-      score(best * up)
+    at_edge = best in (min(scores), max(scores))
+    if best == min(scores) and below < MAX_EXTENSIONS:
+      below += 1
+      score(rates[0] / down**below)
+    elif best == max(scores) and above < MAX_EXTENSIONS:
+      above += 1
+      score(rates[-1] * up**above)
     else:
-      break
-  best = min(scores, key=lambda rate: (scores[rate], rate))
-  return with_values(settings, best, momentum_of(settings)), scores
+      found = with_values(settings, best, momentum_of(settings))
+      return Search(found, scores, not at_edge)

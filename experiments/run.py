@@ -171,7 +171,8 @@ class _Watch:
     bad = self._unread is not None and not np.isfinite(self._unread).all()
     self._unread = block['loss']
     self._blocks.append(block)
-    ends = batches >= (self._epochs_done + 1) * self._per_epoch
+    next_epoch = (self._epochs_done + 1) * self._per_epoch
+    ends = batches >= min(next_epoch, self._total)
     if ends:
       jax.block_until_ready(state.params)
     now = time.perf_counter()

@@ -57,6 +57,11 @@ class Settings:
   seed: int = 0
   executor: str = 'fast'
 
+  def data_name(self) -> str:
+    """The data set, or the name of the file or folder it is read from."""
+    name = os.path.basename(os.path.normpath(self.data_path or self.dataset))
+    return os.path.splitext(name)[0]
+
   def parts(self) -> methods.Method:
     """The method, with the parts that were given explicitly."""
     named = methods.METHODS[self.method]
@@ -101,7 +106,7 @@ def _check_names(s: Settings):
     ('schedule', SCHEDULES),
     ('executor', EXECUTORS),
   ):
-    _one_of(flag, getattr(s, flag), table)
+    one_of(flag, getattr(s, flag), table)
   for flag, table in (
     ('rule', rules.RULES),
     ('policy', policies.POLICIES),
@@ -109,7 +114,7 @@ def _check_names(s: Settings):
     ('compression', methods.COMPRESSIONS),
   ):
     if getattr(s, flag):
-      _one_of(flag, getattr(s, flag), table)
+      one_of(flag, getattr(s, flag), table)
   if s.data_path and not os.path.exists(s.data_path):
     raise SettingError('data_path', s.data_path, 'no such file or folder')
 
@@ -119,7 +124,7 @@ def _check_numbers(s: Settings):
     _require(flag, getattr(s, flag), getattr(s, flag) >= low, f'at least {low}')
   _require('seed', s.seed, 0 <= s.seed < 2**31, 'from 0 to 2147483647')
   for flag in ('learning_rate', 'epochs', 'decay_factor'):
-    _finite(flag, getattr(s, flag), 'positive', lambda v: v > 0)
+    _finite(flag, getattr(s, flag), 'positive', lambda v: 0 < v < 1e38)
   for flag in ('warmup_epochs', 'latency'):
     _finite(flag, getattr(s, flag), 'at least 0', lambda v: v >= 0)
   _require('bandwidth', s.bandwidth, s.bandwidth > 0, 'positive')
@@ -165,7 +170,8 @@ def _check_parts(s: Settings):
     raise SettingError(name, arguments.get(name, ''), str(error)) from error
 
 
-def _one_of(flag, value, table):
+def one_of(flag: str, value: str, table):
+  """Raises a SettingError where a name is not in a table."""
   if value not in table:
     raise SettingError(flag, value, f'must be one of {", ".join(table)}')
 

@@ -5,22 +5,27 @@ from typing import Any
 import numpy as np
 
 
+def errors(summaries: list[dict[str, Any]]) -> list[float | None]:
+  """Test errors in %, None for a run that diverged."""
+  return [None if s['diverged'] else 100 * s['test_error'] for s in summaries]
+
+
 def cell_text(summaries: list[dict[str, Any]]) -> str:
   """'mean ± std' of the test errors in %, and what diverged."""
-  errors = [100 * s['test_error'] for s in summaries if not s['diverged']]
-  diverged = len(summaries) - len(errors)
-  if not errors:
+  kept = [error for error in errors(summaries) if error is not None]
+  diverged = len(summaries) - len(kept)
+  if not kept:
     return 'diverged'
-  text = f'{np.mean(errors):.2f}'
-  if len(errors) > 1:
-    text += f' ± {np.std(errors, ddof=1):.2f}'
+  text = f'{np.mean(kept):.2f}'
+  if len(kept) > 1:
+    text += f' ± {np.std(kept, ddof=1):.2f}'
   if diverged:
     text += f' ({diverged} of {len(summaries)} diverged)'
   return text
 
 
 def error_table(
-  results: dict[str, dict[int, list[dict[str, Any]]]], workers: list[int]
+  results: dict[str, dict[int, list[dict[str, Any]]]], workers: tuple[int, ...]
 ) -> str:
   """One row per method, one column per number of workers."""
   head = ['method', *(f'{n} worker{"s" if n > 1 else ""}' for n in workers)]
@@ -28,6 +33,18 @@ def error_table(
     [name, *(cell_text(line[n]) for n in workers)]
     for name, line in results.items()
   ]
+  return markdown(head, rows)
+
+
+def rate_table(outcome, workers: tuple[int, ...]) -> str:
+  """The learning rates of an `Outcome`, edges of a grid marked."""
+
+  def text(name, n):
+    rate = f'{outcome.results[name][n][0]["learning_rate"]:g}'
+    return rate + (' (edge)' if (name, n) in outcome.unbracketed else '')
+
+  head = ['learning rate', *(str(n) for n in workers)]
+  rows = [[name, *(text(name, n) for n in workers)] for name in outcome.results]
   return markdown(head, rows)
 
 

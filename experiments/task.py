@@ -44,6 +44,10 @@ def task_of(settings: settings_lib.Settings) -> Task:
 def source_of(settings: settings_lib.Settings) -> data.base.Source:
   """The training batches of a run; the data is on the device only once."""
   dataset = task_of(settings).dataset
+  if settings.augment and dataset.train.inputs.ndim != 4:
+    raise settings_lib.SettingError(
+      'augment', True, f'needs images, {settings.dataset} has vectors'
+    )
   try:
     source = data.training_source(
       dataset, settings.batch_size, settings.seed, augment=settings.augment

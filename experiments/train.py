@@ -10,6 +10,7 @@ per epoch), trace.npz (everything that happened), params/ (Orbax) and
 summary.json.
 """
 
+import contextlib
 import os
 import shutil
 import time
@@ -46,21 +47,26 @@ def prepare() -> tuple[settings_lib.Settings, str]:
   workdir = _WORKDIR.value or os.path.join(
     'runs', f'{_METHOD.value}-{time.strftime("%Y%m%d-%H%M%S")}'
   )
-  if os.path.exists(os.path.join(workdir, 'config.json')):
-    if not _OVERWRITE.value:
-      raise settings_lib.SettingError(
-        'workdir', workdir, 'holds a run already; add --overwrite to replace it'
-      )
-    for name in ('metrics.jsonl', 'summary.json', 'trace.npz'):
-      with_path = os.path.join(workdir, name)
-      if os.path.exists(with_path):
-        os.unlink(with_path)
-    shutil.rmtree(os.path.join(workdir, 'params'), ignore_errors=True)
-  return settings, cli.writable_folder('workdir', workdir)
+  finished = os.path.exists(os.path.join(workdir, 'summary.json'))
+  if finished and not _OVERWRITE.value:
+    raise settings_lib.SettingError(
+      'workdir', workdir, 'holds a run already; add --overwrite to replace it'
+    )
+  cli.writable_folder('workdir', workdir)
+  return settings, workdir
+
+
+def clear(workdir: str):
+  """Removes what an earlier run left; what it finished last goes first."""
+  for name in ('summary.json', 'metrics.jsonl', 'trace.npz'):
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(os.path.join(workdir, name))
+  shutil.rmtree(os.path.join(workdir, 'params'), ignore_errors=True)
 
 
 def main(prepared):
   settings, workdir = prepared
+  clear(workdir)
   run.save_config(workdir, settings)
   log_path = os.path.join(workdir, 'metrics.jsonl')
   with metrics.JsonLines(log_path) as log, progress.TrainingProgress() as shown:

@@ -1,9 +1,9 @@
 """Metrics on disk: JSON lines as they come, JSON files whole or not at all."""
 
+import contextlib
 import json
 import math
 import os
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -23,16 +23,27 @@ def to_json(value: Any) -> Any:
 
 
 def write_json(path: str, value: Any):
-  """Writes a JSON file atomically."""
-  folder = os.path.dirname(os.path.abspath(path))
-  handle, partial = tempfile.mkstemp(dir=folder, suffix='.partial')
+  """Writes a JSON file, whole or not at all."""
+  with replacing(path) as partial, open(partial, 'w') as file:
+    json.dump(to_json(value), file, indent=2)
+    file.write('\n')
+
+
+@contextlib.contextmanager
+def replacing(path: str):
+  """Yields a path beside `path` to write to; it replaces `path` at the end.
+
+  Args:
+    path: what is to be written.
+  """
+  folder, name = os.path.split(os.path.abspath(path))
+  partial = os.path.join(folder, f'.{os.getpid()}.partial.{name}')
   try:
-    with os.fdopen(handle, 'w') as file:
-      json.dump(to_json(value), file, indent=2)
-      file.write('\n')
+    yield partial
     os.replace(partial, path)
   except BaseException:
-    os.unlink(partial)
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(partial)
     raise
 
 

@@ -15,6 +15,7 @@ COLOURS = (
   '#8C6D31',
 )
 MARKERS = 'osD^vPX*'
+DASHES = ('-', '--', ':', '-.')  # where there are more lines than colours
 
 
 def error_over_workers(path: str, cells, *, title: str, label: str):
@@ -52,7 +53,14 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
         std.append(np.std(kept, ddof=1) if len(kept) > 1 else 0.0)
     mean, std = np.array(mean), np.array(std)
     means.extend(mean)
-    axes.plot(x, mean, marker=marker, color=colour, label=method)
+    axes.plot(
+      x,
+      mean,
+      marker=marker,
+      color=colour,
+      linestyle=DASHES[i // len(COLOURS) % len(DASHES)],
+      label=method,
+    )
     if len(x):
       axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15)
   for x, colour in diverged:

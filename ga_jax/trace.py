@@ -1,11 +1,10 @@
 """The trace: everything that happened, enough to compute the run again."""
 
-import os
-import tempfile
 from typing import NamedTuple
 
 import numpy as np
 
+from ga_jax import metrics
 from ga_jax.policies.base import Action, Kind
 
 EVENT_DTYPE = np.dtype(
@@ -44,20 +43,13 @@ class Trace(NamedTuple):
 
   def save(self, path: str):
     """Writes an .npz file, whole or not at all."""
-    folder = os.path.dirname(os.path.abspath(path))
-    handle, partial = tempfile.mkstemp(suffix='.npz', dir=folder)
-    os.close(handle)
-    try:
+    with metrics.replacing(path) as partial:
       np.savez_compressed(
         partial,
         events=self.events,
         num_workers=self.num_workers,
         num_batches=self.num_batches,
       )
-      os.replace(partial, path)
-    except BaseException:
-      os.unlink(partial)
-      raise
 
   @classmethod
   def load(cls, path: str) -> 'Trace':

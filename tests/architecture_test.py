@@ -17,7 +17,7 @@ MAY_IMPORT = {
   'models': {'models'},
   'data': {'data', 'runtimes'},  # job.Source only
   'programs': set(),
-  'trace': {'policies'},
+  'trace': {'metrics', 'policies'},
   'ledger': {'policies', 'trace'},
   'snapshots': set(),
   'metrics': set(),

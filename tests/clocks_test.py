@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, policies
+from ga_jax import clocks, policies, snapshots
 from ga_jax.policies.base import Kind
 from ga_jax.runtimes import slots
 
@@ -120,6 +120,14 @@ def test_live_snapshots_never_exceed_workers_plus_one(policy, make):
       num_workers=workers,
       num_batches=600,
     )
+    store = snapshots.SnapshotStore()
+    for event in run.events:
+      if event['event'] == Kind.ISSUE:
+        store.hold(int(event['version']), object)
+      elif event['event'] == Kind.ARRIVE:
+        store.release(int(event['version']))
+    assert len(store) == 0
+    assert store.peak <= workers + 1
     plan = slots.plan(run)
     assert plan.rows <= workers + 1
     # Play the plan: a row must still hold the version that is read from it.

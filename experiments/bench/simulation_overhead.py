@@ -65,7 +65,6 @@ def runner():
   )
   dataset = data.make_dataset('random', split, split, 10)
   source = data.training_source(dataset, _BATCH.value, 0)
-  source = source._replace(resident=jax.tree.map(jnp.asarray, source.resident))
   model = models.MODELS[_MODEL.value](10)
   params, stats = model.init(jax.random.key(0), jnp.zeros((1, 28, 28, 1)))
 

@@ -28,8 +28,12 @@ class Clock(NamedTuple):
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:
-  """An independent random stream for (seed, *stream)."""
-  return np.random.Generator(np.random.PCG64([seed, *stream]))
+  """An independent random stream for (seed, *stream).
+
+  The tag keeps it apart from other users of the same seed.
+  """
+  tag = int.from_bytes(b'clock', 'big')
+  return np.random.Generator(np.random.PCG64([tag, seed, *stream]))
 
 
 def task_times(clock: Clock) -> Callable[[int], float]:

@@ -12,7 +12,7 @@ References:
 
 from ga_jax.clocks import base
 
-_MACHINES = 0x6D616368  # a stream apart from every worker's tasks
+_MACHINES = 2**31  # a stream apart from every worker's tasks
 
 
 def homogeneous(

@@ -58,39 +58,22 @@ def make_dataset(
   Raises:
     DataError: empty, of unequal shapes, or labels out of range.
   """
-  checked = []
-  for part, (inputs, labels) in (('train', train), ('test', test)):
-    if len(inputs) == 0:
-      raise DataError(f'{name}: the {part} split is empty')
-    if len(inputs) != len(labels):
+  train, test = (
+    Split(*_checked(f'{name}: {part}', *split))
+    for part, split in (('train', train), ('test', test))
+  )
+  for what in ('shape', 'dtype'):
+    ours, theirs = (
+      x.shape[1:] if what == 'shape' else x.dtype
+      for x in (train.inputs, test.inputs)
+    )
+    if ours != theirs:
       raise DataError(
-        f'{name}: {len(inputs)} {part} inputs but {len(labels)} labels'
+        f'{name}: test inputs have {what} {theirs}, train inputs {ours}'
       )
-    if inputs.shape[1:] != train.inputs.shape[1:]:
-      raise DataError(
-        f'{name}: test inputs are {inputs.shape[1:]}, train inputs are '
-        f'{train.inputs.shape[1:]}'
-      )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-      raise DataError(
-        f'{name}: {part} labels must be integers of shape [n], got '
-        f'{labels.dtype} {labels.shape}'
-      )
-    if inputs.dtype != np.uint8:
-      if not np.issubdtype(inputs.dtype, np.floating):
-        raise DataError(
-          f'{name}: {part} inputs must be uint8 or float, got {inputs.dtype}'
-        )
-      inputs = inputs.astype(np.float32)
-      if not np.isfinite(inputs).all():
-        raise DataError(f'{name}: {part} inputs are not all finite')
-    if inputs.ndim == 3:  # grey images without a channel axis
-      inputs = inputs[..., None]
-    checked.append(Split(inputs, labels.astype(np.int32)))
-  train, test = checked
   classes = int(max(train.labels.max(), test.labels.max())) + 1
   num_classes = num_classes or classes
-  if min(train.labels.min(), test.labels.min()) < 0 or classes > num_classes:
+  if classes > num_classes:
     raise DataError(f'{name}: labels must be 0 to {num_classes - 1}')
   mean, std = _statistics(train.inputs)
   nothing = Split(train.inputs[:0], train.labels[:0])
@@ -118,9 +101,12 @@ def hold_out(dataset: Dataset, size: int) -> Dataset:
   order = np.random.default_rng(0).permutation(n)
   held, kept = order[:size], np.sort(order[size:])
   inputs, labels = dataset.train
+  mean, std = _statistics(inputs[kept])
   return dataset._replace(
     train=Split(inputs[kept], labels[kept]),
     validation=Split(inputs[held], labels[held]),
+    mean=mean,
+    std=std,
   )
 
 
@@ -128,7 +114,8 @@ def to_float(inputs: jax.Array, mean, std) -> jax.Array:
   """Stored inputs as normalised float32, [B, ...]."""
   if inputs.dtype == jnp.uint8:
     inputs = inputs.astype(jnp.float32) / 255.0
-  return (inputs - mean) / std
+  shape = (1,) * (inputs.ndim - mean.ndim) + mean.shape
+  return (inputs - mean.reshape(shape)) / std.reshape(shape)
 
 
 def training_source(
@@ -157,7 +144,8 @@ def training_source(
 
   @functools.lru_cache(maxsize=4)
   def order(epoch):
-    rng = np.random.Generator(np.random.PCG64([seed, epoch]))
+    tag = int.from_bytes(b'epoch', 'big')  # a stream of its own
+    rng = np.random.Generator(np.random.PCG64([tag, seed, epoch]))
     return rng.permutation(n).astype(np.int32)
 
   def batch_fn(batch_id):
@@ -195,6 +183,30 @@ def load_augmented(resident, indices, key):
   images = jax.vmap(crop)(padded, corners)
   flip = jax.random.bernoulli(flip_key, shape=(batch, 1, 1, 1))
   return jnp.where(flip, images[:, :, ::-1], images), labels[indices]
+
+
+def _checked(name: str, inputs: np.ndarray, labels: np.ndarray):
+  """One split in the form in which it is stored, or a DataError."""
+  if inputs.ndim < 2 or len(inputs) == 0:
+    raise DataError(f'{name} inputs must be [n, ...], got {inputs.shape}')
+  if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+    raise DataError(
+      f'{name} labels must be integers of shape [n], got '
+      f'{labels.dtype} {labels.shape}'
+    )
+  if len(inputs) != len(labels):
+    raise DataError(f'{name} has {len(inputs)} inputs but {len(labels)} labels')
+  if labels.min() < 0 or labels.max() >= 2**31:
+    raise DataError(f'{name} labels must be 0, 1, ..., got {labels.min()}')
+  if inputs.dtype != np.uint8:
+    if not np.issubdtype(inputs.dtype, np.floating):
+      raise DataError(f'{name} inputs must be uint8 or float, {inputs.dtype}')
+    inputs = inputs.astype(np.float32)
+    if not np.isfinite(inputs).all():
+      raise DataError(f'{name} inputs are not all finite')
+  if inputs.ndim == 3:  # grey images without a channel axis
+    inputs = inputs[..., None]
+  return inputs, labels.astype(np.int32)
 
 
 def _statistics(inputs):

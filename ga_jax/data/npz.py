@@ -1,12 +1,21 @@
 """A user's own arrays in one .npz file."""
 
 import zipfile
+import zlib
 
 import numpy as np
 
 from ga_jax.data import base
 
 _KEYS = ('x_train', 'y_train', 'x_test', 'y_test')
+_UNREADABLE = (  # what NumPy raises for files that are damaged
+  OSError,
+  EOFError,
+  ValueError,
+  NotImplementedError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 
 
 def npz(path: str | None) -> base.Dataset:
@@ -25,7 +34,10 @@ def npz(path: str | None) -> base.Dataset:
   if not path:
     raise base.DataError(f'npz needs data_path, a file with {", ".join(_KEYS)}')
   try:
-    with np.load(path) as data:
+    data = np.load(path)
+    if not isinstance(data, np.lib.npyio.NpzFile):
+      raise base.DataError(f'{path} holds one array; it must be an .npz file')
+    with data:
       missing = [key for key in _KEYS if key not in data.files]
       if missing:
         raise base.DataError(
@@ -34,7 +46,7 @@ def npz(path: str | None) -> base.Dataset:
       arrays = [data[key] for key in _KEYS]
   except base.DataError:
     raise
-  except (OSError, ValueError, zipfile.BadZipFile) as error:
+  except _UNREADABLE as error:
     raise base.DataError(f'{path} cannot be read as .npz: {error}') from error
   return base.make_dataset(
     path, base.Split(*arrays[:2]), base.Split(*arrays[2:])

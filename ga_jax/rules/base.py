@@ -7,6 +7,7 @@ of the corrected gradients (momentum, learning rate). `update` is the one after
 the other, so every rule is an `optax.GradientTransformationExtraArgs`.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -278,7 +279,7 @@ def check_number(name, value, *, low=None, below=None, above=None):
   if not _is_number(value):
     return
   bad = (
-    value != value
+    not math.isfinite(value)
     or (low is not None and value < low)
     or (below is not None and value >= below)
     or (above is not None and value <= above)
@@ -289,7 +290,8 @@ def check_number(name, value, *, low=None, below=None, above=None):
       for sign, limit in (('>=', low), ('>', above), ('<', below))
       if limit is not None
     ]
-    raise ValueError(f'{name} must be {" and ".join(limits)}, got {value}')
+    limits = ' and '.join(['finite', *limits])
+    raise ValueError(f'{name} must be {limits}, got {value}')
 
 
 def abs_sq(x) -> jax.Array:

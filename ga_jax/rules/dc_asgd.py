@@ -17,16 +17,16 @@ import optax
 from ga_jax.rules import base, gap
 
 
-def compensate_delay(coefficient: float) -> base.AsyncOptimizer:
+def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:
   """Adds λ g ⊙ g ⊙ (θ − θs) to an arriving gradient.
 
   Args:
-    coefficient: λ >= 0; 0.04 in the paper's CIFAR-10 runs.
+    dc_lambda: λ >= 0; 0.04 in the paper's CIFAR-10 runs.
 
   Returns:
     An `AsyncOptimizer`; `update` requires `stale_params=`.
   """
-  base.check_number('coefficient', coefficient, low=0.0)
+  base.check_number('dc_lambda', dc_lambda, low=0.0)
 
   def init(params):
     del params
@@ -38,7 +38,7 @@ def compensate_delay(coefficient: float) -> base.AsyncOptimizer:
 
     def compensate(g, p, ps):
       moved = jnp.asarray(p).astype(g.dtype) - jnp.asarray(ps).astype(g.dtype)
-      return g + coefficient * g * g * moved  # eq. 10
+      return g + dc_lambda * g * g * moved  # eq. 10
 
     return jax.tree.map(compensate, grads, params, stale_params), state
 

@@ -71,19 +71,19 @@ def block_length(unrolled: bool, align: int | None) -> int:
 
   Args:
     unrolled: whether the block is unrolled.
-    align: arrivals between two points of interest (an epoch); a scan's length
-      is chosen to divide it where a reasonable one does.
+    align: arrivals between two points of interest (an epoch); the block is not
+      longer, and a scan's length divides it where a reasonable one does.
 
   Returns:
     The length.
   """
   if unrolled:
-    return UNROLLED_BLOCK
+    return min(UNROLLED_BLOCK, align or UNROLLED_BLOCK)
   if align:
     longest = max(
       n for n in range(1, min(align, LONGEST_SCAN) + 1) if align % n == 0
     )
-    if longest >= LONGEST_SCAN // 8:
+    if longest == align or longest >= LONGEST_SCAN // 8:
       return longest
   return SCANNED_BLOCK
 

@@ -9,6 +9,8 @@ import heapq
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from ga_jax import clocks, kernel, ledger, programs, server
@@ -155,6 +157,8 @@ def simulate(
     )
   if not isinstance(batches, job_lib.Source):
     batches = job_lib.Source(batches)
+  resident = jax.tree.map(jnp.asarray, batches.resident)  # moved only once
+  batches = batches._replace(resident=resident)
   job = job_lib.Job(
     loss_fn=loss_fn,
     source=batches,
