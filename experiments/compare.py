@@ -101,8 +101,12 @@ def _check_lists(workers):
     ('methods', _METHODS.value),
     ('baseline', [_BASELINE.value]),
   ):
-    for name in names:
-      settings_lib.one_of(flag, name, methods.METHODS)
+    unknown = [name for name in names if name not in methods.METHODS]
+    if unknown:
+      known = ', '.join(methods.METHODS)
+      raise settings_lib.SettingError(
+        flag, ','.join(names), f'{unknown[0]} is none of {known}'
+      )
   if _SEEDS.value < 1:
     raise settings_lib.SettingError('seeds', _SEEDS.value, 'must be at least 1')
 

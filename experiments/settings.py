@@ -106,7 +106,7 @@ def _check_names(s: Settings):
     ('schedule', SCHEDULES),
     ('executor', EXECUTORS),
   ):
-    one_of(flag, getattr(s, flag), table)
+    _one_of(flag, getattr(s, flag), table)
   for flag, table in (
     ('rule', rules.RULES),
     ('policy', policies.POLICIES),
@@ -114,7 +114,7 @@ def _check_names(s: Settings):
     ('compression', methods.COMPRESSIONS),
   ):
     if getattr(s, flag):
-      one_of(flag, getattr(s, flag), table)
+      _one_of(flag, getattr(s, flag), table)
   if s.data_path and not os.path.exists(s.data_path):
     raise SettingError('data_path', s.data_path, 'no such file or folder')
 
@@ -170,7 +170,7 @@ def _check_parts(s: Settings):
     raise SettingError(name, arguments.get(name, ''), str(error)) from error
 
 
-def one_of(flag: str, value: str, table):
+def _one_of(flag: str, value: str, table):
   """Raises a SettingError where a name is not in a table."""
   if value not in table:
     raise SettingError(flag, value, f'must be one of {", ".join(table)}')

@@ -3,7 +3,6 @@
 import gzip
 import os
 import struct
-import zlib
 
 import jax
 import jax.numpy as jnp
@@ -19,13 +18,6 @@ IDX_FILES = {
   'x_test': 't10k-images-idx3-ubyte',
   'y_test': 't10k-labels-idx1-ubyte',
 }
-
-
-@pytest.fixture(autouse=True)
-def broadcasting():
-  """Normalising a batch broadcasts statistics over it."""
-  with jax.numpy_rank_promotion('allow'):
-    yield
 
 
 def image_arrays(train=7, test=3, side=5):
@@ -358,7 +350,9 @@ def test_idx_wants_a_label_per_image(tmp_path):
   arrays = image_arrays()
   arrays['y_test'] = arrays['y_test'][:-1]
   folder = write_idx(tmp_path, arrays)
-  with pytest.raises(data.DataError, match='3 test inputs but 2 labels') as e:
+  with pytest.raises(
+    data.DataError, match='test has 3 inputs but 2 labels'
+  ) as e:
     data.idx(folder)
   assert folder in str(e.value)
 
@@ -412,18 +406,12 @@ def test_npz_names_the_missing_array(tmp_path, key):
     data.npz(write_npz(tmp_path, **arrays))
 
 
-def _fails_with(error):
-  return pytest.mark.xfail(
-    strict=True, raises=error, reason='ga_jax/data/npz.py lets it through'
-  )
-
-
 @pytest.mark.parametrize(
   'content',
   [
     b'hello',
     b'PK\x03\x04 this is no archive',
-    pytest.param(b'', marks=_fails_with(EOFError)),
+    b'',
   ],
 )
 def test_npz_names_the_file_that_is_none(tmp_path, content):
@@ -446,7 +434,6 @@ def test_npz_cut_short(tmp_path):
     data.npz(path)
 
 
-@_fails_with(zlib.error)
 def test_npz_damaged_inside(tmp_path):
   path = tmp_path / 'own.npz'
   np.savez_compressed(path, **image_arrays())
@@ -463,7 +450,6 @@ def test_npz_damaged_inside(tmp_path):
   assert all('own.npz' in message for message in messages)
 
 
-@_fails_with(TypeError)
 def test_npz_is_not_npy(tmp_path):
   path = str(tmp_path / 'own.npy')
   np.save(path, image_arrays()['x_train'])
@@ -478,16 +464,17 @@ def test_npz_is_not_npy(tmp_path):
     ({'x_test': np.full((9, 4), np.inf)}, 'test inputs are not all finite'),
     ({'y_train': np.arange(40.0) % 3}, 'train labels must be integers'),
     ({'y_test': np.zeros((9, 1), int)}, 'test labels must be integers'),
-    ({'y_train': np.arange(40) % 3 - 1}, 'labels must be 0 to'),
-    ({'y_test': np.full(9, -2)}, 'labels must be 0 to'),
-    ({'y_train': np.zeros(39, int)}, '40 train inputs but 39 labels'),
-    ({'x_test': np.zeros((9, 5))}, 'test inputs are'),
+    ({'y_train': np.arange(40) % 3 - 1}, 'train labels must be 0, 1'),
+    ({'y_test': np.full(9, -2)}, 'test labels must be 0, 1'),
+    ({'y_train': np.zeros(39, int)}, 'train has 40 inputs but 39 labels'),
+    ({'x_test': np.zeros((9, 5))}, 'test inputs have shape'),
     ({'x_train': np.zeros((40, 4), int)}, 'must be uint8 or float'),
     ({'x_train': np.zeros((0, 4)), 'y_train': np.zeros(0, int)}, 'is empty'),
     ({'x_train': np.array([None] * 40)}, 'cannot be read'),
-    pytest.param(
-      {'y_train': np.array(1)}, 'labels', marks=_fails_with(TypeError)
-    ),
+    ({'y_train': np.array(1)}, 'train labels must be integers'),
+    ({'x_train': np.array(1.0)}, 'train inputs must be'),
+    ({'x_test': np.zeros((9, 4), np.uint8)}, 'test inputs have dtype uint8'),
+    ({'y_train': np.arange(40) + 2**33}, 'train labels must be'),
   ],
 )
 def test_npz_says_what_is_wrong(tmp_path, changed, message):

@@ -54,11 +54,6 @@ def relaxed():
     yield
 
 
-def known_bug(where):
-  """Marks a test that fails because of a known fault; remove it with that."""
-  return pytest.mark.xfail(strict=True, reason=where)
-
-
 def settings_of(**fields):
   """Checked settings of a run of 11 batches, a quarter of an epoch."""
   fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
@@ -421,8 +416,6 @@ BAD_SETTINGS = [
   ('granularity', {'rule_params': (('granularity', 'layer'),)}),
   ('b1', {'method': 'ga', 'rule_params': (('b1', 0.9),)}),
   ('dc_lambda', {'method': 'ga', 'rule_params': (('dc_lambda', 0.1),)}),
-]
-BUGS = [  # accepted, or refused under another name
   ('dc_lambda', {'method': 'dc_asgd', 'rule_params': (('dc_lambda', -1.0),)}),
   ('b1', {'method': 'ga_adam', 'rule_params': (('b1', 1.0),)}),
   ('b2', {'method': 'ga_adam', 'rule_params': (('b2', -1.0),)}),
@@ -432,13 +425,7 @@ BUGS = [  # accepted, or refused under another name
 
 @pytest.mark.parametrize(
   ('flag', 'fields'),
-  [
-    *BAD_SETTINGS,
-    *(
-      pytest.param(*bug, marks=known_bug('experiments/settings.py'))
-      for bug in BUGS
-    ),
-  ],
+  BAD_SETTINGS,
 )
 def test_bad_settings_are_named(flag, fields):
   settings_of()  # the rest is fine
@@ -498,7 +485,6 @@ def test_train_refuses_in_one_line(train_script, flag, arguments):
   assert refuses(train_script(*arguments), flag)
 
 
-@known_bug('ga_jax/data/base.py: load_augmented pads whatever it gets')
 def test_train_augments_only_images(train_script, tmp_path):
   path = str(tmp_path / 'vectors.npz')
   x, y = np.eye(9), np.arange(9) % 3
@@ -545,8 +531,6 @@ BAD_COMPARISONS = [
   ('--policy', ['--methods=ga,dana_ga', '--policy=synchronous']),
   ('--batch_size', ['--batch_size=1438']),
   ('--workdir', []),
-]
-COMPARISON_BUGS = [
   ('--learning_rates', ['--learning_rates=0.1,nan', '--holdout=9']),
   ('--learning_rates', ['--learning_rates=0.1,inf', '--holdout=9']),
   ('--methods=ga,sgd', ['--methods=ga,sgd']),
@@ -589,7 +573,7 @@ def call(arguments):
 
 workdir = sys.argv[1]
 results = {{}}
-for _, arguments in {BAD_COMPARISONS + COMPARISON_BUGS}:
+for _, arguments in {BAD_COMPARISONS}:
   name = ' '.join(arguments)
   results[name] = call(['--workdir=/proc/none', *arguments])
 for name, arguments in {COMPARISONS}.items():
@@ -609,13 +593,7 @@ def compared(processes):
 
 @pytest.mark.parametrize(
   ('flag', 'arguments'),
-  [
-    *BAD_COMPARISONS,
-    *(
-      pytest.param(*bug, marks=known_bug('experiments/compare.py'))
-      for bug in COMPARISON_BUGS
-    ),
-  ],
+  BAD_COMPARISONS,
 )
 def test_compare_refuses_in_one_line(compared, flag, arguments):
   assert refuses(compared[' '.join(arguments)], flag)
@@ -654,9 +632,9 @@ def test_compare_writes_table_and_picture(comparison):
   assert '| method | 1 worker ' in table
   assert '| 3 workers ' in table
   assert '\na note\n' in table
-  with open(os.path.join(workdir, 'error.png'), 'rb') as file:
+  with open(os.path.join(workdir, 'error-fixed.png'), 'rb') as file:
     assert file.read().startswith(b'\x89PNG')
-  results = read_json(workdir, 'results.json')['']
+  results = read_json(workdir, 'results.json')['fixed']
   assert set(results) == {'asgd', 'ga'}
   for method, line in results.items():
     assert set(line) == {'1', '3'}
@@ -805,14 +783,15 @@ def parabola(settings):
     ((1e-5, 1e-4), {1e-5, 1e-4, 1e-3, 0.01, 0.1}),
     ((0.01, 0.1), {0.001, 0.01, 0.1}),
     ((0.002, 0.01), {0.002, 0.01, 0.05}),
-    ((0.01,), {0.003162, 0.01, 0.03162}),
+    ((0.01,), {0.00316, 0.01, 0.0316}),
   ],
 )
 def test_best_rate_is_bracketed(tmp_path, fake_training, rates, tried):
   trained = fake_training(parabola)
   cells, _ = cells_in(tmp_path)
   base = settings_of(method='ga', rule_params=(('momentum', 0.5),))
-  best, scores = grid.best_rate(cells, base, rates, (0, 1))
+  best, scores, found = grid.best_rate(cells, base, rates, (0, 1))
+  assert found
   assert best == dataclasses.replace(base, learning_rate=0.01)
   assert set(scores) == tried
   assert scores[0.01] == 0
@@ -830,7 +809,9 @@ def test_best_rate_counts_a_diverged_run_as_all_wrong(tmp_path, fake_training):
 
   fake_training(error_of)
   cells, _ = cells_in(tmp_path)
-  best, scores = grid.best_rate(cells, settings_of(), (0.01, 0.1, 1.0), (0, 1))
+  rates = (0.01, 0.1, 1.0)
+  best, scores, found = grid.best_rate(cells, settings_of(), rates, (0, 1))
+  assert found
   assert best.learning_rate == 0.1
   assert scores[1.0] == pytest.approx((0.2 + 1.0) / 2)
 
@@ -848,7 +829,9 @@ def test_best_rate_takes_the_smaller_of_equals(
 ):
   trained = fake_training(lambda settings: errors[settings.learning_rate])
   cells, _ = cells_in(tmp_path)
-  best, scores = grid.best_rate(cells, settings_of(), tuple(errors), (0,))
+  rates = tuple(errors)
+  best, scores, found = grid.best_rate(cells, settings_of(), rates, (0,))
+  assert found
   assert best.learning_rate == best_rate
   assert scores == errors
   assert len(trained) == 4
@@ -858,7 +841,8 @@ def test_best_rate_takes_the_smaller_of_equals(
 def test_best_rate_gives_up(tmp_path, fake_training, error):
   trained = fake_training(lambda settings: error)
   cells, _ = cells_in(tmp_path)
-  best, scores = grid.best_rate(cells, settings_of(), (0.1, 1.0), (0,))
+  best, scores, found = grid.best_rate(cells, settings_of(), (0.1, 1.0), (0,))
+  assert not found
   assert len(trained) == 2 + grid.MAX_EXTENSIONS
   assert best.learning_rate == min(scores)
 

@@ -224,10 +224,10 @@ def test_points_are_means_at_their_workers(monkeypatch):
   assert band[:, 1].max() == pytest.approx(4.0 + math.sqrt(2.0))
 
 
-@pytest.mark.xfail(
-  strict=True, reason='ga_jax/plots.py has 8 looks for 11 methods'
-)
 def test_every_method_has_its_own_look(monkeypatch):
   axes = drawn(monkeypatch, CELLS['many methods'])
-  looks = {(line.get_color(), line.get_marker()) for line in axes.lines}
+  looks = {
+    (line.get_color(), line.get_marker(), line.get_linestyle())
+    for line in axes.lines
+  }
   assert len(looks) == len(CELLS['many methods'])

@@ -259,13 +259,16 @@ def test_a_missing_argument_is_a_type_error(name, missing):
 @pytest.mark.parametrize(
   ('make', 'message'),
   [
-    (lambda: rules.asgd(-1.0), 'learning_rate must be >= 0'),
+    (lambda: rules.asgd(-1.0), 'learning_rate must be finite and >= 0'),
     (lambda: rules.asgd(0.1, momentum=1.0), 'momentum must be'),
     (lambda: rules.asgd(0.1, weight_decay=float('nan')), 'weight_decay must'),
-    (lambda: rules.gap_aware(0.1, decay=1.0), 'decay must be > 0'),
-    (lambda: rules.gap_aware(0.1, eps=0.0), 'eps must be > 0'),
+    (lambda: rules.gap_aware(0.1, decay=1.0), 'decay must be finite and > 0'),
+    (lambda: rules.gap_aware(0.1, eps=0.0), 'eps must be finite and > 0'),
     (lambda: rules.gap_aware(0.1, granularity='layer'), "'parameter' or"),
-    (lambda: rules.dc_asgd(0.1, dc_lambda=-1.0), 'coefficient must be >= 0'),
+    (
+      lambda: rules.dc_asgd(0.1, dc_lambda=-1.0),
+      'dc_lambda must be finite and >= 0',
+    ),
     (lambda: rules.multi_asgd(0.1, 0), 'num_workers must be at least 1'),
     (lambda: rules.multi_steps(rules.asgd(0.1), 0), 'every_k must be'),
   ],

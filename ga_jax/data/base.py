@@ -187,8 +187,10 @@ def load_augmented(resident, indices, key):
 
 def _checked(name: str, inputs: np.ndarray, labels: np.ndarray):
   """One split in the form in which it is stored, or a DataError."""
-  if inputs.ndim < 2 or len(inputs) == 0:
+  if inputs.ndim < 2:
     raise DataError(f'{name} inputs must be [n, ...], got {inputs.shape}')
+  if len(inputs) == 0:
+    raise DataError(f'{name} split is empty')
   if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
     raise DataError(
       f'{name} labels must be integers of shape [n], got '
