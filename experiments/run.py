@@ -1,5 +1,6 @@
 """Runs one setting on the simulated cluster and sums it up."""
 
+import contextlib
 import dataclasses
 import functools
 import importlib.metadata
@@ -260,12 +261,25 @@ def _summarise(settings, the_task, result, clock, per_epoch) -> dict[str, Any]:
     'workers': settings.workers,
     'learning_rate': settings.learning_rate,
     'seed': settings.seed,
-    'device': jax.devices()[0].device_kind,
+    'device': device_name(),
   }
 
 
 def _mean(values) -> float | None:
   return float(values.mean()) if len(values) else None
+
+
+def device_name() -> str:
+  """What computes: the accelerator's kind, or the CPU's model and cores."""
+  kind = jax.devices()[0].device_kind
+  if jax.default_backend() != 'cpu':
+    return kind
+  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+    for line in file:
+      if line.startswith('model name'):
+        kind = line.split(':', 1)[1].strip()
+        break
+  return f'{kind} ({os.cpu_count()} cores)'
 
 
 def versions() -> dict[str, str]:
@@ -276,7 +290,7 @@ def versions() -> dict[str, str]:
     'ga_jax': ga_jax.__version__,
     'python': platform.python_version(),
     **found,
-    'device': jax.devices()[0].device_kind,
+    'device': device_name(),
     'cpu_count': str(os.cpu_count()),
   }
 
