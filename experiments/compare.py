@@ -113,7 +113,7 @@ def _check_lists(workers):
 
 def _check_sweeps(rates, momenta):
   rising = all(a < b for a, b in zip((0.0, *rates), rates, strict=False))
-  if not (rising and all(rate < 1e38 for rate in rates)):
+  if not (rising and all(1e-30 <= rate <= 1e30 for rate in rates)):
     text = ','.join(str(v) for v in rates)
     raise settings_lib.SettingError(
       'learning_rates', text, 'must be positive, finite and increasing'
@@ -121,6 +121,11 @@ def _check_sweeps(rates, momenta):
   if rates and not flags.FLAGS.holdout:
     raise settings_lib.SettingError(
       'holdout', 0, '--learning_rates needs a validation split: at least 1'
+    )
+  if len(set(momenta)) < len(momenta) or not all(0 <= m < 1 for m in momenta):
+    text = ','.join(str(v) for v in momenta)
+    raise settings_lib.SettingError(
+      'momenta', text, 'must be different numbers from 0 to below 1'
     )
   for one, sweep, values in (
     ('momentum', 'momenta', momenta),

@@ -76,9 +76,10 @@ class Cells:
 
 
 def cell_name(settings: settings_lib.Settings) -> str:
-  """A file name that differs wherever settings differ."""
+  """A file name that differs wherever settings or versions differ."""
   text = json.dumps(
-    metrics.to_json(dataclasses.asdict(settings)), sort_keys=True
+    [metrics.to_json(dataclasses.asdict(settings)), run.versions()],
+    sort_keys=True,
   )
   digest = hashlib.sha256(text.encode()).hexdigest()[:10]
   s = settings

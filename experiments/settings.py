@@ -124,7 +124,10 @@ def _check_numbers(s: Settings):
     _require(flag, getattr(s, flag), getattr(s, flag) >= low, f'at least {low}')
   _require('seed', s.seed, 0 <= s.seed < 2**31, 'from 0 to 2147483647')
   for flag in ('learning_rate', 'epochs', 'decay_factor'):
-    _finite(flag, getattr(s, flag), 'positive', lambda v: 0 < v < 1e38)
+    accepted = 'from 1e-30 to 1e30'
+    _finite(flag, getattr(s, flag), accepted, lambda v: 1e-30 <= v <= 1e30)
+  _finite('epochs', s.epochs, 'at most 1e6', lambda v: v <= 1e6)
+  _finite('warmup_epochs', s.warmup_epochs, 'at most 1e6', lambda v: v <= 1e6)
   for flag in ('warmup_epochs', 'latency'):
     _finite(flag, getattr(s, flag), 'at least 0', lambda v: v >= 0)
   _require('bandwidth', s.bandwidth, s.bandwidth > 0, 'positive')
@@ -134,8 +137,8 @@ def _check_numbers(s: Settings):
   _require(
     'boundaries',
     ','.join(str(b) for b in s.boundaries),
-    increasing and all(math.isfinite(b) for b in s.boundaries),
-    'increasing epochs above 0',
+    increasing and all(b <= 1e6 for b in s.boundaries),
+    'increasing epochs above 0 and up to 1e6',
   )
   if s.schedule == 'step' and not s.boundaries:
     raise SettingError('schedule', 'step', 'needs --boundaries=EPOCH,...')

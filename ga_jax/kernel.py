@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import optax
 
 from ga_jax.rules import base, gap
+from ga_jax.rules.multi_asgd import TracePerWorkerState
 
 
 class Snapshot(NamedTuple):
@@ -79,16 +80,17 @@ def init(
   Raises:
     ValueError: a rule with per-worker buffers under an averaging policy.
   """
-  if accumulates and rule.per_worker:
-    raise ValueError(
-      'this rule keeps a momentum buffer per worker, so the gradients of '
-      'several workers cannot be averaged into one round: choose a policy that '
-      'applies each gradient (asynchronous), or another rule'
-    )
+  check_rule(rule, accumulates)
   params, model_state = jax.tree.map(
     lambda x: jnp.array(x, copy=True), (params, model_state)
   )
   opt_state = rule.init(params)
+  if _keeps_total(opt_state) and not rule.looks_ahead:
+    raise ValueError(
+      'this chain hides the look-ahead of a DANA rule, so workers would be '
+      'sent the wrong parameters: build it with ga_jax.chain instead of '
+      'optax.chain, inject_hyperparams or another wrapper'
+    )
   state = ServerState(
     params=params,
     opt_state=opt_state,
@@ -100,6 +102,41 @@ def init(
   return (
     state._replace(round=_empty_round(rule, state)) if accumulates else state
   )
+
+
+def check_rule(
+  rule: base.AsyncOptimizer, accumulates: bool, num_workers: int | None = None
+):
+  """Raises a ValueError where a rule does not fit a policy or a run.
+
+  Args:
+    rule: the server rule.
+    accumulates: whether a round may hold several gradients.
+    num_workers: workers of the run, where they are known.
+  """
+  if rule.num_workers is None:
+    return
+  if accumulates:
+    raise ValueError(
+      'this rule keeps a momentum buffer per worker, so the gradients of '
+      'several workers cannot be averaged into one round: choose a policy that '
+      'applies each gradient (asynchronous), or another rule'
+    )
+  if num_workers is not None and num_workers > rule.num_workers:
+    raise ValueError(
+      f'this rule keeps {rule.num_workers} momentum buffers, one per worker, '
+      f'but the run has num_workers={num_workers}'
+    )
+
+
+def _keeps_total(opt_state) -> bool:
+  """Whether a state holds the sum over workers that a look-ahead is made of."""
+
+  def is_trace(node):
+    return isinstance(node, TracePerWorkerState)
+
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_trace)
+  return any(is_trace(n) and n.total is not None for n in nodes)
 
 
 def snapshot(rule: base.AsyncOptimizer, state: ServerState) -> Snapshot:
@@ -245,12 +282,17 @@ def _extra(state: ServerState, arrival: Arrival):
 def _fold(state: ServerState, arrival: Arrival, momentum: float):
   """Folds a worker's running averages into the server's.
 
-  ra ← returned + m (ra_now − ra_sent): what the worker added to what it was
-  sent is added to what is there now. One worker is exactly the model's own
-  average; the plain difference instead would diverge.
+  ra ← returned + m^b (ra_now − ra_sent) for a ticket of b batches: what the
+  worker added to what it was sent is added to what is there now. One worker is
+  exactly the model's own average; the plain difference instead would diverge.
   """
+  kept = base.float_scalar(momentum) ** arrival.num_batches.astype(
+    base.float_scalar(momentum).dtype
+  )
   return jax.tree.map(
-    lambda returned, now, sent: returned + momentum * (now - sent),
+    lambda returned, now, sent: (
+      returned + kept.astype(jnp.result_type(now)) * (now - sent)
+    ),
     arrival.model_state,
     state.model_state,
     arrival.sent.model_state,
@@ -286,8 +328,5 @@ def _corrected_like(rule: base.AsyncOptimizer, state: ServerState):
 
 
 def _empty_round(rule: base.AsyncOptimizer, state: ServerState) -> Round:
-  total = jax.tree.map(
-    lambda c: jnp.zeros(c.shape, base.float_dtype(c)),
-    _corrected_like(rule, state),
-  )
+  total = jax.tree.map(base.accumulator_like, _corrected_like(rule, state))
   return Round(total, base.float_scalar(0.0), jnp.zeros([], jnp.int32))

@@ -110,6 +110,8 @@ class Ledger:
     Returns:
       The tickets that ended with it.
     """
+    if worker_id not in self.workers:
+      raise ValueError(f'worker {worker_id} is not here')
     self.workers.remove(worker_id)
     if worker_id in self.ready:
       self.ready.remove(worker_id)
@@ -229,8 +231,8 @@ class Ledger:
     elif action == Action.APPLY and self._in_round:
       self._close(event.time)
     revoked = self._revoke(restart, event.time, Kind.RESTART) if restart else ()
-    self.ready.extend(start)
-    self.ready.extend(restart)
+    self.ready.extend(w for w in start if w not in self.ready)
+    self.ready.extend(w for w in restart if w not in self.ready)
     return revoked, decision
 
   def _close(self, time):

@@ -143,8 +143,10 @@ class Server:
     """
     if num_workers < 1:
       raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+    self._rule = base.lift(rule)
+    kernel.check_rule(self._rule, policy.accumulates, num_workers)
     compiled = kernel.compiled(
-      fixed(rule), float(stats_momentum), policy.accumulates
+      fixed(self._rule), float(stats_momentum), policy.accumulates
     )
     self._core = ServerCore(
       compiled, (), params, model_state, policy.accumulates
@@ -153,7 +155,6 @@ class Server:
       policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket
     )
     self._num_workers = num_workers
-    self._grad_spec = _spec(self._core.state.params)
     for worker_id in range(num_workers):
       self._ledger.join(worker_id)
 
@@ -187,7 +188,14 @@ class Server:
     Returns:
       `Work`, or None where the worker must wait for others or no batch is left
       (`finished` says which).
+
+    Raises:
+      ValueError: no such worker.
     """
+    if worker_id not in self._ledger.workers:
+      raise ValueError(
+        f'worker {worker_id} is not here, only {sorted(self._ledger.workers)}'
+      )
     issued = self._ledger.ticket(worker_id, time)
     if issued is None:
       return None
@@ -220,8 +228,8 @@ class Server:
         structure, shape or dtype; nothing is changed and the ticket still
         stands.
     """
-    _check_like('grads', grads, self._grad_spec)
-    _check_like('model_state', model_state, _spec(self.model_state))
+    _check_like('grads', grads, self.params)
+    _check_like('model_state', model_state, self.model_state)
     receipt = self._ledger.arrive(ticket, time, loss)
     metrics = None
     if receipt.action in (Action.APPLY, Action.ACCUMULATE):
@@ -241,6 +249,24 @@ class Server:
       self._core.close()
     return Outcome(receipt, metrics)
 
+  def add_worker(self, worker_id: int, time: float = 0.0):
+    """A worker comes in; it may then ask for tickets.
+
+    Raises:
+      ValueError: it is here already, or the rule has no buffer for it.
+    """
+    kernel.check_rule(self._rule, False, worker_id + 1)
+    self._ledger.join(worker_id, time)
+    self._num_workers = max(self._num_workers, worker_id + 1)
+
+  def remove_worker(self, worker_id: int, time: float = 0.0):
+    """A worker goes; its batches are issued again, its answers are refused."""
+    before = self._ledger.version
+    for ended in self._ledger.leave(worker_id, time):
+      self._core.release(ended.version)
+    if self._ledger.version > before:  # the others' round is complete now
+      self._core.close()
+
   def trace(self) -> trace.Trace:
     """The record so far."""
     return self._ledger.trace(self._num_workers)
@@ -253,11 +279,16 @@ def _spec(tree):
   }
 
 
-def _check_like(name, tree, expected):
-  got = _spec(tree)
+def _check_like(name, tree, like):
+  expected, got = _spec(like), _spec(tree)
   for path in {**expected, **got}:
     if got.get(path) != expected.get(path):
       raise ValueError(
         f'{name} differ from the server at leaf {path or "(root)"}: got '
         f'{got.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
       )
+  if jax.tree.structure(tree) != jax.tree.structure(like):
+    raise ValueError(
+      f'{name} differ from the server in structure: got '
+      f'{jax.tree.structure(tree)}, expected {jax.tree.structure(like)}'
+    )

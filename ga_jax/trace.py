@@ -1,5 +1,6 @@
 """The trace: everything that happened, enough to compute the run again."""
 
+import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -43,9 +44,9 @@ class Trace(NamedTuple):
 
   def save(self, path: str):
     """Writes an .npz file, whole or not at all."""
-    with metrics.replacing(path) as partial:
+    with metrics.replacing(path) as partial, open(partial, 'wb') as file:
       np.savez_compressed(
-        partial,
+        file,
         events=self.events,
         num_workers=self.num_workers,
         num_batches=self.num_batches,
@@ -58,7 +59,13 @@ class Trace(NamedTuple):
     Raises:
       TraceError: the file is no trace.
     """
-    with np.load(path) as data:
+    try:
+      data = np.load(path)
+    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+      raise TraceError(f'{path} cannot be read: {error}') from error
+    if not isinstance(data, np.lib.npyio.NpzFile):
+      raise TraceError(f'{path} holds one array, which is no trace')
+    with data:
       if set(data.files) != {'events', 'num_workers', 'num_batches'}:
         raise TraceError(f'{path} holds {data.files}, which is no trace')
       trace = cls(
@@ -112,7 +119,7 @@ def _verify_rows(events):
   for i, row in enumerate(events.tolist()):
     (time, event, worker, ticket, read, *fields, action, _, staleness) = row
     where = f'row {i} (worker {worker}, ticket {ticket})'
-    if time < now:
+    if not time >= now:  # NaN is no time
       raise TraceError(f'{where}: time {time} after {now}')
     now = time
     if event == Kind.ISSUE:

@@ -40,7 +40,7 @@ EVERY_RULE = [
 
 def accumulating_rules():
   """Rules that can average a round."""
-  return [name for name, make in RULES.items() if not make(0.1).per_worker]
+  return [name for name, make in RULES.items() if make(0.1).num_workers is None]
 
 
 @functools.cache

@@ -8,6 +8,7 @@ import pytest
 
 import ga_jax
 from ga_jax import clocks, models, policies, programs, rules, server
+from ga_jax.policies.base import Action, Decision, Kind, Policy
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import reference
 from tests import cases
@@ -356,3 +357,106 @@ def test_a_plain_optax_chain_cannot_hide_a_gap_under_an_averaging_policy():
   with pytest.raises(TypeError, match=r'ga_jax\.chain'):
     ga_jax.simulate(loss_fn, params, batch_fn, hidden, **arguments)
   ga_jax.simulate(loss_fn, params, batch_fn, shown, **arguments)
+
+
+def scripted(script):
+  """A policy that answers arrivals in turn: (action, weight, restart)."""
+
+  def decide(state, event):
+    if event.kind != Kind.ARRIVE:
+      return state, Decision(start=(event.worker_id,))
+    action, weight, restart = script[state % len(script)]
+    restart = tuple(w for w in restart if w != event.worker_id)
+    return state + 1, Decision(action, weight, (event.worker_id,), restart)
+
+  return Policy(init=lambda: 0, decide=decide, accumulates=True)
+
+
+def test_weights_discards_restarts_and_keys_mean_the_same_to_all(x64):
+  del x64
+  policy = scripted(
+    [
+      (Action.ACCUMULATE, 2.0, ()),
+      (Action.DISCARD, 1.0, ()),
+      (Action.ACCUMULATE, 0.5, (1,)),
+      (Action.APPLY, 1.0, ()),
+      (Action.APPLY, 0.0, (2,)),
+      (Action.ACCUMULATE, 0.0, ()),
+    ]
+  )
+
+  def loss_fn(params, model_state, batch, key):
+    noisy = batch + jax.random.normal(key, batch.shape)
+    mean = 0.9 * model_state['m'] + 0.1 * noisy.mean()
+    return jnp.mean((jnp.tanh(noisy) - params) ** 2), {'m': mean}
+
+  def batch_fn(batch_id):
+    return np.random.default_rng(batch_id).normal(size=8)
+
+  rule, stats = rules.gap_aware(0.02), {'m': np.float64(0)}
+  params = np.float64(0)
+  runs = [
+    ga_jax.simulate(
+      loss_fn,
+      params,
+      batch_fn,
+      rule,
+      policy=policy,
+      clock=clocks.heterogeneous(1),
+      num_workers=4,
+      num_batches=61,
+      model_state=stats,
+      executor=executor,
+    )
+    for executor in ('fast', 'exact')
+  ]
+  trace = runs[0].trace
+  trace.verify()
+  assert trace.applied()['attempt'].max() > 0
+  job = job_lib.Job(
+    loss_fn=loss_fn,
+    source=job_lib.Source(batch_fn),
+    rule_fn=server.fixed(rule),
+    hparams=(),
+    params=params,
+    model_state=stats,
+    stats_momentum=0.9,
+    program=programs.gradient,
+    accumulates=True,
+    seed=0,
+  )
+  plain = reference.execute(job, trace)
+  for run_ in runs:
+    assert cases.distance(run_.params, plain.params) < 1e-10
+    assert cases.distance(run_.state.model_state, plain.model_state) < 1e-10
+
+
+def test_a_hidden_look_ahead_and_missing_buffers_are_refused():
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  arguments = {
+    'policy': policies.asynchronous(),
+    'clock': clocks.constant(),
+    'num_workers': 3,
+    'num_batches': 4,
+    'model_state': stats,
+  }
+  hidden = optax.chain(optax.clip(1.0), rules.dana_zero(0.1, 3))
+  with pytest.raises(ValueError, match=r'ga_jax\.chain'):
+    ga_jax.simulate(loss_fn, params, batch_fn, hidden, **arguments)
+  shown = ga_jax.chain(optax.clip(1.0), rules.dana_zero(0.1, 3))
+  ga_jax.simulate(loss_fn, params, batch_fn, shown, **arguments)
+  with pytest.raises(ValueError, match='keeps 2 momentum buffers'):
+    ga_jax.simulate(
+      loss_fn, params, batch_fn, rules.dana_zero(0.1, 2), **arguments
+    )
+  with pytest.raises(ValueError, match='keeps 2 momentum buffers'):
+    ga_jax.Server(
+      params,
+      rules.multi_asgd(0.1, 2),
+      policies.asynchronous(),
+      num_workers=3,
+      num_batches=4,
+      model_state=stats,
+    )
+  with pytest.raises(ValueError, match='multi_steps averages'):
+    ga_jax.multi_steps(rules.dana_zero(0.1, 2), 2)

@@ -526,7 +526,7 @@ BAD_COMPARISONS = [
   ('--learning_rates', ['--learning_rates=0.1,0.01', '--holdout=9']),
   ('--learning_rates', ['--learning_rates=0,0.01', '--holdout=9']),
   ('--momentum', ['--momenta=0.5', '--momentum=0.9']),
-  ('--momentum=1.5', ['--momenta=0.5,1.5']),
+  ('--momenta=0.5,1.5', ['--momenta=0.5,1.5']),
   ('--momentum', ['--methods=ga,ga_adam', '--momentum=0.9']),
   ('--policy', ['--methods=ga,dana_ga', '--policy=synchronous']),
   ('--batch_size', ['--batch_size=1438']),

@@ -274,6 +274,17 @@ def test_multi_steps_uses_each_mini_steps_own_stale_parameters(x64):
     params = optax.apply_updates(params, second)
 
 
+def test_multi_steps_accumulates_bfloat16_in_float32():
+  opt = ga_jax.multi_steps(optax.sgd(1.0), every_k=256)
+  params = jnp.zeros(1, jnp.bfloat16)
+  state = opt.init(params)
+  update = jax.jit(opt.update)
+  for i in range(256):
+    grads = jnp.full(1, 1.0 + i / 255, jnp.bfloat16)
+    updates, state = update(grads, state, params)
+  np.testing.assert_allclose(float(updates[0]), -1.5, rtol=0.01)
+
+
 @pytest.mark.optax_promotes
 def test_multi_steps_of_one_is_the_rule_itself():
   params = tree(0, 'float32')

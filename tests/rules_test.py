@@ -171,7 +171,11 @@ def test_state_pickles_and_maps(name):
   again = pickle.loads(pickle.dumps(jax.device_get(state)))
   assert cases.same_bits(state, again)
   doubled = optax.tree.map_params(rule, lambda x: 2 * x, state)
+  before = sum(np.abs(cases.flat(state)))
   assert jax.tree.structure(doubled) == jax.tree.structure(state)
+  # Everything that is a tree like the parameters was mapped, and is not zero.
+  grows = sum(np.abs(cases.flat(doubled))) - before
+  assert grows > 0.1
 
 
 @every_rule

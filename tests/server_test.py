@@ -156,3 +156,64 @@ def test_rule_and_policy_that_do_not_go_together():
     make_server(rules.dana_zero(0.1, 2), policies.synchronous())
   with pytest.raises(ValueError, match='num_workers'):
     make_server(num_workers=0)
+
+
+def test_workers_come_and_go():
+  server = make_server(
+    rules.asgd(0.1, momentum=0.0), policies.synchronous(), 3, 4
+  )
+  grads = {'w': jnp.ones(3)}
+  work = [server.ticket(worker) for worker in range(3)]
+  server.submit(work[0].ticket, grads)
+  server.submit(work[1].ticket, grads)
+  assert server.version == 0
+  server.remove_worker(2)  # the barrier stands among those that are left
+  assert server.version == int(server.state.version) == 1
+  assert server.submit(work[2].ticket, grads).receipt.action == Action.REFUSE
+  with pytest.raises(ValueError, match='worker 2 is not here'):
+    server.ticket(2)
+  server.add_worker(3)
+  work = [server.ticket(worker) for worker in (0, 3)]
+  assert work[0].ticket.first_batch == 2  # what worker 2 had
+  for one in work:
+    server.submit(one.ticket, grads)
+  assert server.finished
+  server.trace().verify()
+
+
+def test_statistics_of_tickets_with_several_batches_stay_bounded():
+  server = ga_jax.Server(
+    {'w': jnp.zeros(())},
+    rules.asgd(1e-3),
+    policies.asynchronous(),
+    num_workers=16,
+    num_batches=1600,
+    model_state={'mean': jnp.zeros(())},
+    batches_per_ticket=10,
+  )
+  work = {w: server.ticket(w) for w in range(16)}
+  while not server.finished:
+    for w, one in list(work.items()):
+      mean = one.model_state['mean']
+      for _ in range(one.ticket.num_batches):  # every batch has the mean 5
+        mean = 0.9 * mean + 0.1 * 5.0
+      server.submit(one.ticket, {'w': jnp.ones(())}, model_state={'mean': mean})
+      work.pop(w)
+      if more := server.ticket(w):
+        work[w] = more
+  np.testing.assert_allclose(server.model_state['mean'], 5.0, rtol=1e-3)
+
+
+def test_gradients_of_another_structure_keep_the_ticket_standing():
+  server = ga_jax.Server(
+    {'w': (jnp.ones(2), jnp.ones(2))},
+    rules.asgd(0.1),
+    policies.asynchronous(),
+    num_workers=1,
+    num_batches=1,
+  )
+  work = server.ticket(0)
+  with pytest.raises(ValueError, match='structure'):
+    server.submit(work.ticket, {'w': [jnp.ones(2), jnp.ones(2)]})
+  outcome = server.submit(work.ticket, {'w': (jnp.ones(2), jnp.ones(2))})
+  assert outcome.receipt.action == Action.APPLY

@@ -4,7 +4,12 @@ One method, one file; one line in `RULES`.
 """
 
 from ga_jax.rules.asgd import asgd
-from ga_jax.rules.base import AsyncOptimizer, chain, lift
+from ga_jax.rules.base import (
+  AsyncOptimizer,
+  chain,
+  lift,
+  scale_by_learning_rate,
+)
 from ga_jax.rules.dana_ga import dana_ga
 from ga_jax.rules.dana_zero import dana_zero
 from ga_jax.rules.dc_asgd import dc_asgd
@@ -43,6 +48,7 @@ __all__ = [
   'multi_steps',
   'penalize_gap',
   'scale_by_gap',
+  'scale_by_learning_rate',
   'scale_by_staleness',
   'staleness_aware',
 ]

@@ -40,8 +40,8 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
     step: `step(corrected, state, params, *, count, **extra) -> (updates,
       state)`, once per closed round.
     lookahead: `lookahead(params, state) -> params`, what workers are sent.
-    per_worker: True where `step` keeps a buffer per worker, so that the
-      gradients of several workers cannot be averaged before it.
+    num_workers: number of buffers where `step` keeps one per worker, so that
+      the gradients of several workers cannot be averaged before it; else None.
 
   The extra arguments, all optional unless a rule says otherwise:
 
@@ -56,10 +56,10 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
   correct: Callable[..., Any]
   step: Callable[..., Any]
   lookahead: Callable[..., Any]
-  per_worker: bool
+  num_workers: int | None
 
   def __new__(
-    cls, init, correct, step, *, lookahead=_same_params, per_worker=False
+    cls, init, correct, step, *, lookahead=_same_params, num_workers=None
   ):
     def update(grads, state, params=None, **extra):
       corrected, state = correct(grads, state, params, **extra)
@@ -69,8 +69,13 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
     self.correct = correct
     self.step = step
     self.lookahead = lookahead
-    self.per_worker = per_worker
+    self.num_workers = num_workers
     return self
+
+  @property
+  def looks_ahead(self) -> bool:
+    """Whether workers are sent anything but the server's parameters."""
+    return self.lookahead is not _same_params
 
   @property
   def corrects(self) -> bool:
@@ -153,12 +158,15 @@ def chain(*links: optax.GradientTransformation) -> AsyncOptimizer:
       params = rule.lookahead(params, link_state)
     return params
 
+  buffers = [rule.num_workers for rule in rules if rule.num_workers is not None]
+  ahead = any(rule.looks_ahead for rule in rules)
+
   return AsyncOptimizer(
     init,
     correct if cut >= 0 else _pass_through,
     step,
-    lookahead=lookahead,
-    per_worker=any(rule.per_worker for rule in rules),
+    lookahead=lookahead if ahead else _same_params,
+    num_workers=min(buffers, default=None),
   )
 
 
@@ -169,7 +177,7 @@ def with_lookahead(rule: AsyncOptimizer, lookahead) -> AsyncOptimizer:
     rule.correct,
     rule.step,
     lookahead=lookahead,
-    per_worker=rule.per_worker,
+    num_workers=rule.num_workers,
   )
 
 
@@ -269,6 +277,14 @@ def float_dtype(leaf):
   """The dtype in which to accumulate for `leaf`: float32 or wider, real."""
   dtype = jnp.finfo(jnp.result_type(leaf)).dtype
   return jnp.dtype('float32') if dtype.itemsize < 4 else dtype
+
+
+def accumulator_like(leaf) -> jax.Array:
+  """Zeros to sum leaves like this one in: float32 or wider, complex kept."""
+  complex_leaf = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
+  return jnp.zeros(
+    leaf.shape, leaf.dtype if complex_leaf else float_dtype(leaf)
+  )
 
 
 def check_number(name, value, *, low=None, below=None, above=None):

@@ -64,7 +64,7 @@ def dana_ga(
 
   rule = base.chain(
     base.decayed_weights(weight_decay, weight_decay_mask),
-    base.AsyncOptimizer(link.init, correct, link.step, per_worker=True),
+    base.AsyncOptimizer(link.init, correct, link.step, num_workers=num_workers),
     base.scale_by_learning_rate(learning_rate),
   )
   return base.with_lookahead(rule, dana_lookahead(momentum, link='direction'))

@@ -36,7 +36,9 @@ def dana_lookahead(momentum: float, link: str | None = None):
 
     def ahead(p, total):
       step = (rate.learning_rate * momentum).astype(total.dtype)
-      return (jnp.asarray(p) - step * total).astype(jnp.result_type(p))
+      return (jnp.asarray(p).astype(total.dtype) - step * total).astype(
+        jnp.result_type(p)
+      )
 
     return jax.tree.map(ahead, params, traces.total)
 

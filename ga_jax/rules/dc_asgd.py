@@ -37,7 +37,7 @@ def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:
     gap.check_stale_params('compensate_delay', stale_params, params)
 
     def compensate(g, p, ps):
-      moved = jnp.asarray(p).astype(g.dtype) - jnp.asarray(ps).astype(g.dtype)
+      moved = (jnp.asarray(p) - jnp.asarray(ps)).astype(g.dtype)
       return g + dc_lambda * g * g * moved  # eq. 10
 
     return jax.tree.map(compensate, grads, params, stale_params), state

@@ -63,6 +63,11 @@ def check_stale_params(name: str, stale_params, params):
         'stale_params (inside optax.masked or optax.partition pass '
         'mask_compatible_extra_args=True)'
       )
+  if jax.tree.structure(params) != jax.tree.structure(stale_params):
+    raise ValueError(
+      f'{name}: params are {jax.tree.structure(params)}, stale_params are '
+      f'{jax.tree.structure(stale_params)}'
+    )
 
 
 def gap_rms(params, stale_params) -> jax.Array:
@@ -73,7 +78,9 @@ def gap_rms(params, stale_params) -> jax.Array:
       jax.tree.leaves(params), jax.tree.leaves(stale_params), strict=True
     )
   ]
-  return jnp.sqrt(base.tree_sum(squares) / max(base.tree_size(params), 1))
+  return jnp.sqrt(
+    base.tree_sum(squares) / float(max(base.tree_size(params), 1))
+  )
 
 
 def distance(leaf, stale_leaf) -> jax.Array:
@@ -165,7 +172,7 @@ def metrics_of(params, stale_params, penalties) -> GapMetrics:
   for g in leaves:
     if g.size:
       largest = jnp.maximum(largest, base.float_scalar(jnp.max(g)))
-  mean = total / max(base.tree_size(penalties), 1)
+  mean = total / float(max(base.tree_size(penalties), 1))
   return GapMetrics(
     mean_gap=gap_rms(params, stale_params),
     penalty=base.Penalty(mean=mean, max=largest),

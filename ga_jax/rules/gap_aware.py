@@ -73,9 +73,10 @@ def scale_by_gap(
       scalar from the root mean squares over all parameters.
 
   Returns:
-    An `AsyncOptimizer` that emits directions; a learning rate must follow.
-    `update` requires `stale_params=`, the parameters the gradient was computed
-    at (TypeError without; ValueError where their tree differs). Where
+    An `AsyncOptimizer` that emits directions; a learning rate must follow
+    (`ga_jax.rules.scale_by_learning_rate` counts what `max_learning_rate`
+    counts). `update` requires `stale_params=`, the parameters the gradient was
+    computed at (TypeError without; ValueError where their tree differs). Where
     `staleness=` is passed and 0 there is no penalty.
 
   Examples:
@@ -83,7 +84,7 @@ def scale_by_gap(
     >>> rule = ga_jax.chain(
     ...     optax.clip(1.0),
     ...     ga_jax.scale_by_gap(optax.scale_by_adam(), max_learning_rate=1e-3),
-    ...     optax.scale_by_learning_rate(1e-3))
+    ...     ga_jax.rules.scale_by_learning_rate(1e-3))
   """
   return _scale_by_gap(
     direction, max_learning_rate, decay, eps, granularity, None, None
@@ -197,7 +198,7 @@ def _scale_by_gap(
       )
     else:
       squares = [jnp.sum(base.abs_sq(u)) for u in jax.tree.leaves(updates)]
-      mean = base.tree_sum(squares) / max(base.tree_size(updates), 1)
+      mean = base.tree_sum(squares) / float(max(base.tree_size(updates), 1))
       second = moment(state.second_moment, mean)
     state = state._replace(
       count=optax.safe_increment(state.count),
@@ -207,7 +208,7 @@ def _scale_by_gap(
     return updates, state
 
   return base.AsyncOptimizer(
-    init, correct, step, per_worker=direction.per_worker
+    init, correct, step, num_workers=direction.num_workers
   )
 
 

@@ -22,7 +22,7 @@ class TracePerWorkerState(NamedTuple):
   """State of `trace_per_worker`."""
 
   traces: optax.Updates  # v, each leaf [num_workers, *shape of the parameter].
-  total: optax.Updates | None  # S = Σ_j v_j, like params, where it is kept.
+  total: optax.Updates | None  # S = Σ_j v_j, like params, float32 or wider.
 
 
 def trace_per_worker(
@@ -48,7 +48,7 @@ def trace_per_worker(
 
     return TracePerWorkerState(
       traces=jax.tree.map(buffers, params),
-      total=jax.tree.map(jnp.zeros_like, params) if keep_total else None,
+      total=jax.tree.map(_zeros, params) if keep_total else None,
     )
 
   def step(grads, state, params=None, *, worker_id=None, **extra):
@@ -70,13 +70,22 @@ def trace_per_worker(
     )
     total = state.total
     if keep_total:
-      total = jax.tree.map(lambda s, n, o: s + (n - o), total, new, old)
+      total = jax.tree.map(
+        lambda s, n, o: s + (n.astype(s.dtype) - o.astype(s.dtype)),
+        total,
+        new,
+        old,
+      )
     return new, TracePerWorkerState(traces=traces, total=total)
 
   rule = base.lift(optax.GradientTransformationExtraArgs(init, step))
   return base.AsyncOptimizer(
-    rule.init, rule.correct, rule.step, per_worker=True
+    rule.init, rule.correct, rule.step, num_workers=num_workers
   )
+
+
+def _zeros(leaf):
+  return base.accumulator_like(jnp.asarray(leaf))
 
 
 def multi_asgd(

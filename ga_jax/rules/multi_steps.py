@@ -19,7 +19,7 @@ class MultiStepsState(NamedTuple):
   """State of `multi_steps`."""
 
   mini_step: jax.typing.ArrayLike  # shape=(), dtype=int32, below every_k.
-  corrected: Any  # running mean of the corrected gradients.
+  corrected: Any  # running mean of the corrected gradients, >= float32.
   inner: optax.OptState
 
 
@@ -44,6 +44,11 @@ def multi_steps(
   if every_k < 1:
     raise ValueError(f'every_k must be at least 1, got {every_k}')
   rule = base.lift(rule)
+  if rule.num_workers is not None:
+    raise ValueError(
+      'multi_steps averages gradients, which a rule with a buffer per worker '
+      'cannot'
+    )
 
   def init(params):
     inner = rule.init(params)
@@ -55,7 +60,7 @@ def multi_steps(
       params,
       inner,
     )
-    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), corrected)
+    zeros = jax.tree.map(base.accumulator_like, corrected)
     return MultiStepsState(jnp.zeros([], jnp.int32), zeros, inner)
 
   def update(grads, state, params=None, **extra):
@@ -63,13 +68,14 @@ def multi_steps(
     corrected, inner = rule.correct(grads, state.inner, params, **extra)
     mini = state.mini_step
     mean = jax.tree.map(
-      lambda m, c: m + (c - m) / (mini + 1).astype(c.dtype),
+      lambda m, c: m + (c.astype(m.dtype) - m) / (mini + 1).astype(m.dtype),
       state.corrected,
       corrected,
     )
 
     def emit(mean, inner):
-      updates, inner = rule.step(mean, inner, params, **extra)
+      narrow = jax.tree.map(lambda m, c: m.astype(c.dtype), mean, corrected)
+      updates, inner = rule.step(narrow, inner, params, **extra)
       return updates, inner, jax.tree.map(jnp.zeros_like, mean)
 
     def hold(mean, inner):

@@ -80,9 +80,10 @@ def penalize_gap(
     squares = jax.tree.map(
       lambda p, old: base.abs_sq(gap.distance(p, old)), params, state.previous
     )
-    moved = state.started & jnp.any(
-      jnp.stack([jnp.any(sq > 0) for sq in jax.tree.leaves(squares)])
-    )
+    moved = jnp.zeros([], bool)
+    for square in jax.tree.leaves(squares):
+      moved |= jnp.any(square > 0)
+    moved &= state.started
     count = jnp.where(moved, optax.safe_increment(state.count), state.count)
     bias = -jnp.expm1(base.float_scalar(count) * log_decay(decay))
     bias = jnp.where(bias > 0, bias, 1.0)

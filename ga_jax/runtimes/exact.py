@@ -51,7 +51,8 @@ def execute(
     trace: a `Trace`.
     observe: `observe(arrivals_so_far, state, metrics) -> stop`, called every
       `block` applied arrivals with that block's metrics.
-    block: arrivals between two observations; `align` or 1 by default.
+    block: arrivals between two observations, the last one may be shorter;
+      `align` or 1 by default.
     align: see `block`.
 
   Returns:
@@ -67,7 +68,8 @@ def execute(
   start = job_lib.worker_program(
     job.program, job.loss_fn, job.source.load_fn, job.source.resident
   ).init
-  worker_states, log = {}, []
+  worker_states, log, observed = {}, [], 0
+  total = len(trace.applied())
   for row in trace.events.tolist():
     (_, event, worker, ticket_id, version, *fields, action, weight, stale) = row
     if event == Kind.ISSUE:
@@ -76,14 +78,12 @@ def execute(
     if event == Kind.CLOSE:
       core.close()
       continue
-    if event == Kind.LEAVE:
-      worker_states.pop(worker, None)  # whoever comes back starts anew
     if ticket_id < 0 or action == Action.REFUSE:
       continue
     ticket = ledger.Ticket(ticket_id, worker, version, *fields)
     if event == Kind.ARRIVE and action in (Action.APPLY, Action.ACCUMULATE):
       if worker not in worker_states:
-        worker_states[worker] = start(core.state.params)
+        worker_states[worker] = start(job.params)
       submission, worker_states[worker] = answer(
         worker_states[worker],
         core.store.read(version),
@@ -107,12 +107,12 @@ def execute(
     core.release(version)
     if (
       observe
-      and log
-      and len(log) % block == 0
-      and event == Kind.ARRIVE
-      and observe(len(log), core.state, stacked(log[-block:]))
+      and len(log) > observed
+      and (len(log) % block == 0 or len(log) == total)
     ):
-      break
+      fresh, observed = stacked(log[observed:]), len(log)
+      if observe(observed, core.state, fresh):
+        break
   return core.state, stacked(log), len(log)
 
 

@@ -57,7 +57,7 @@ def execute(job: job_lib.Job, trace):
         jax.random.key(job.seed), first, number, int(row['attempt'])
       )
       answer, workers[worker] = program.run(
-        workers.get(worker, program.init(params)),
+        workers.get(worker, program.init(job.params)),
         kernel.Snapshot(snapshot, sent_stats),
         job_lib.host_batches(source, first, number),
         keys,
@@ -72,7 +72,9 @@ def execute(job: job_lib.Job, trace):
       round_.append((float(row['weight']), corrected))
       in_round += number
       stats = jax.tree.map(
-        lambda returned, now, was: returned + m * (now - was),
+        lambda returned, now, was, kept=m**number: (
+          returned + kept * (now - was)
+        ),
         answer.model_state,
         stats,
         sent_stats,

@@ -171,8 +171,19 @@ def simulate(
     accumulates=policy.accumulates,
     seed=seed,
   )
+  per_ticket = program(loss_fn).num_batches
+  if num_batches % per_ticket:
+    raise ValueError(
+      f'num_batches={num_batches} must be a multiple of the {per_ticket} '
+      'batches that the program takes per ticket'
+    )
+  kernel.check_rule(job.rule_fn(job.hparams), job.accumulates, num_workers)
   trace = schedule(
-    policy, clock, num_workers=num_workers, num_batches=num_batches
+    policy,
+    clock,
+    num_workers=num_workers,
+    num_batches=num_batches,
+    batches_per_ticket=per_ticket,
   )
   state, metrics, executed = EXECUTORS[executor](
     job, trace, observe=observe, block=block, align=align
