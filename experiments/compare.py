@@ -28,6 +28,7 @@ from experiments import (
   protocols,
   run,
   tables,
+  task,
 )
 from experiments import settings as settings_lib
 from ga_jax import metrics, plots
@@ -80,7 +81,7 @@ def prepare() -> tuple[protocols.Plan, str]:
     for n in workers
   }
   baselines = {m: one(_BASELINE.value, 1, m) for m in momenta} if rates else {}
-  run.task.source_of(next(iter(settings.values())))
+  task.source_of(next(iter(settings.values())))
   plan = protocols.Plan(
     settings, workers, rates, baselines, tuple(range(_SEEDS.value))
   )

@@ -69,9 +69,7 @@ class Cells:
     try:
       with open(path) as file:
         return json.load(file)
-    except FileNotFoundError:
-      return None
-    except ValueError:  # not JSON: somebody damaged it, so compute it again
+    except (FileNotFoundError, ValueError):  # not there, or damaged: not JSON
       return None
 
 

@@ -282,6 +282,7 @@ def device_name() -> str:
   return f'{kind} ({os.cpu_count()} cores)'
 
 
+@functools.cache
 def versions() -> dict[str, str]:
   """Versions of everything the numbers depend on."""
   names = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint')
@@ -321,8 +322,7 @@ def load_settings(workdir: str) -> settings_lib.Settings:
   with open(os.path.join(workdir, 'config.json')) as file:
     config = json.load(file)
   config['boundaries'] = tuple(config['boundaries'])
-  for name in ('rule_params',):
-    config[name] = tuple(tuple(pair) for pair in config[name])
+  config['rule_params'] = tuple(tuple(pair) for pair in config['rule_params'])
   return settings_lib.Settings(**config)
 
 

@@ -17,7 +17,7 @@ import time
 
 from absl import flags
 
-from experiments import cli, methods, progress, run
+from experiments import cli, methods, progress, run, task
 from experiments import settings as settings_lib
 from ga_jax import metrics
 
@@ -43,7 +43,7 @@ def prepare() -> tuple[settings_lib.Settings, str]:
     learning_rate=_LEARNING_RATE.value,
     seed=_SEED.value,
   )
-  run.task.source_of(settings)
+  task.source_of(settings)  # reads the data, or says why it cannot
   workdir = _WORKDIR.value or os.path.join(
     'runs', f'{_METHOD.value}-{time.strftime("%Y%m%d-%H%M%S")}'
   )

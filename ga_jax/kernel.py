@@ -286,9 +286,8 @@ def _fold(state: ServerState, arrival: Arrival, momentum: float):
   worker added to what it was sent is added to what is there now. One worker is
   exactly the model's own average; the plain difference instead would diverge.
   """
-  kept = base.float_scalar(momentum) ** arrival.num_batches.astype(
-    base.float_scalar(momentum).dtype
-  )
+  m = base.float_scalar(momentum)
+  kept = m ** arrival.num_batches.astype(m.dtype)
   return jax.tree.map(
     lambda returned, now, sent: (
       returned + kept.astype(jnp.result_type(now)) * (now - sent)
