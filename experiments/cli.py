@@ -1,24 +1,35 @@
 """Flags that the scripts share, and how they fail: one line, exit code 2."""
 
+import dataclasses
 import os
 import sys
 from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from experiments import methods
+from experiments import parts
 from experiments import settings as settings_lib
-from ga_jax import clocks, data, models, policies, programs, rules
+from ga_jax import data, models
 
 _DEFAULTS = settings_lib.Settings()
+_DEFINE = {
+  float: flags.DEFINE_float,
+  int: flags.DEFINE_integer,
+  bool: flags.DEFINE_bool,
+  str: flags.DEFINE_string,
+}
 
 
 def _names(table) -> str:
   return '|'.join(table)
 
 
-def define_run_flags():
-  """Defines the flags of `Settings`, but for method, workers and sweeps."""
+def define_run_flags(without: tuple[str, ...] = ()):
+  """Defines the flags of `Settings`, but for method, workers and sweeps.
+
+  Args:
+    without: names that the script sweeps itself.
+  """
   d = _DEFAULTS
   flags.DEFINE_string('dataset', d.dataset, _names(data.DATASETS))
   flags.DEFINE_string(
@@ -29,29 +40,22 @@ def define_run_flags():
   )
   flags.DEFINE_bool('augment', d.augment, 'random crop and horizontal flip')
   flags.DEFINE_string('model', d.model, _names(models.MODELS))
+  for part, table in parts.TABLES.items():
+    flags.DEFINE_string(
+      part, getattr(d, part), f"instead of the method's: {_names(table)}"
+    )
+  for name, (kind, about) in parts.PARAMETERS.items():
+    if name != 'momentum':  # the scripts' own: one of them sweeps it
+      _DEFINE[kind](name, None, about)
+  if 'clock' not in without:
+    flags.DEFINE_string('clock', d.clock, _names(settings_lib.CLOCKS))
   flags.DEFINE_string(
-    'rule', d.rule, f"instead of the method's: {_names(rules.RULES)}"
+    'clock_times', d.clock_times, 'trace.npz whose times --clock=recorded plays'
   )
-  flags.DEFINE_string(
-    'policy', d.policy, f"instead of the method's: {_names(policies.POLICIES)}"
+  flags.DEFINE_list(
+    'stalls', [], 'WORKER:TIME:DURATION,... in mean batch times (simulated)'
   )
-  flags.DEFINE_string(
-    'program',
-    d.program,
-    f"instead of the method's: {_names(programs.PROGRAMS)}",
-  )
-  flags.DEFINE_string(
-    'compression',
-    d.compression,
-    f"instead of the method's: {_names(methods.COMPRESSIONS)}",
-  )
-  flags.DEFINE_float('weight_decay', None, 'L2 coefficient (default 0)')
-  flags.DEFINE_bool('nesterov', None, 'Nesterov momentum (default no)')
-  flags.DEFINE_float('dc_lambda', None, 'λ of dc_asgd (default 0.04)')
-  flags.DEFINE_string('granularity', None, 'of ga: parameter|global')
-  flags.DEFINE_float('b1', None, 'first decay of ga_adam (default 0.9)')
-  flags.DEFINE_float('b2', None, 'second decay of ga_adam (default 0.999)')
-  flags.DEFINE_string('clock', d.clock, _names(clocks.CLOCKS))
+  flags.DEFINE_list('deaths', [], 'WORKER:TIME,... (simulated)')
   flags.DEFINE_float(
     'latency', d.latency, 'per message, in mean batch times (simulated)'
   )
@@ -78,7 +82,7 @@ def run_settings(method: str, **own) -> settings_lib.Settings:
 
   Args:
     method: the named method.
-    **own: fields that the script's own flags set; `rule_params` among them are
+    **own: fields that the script's own flags set; `parameters` among them are
       added to those given as flags.
 
   Returns:
@@ -86,40 +90,78 @@ def run_settings(method: str, **own) -> settings_lib.Settings:
   """
   values = flags.FLAGS
   fields = {
-    name: getattr(values, name)
-    for name in (
-      'dataset',
-      'data_path',
-      'holdout',
-      'augment',
-      'model',
-      'rule',
-      'policy',
-      'program',
-      'compression',
-      'clock',
-      'latency',
-      'bandwidth',
-      'epochs',
-      'batch_size',
-      'schedule',
-      'decay_factor',
-      'warmup_epochs',
-      'executor',
-    )
+    field.name: getattr(values, field.name)
+    for field in dataclasses.fields(settings_lib.Settings)
+    if field.name in values and field.name not in own
   }
   fields['boundaries'] = number_list('boundaries', values.boundaries, float)
+  fields['stalls'] = fault_list('stalls', values.stalls, 3)
+  fields['deaths'] = fault_list('deaths', values.deaths, 2)
   given = {
     name: getattr(values, name)
-    for name in settings_lib.RULE_FLAGS
+    for name in parts.PARAMETERS
     if name in values and getattr(values, name) is not None
   }
-  given.update(own.pop('rule_params', {}))
+  given.update(own.pop('parameters', {}))
   return settings_lib.check(
     settings_lib.Settings(
-      method=method, rule_params=tuple(sorted(given.items())), **fields, **own
+      **{
+        **fields,
+        'method': method,
+        'parameters': tuple(sorted(given.items())),
+        **own,
+      }
     )
   )
+
+
+def check_names(flag: str, names: list[str], table):
+  """Raises a SettingError unless names are of a table, none of them twice."""
+  if not names:
+    raise settings_lib.SettingError(flag, '', 'must name at least one')
+  text = ','.join(names)
+  if len(set(names)) < len(names):
+    raise settings_lib.SettingError(flag, text, 'names something twice')
+  unknown = [name for name in names if name not in table]
+  if unknown:
+    raise settings_lib.SettingError(
+      flag, text, f'{unknown[0]} is none of {", ".join(table)}'
+    )
+
+
+def check_rates(rates: tuple[float, ...]):
+  """Raises a SettingError unless a grid of rates can be swept."""
+  rising = all(a < b for a, b in zip((0.0, *rates), rates, strict=False))
+  if not (rising and all(1e-30 <= rate <= 1e30 for rate in rates)):
+    text = ','.join(str(v) for v in rates)
+    raise settings_lib.SettingError(
+      'learning_rates', text, 'must be positive, finite and increasing'
+    )
+  if rates and not flags.FLAGS.holdout:
+    raise settings_lib.SettingError(
+      'holdout', 0, '--learning_rates needs a validation split: at least 1'
+    )
+
+
+def fault_list(flag: str, values, length: int) -> tuple:
+  """Faults given as WORKER:TIME or WORKER:TIME:DURATION.
+
+  Raises:
+    SettingError: one of them is not of that form.
+  """
+  form = ':'.join(('WORKER', 'TIME', 'DURATION')[:length])
+  try:
+    faults = tuple(
+      (int(worker), *map(float, times))
+      for worker, *times in (value.split(':') for value in values)
+    )
+  except ValueError:
+    faults = ((),)
+  if any(len(fault) != length for fault in faults):
+    raise settings_lib.SettingError(
+      flag, ','.join(values), f'must be {form},... with numbers'
+    )
+  return faults
 
 
 def number_list(flag: str, values, kind: type) -> tuple:
@@ -179,6 +221,8 @@ def launch(main: Callable[[], None], prepare: Callable[[], object]):
       _fail(str(error))
     try:
       main(prepared)
+    except BrokenPipeError:  # | head
+      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
       print('interrupted: what was finished is kept', file=sys.stderr)
       sys.exit(130)

@@ -70,7 +70,7 @@ def prepare() -> tuple[protocols.Plan, str]:
       method,
       workers=n,
       learning_rate=rates[0] if rates else _LEARNING_RATE.value,
-      rule_params=params,
+      parameters=params,
     )
 
   momenta = momenta or (_MOMENTUM.value,)
@@ -89,40 +89,15 @@ def prepare() -> tuple[protocols.Plan, str]:
 
 
 def _check_lists(workers):
-  for flag, values in (
-    ('workers', workers),
-    ('methods', _METHODS.value),
-  ):
-    if not values:
-      raise settings_lib.SettingError(flag, '', 'must name at least one')
-    if len(set(values)) < len(values):
-      text = ','.join(str(v) for v in values)
-      raise settings_lib.SettingError(flag, text, 'names something twice')
-  for flag, names in (
-    ('methods', _METHODS.value),
-    ('baseline', [_BASELINE.value]),
-  ):
-    unknown = [name for name in names if name not in methods.METHODS]
-    if unknown:
-      known = ', '.join(methods.METHODS)
-      raise settings_lib.SettingError(
-        flag, ','.join(names), f'{unknown[0]} is none of {known}'
-      )
+  cli.check_names('workers', [str(n) for n in workers], _WORKERS.value)
+  cli.check_names('methods', _METHODS.value, methods.METHODS)
+  cli.check_names('baseline', [_BASELINE.value], methods.METHODS)
   if _SEEDS.value < 1:
     raise settings_lib.SettingError('seeds', _SEEDS.value, 'must be at least 1')
 
 
 def _check_sweeps(rates, momenta):
-  rising = all(a < b for a, b in zip((0.0, *rates), rates, strict=False))
-  if not (rising and all(1e-30 <= rate <= 1e30 for rate in rates)):
-    text = ','.join(str(v) for v in rates)
-    raise settings_lib.SettingError(
-      'learning_rates', text, 'must be positive, finite and increasing'
-    )
-  if rates and not flags.FLAGS.holdout:
-    raise settings_lib.SettingError(
-      'holdout', 0, '--learning_rates needs a validation split: at least 1'
-    )
+  cli.check_rates(rates)
   if len(set(momenta)) < len(momenta) or not all(0 <= m < 1 for m in momenta):
     text = ','.join(str(v) for v in momenta)
     raise settings_lib.SettingError(

@@ -19,7 +19,7 @@ MAX_EXTENSIONS = 6  # steps by which a grid of rates grows at each edge
 
 def momentum_of(settings: settings_lib.Settings) -> float | None:
   """The momentum given explicitly, None for the rule's own."""
-  return dict(settings.rule_params).get('momentum')
+  return dict(settings.parameters).get('momentum')
 
 
 def with_values(
@@ -28,13 +28,13 @@ def with_values(
   momentum: float | None,
 ) -> settings_lib.Settings:
   """The same run with another learning rate and momentum."""
-  params = dict(settings.rule_params)
+  params = dict(settings.parameters)
   if momentum is not None:
     params['momentum'] = momentum
   return dataclasses.replace(
     settings,
     learning_rate=learning_rate,
-    rule_params=tuple(sorted(params.items())),
+    parameters=tuple(sorted(params.items())),
   )
 
 

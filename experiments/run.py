@@ -17,26 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import ga_jax
-from experiments import schedules, task
+from experiments import assembly, schedules, task
 from experiments import settings as settings_lib
-from ga_jax import checkpoint, clocks, metrics, policies, programs, rules
-
-# Rule parameters that are numbers are given to the compiled code as arguments,
-# so that another learning rate or momentum compiles nothing again.
-TRACED = ('momentum', 'weight_decay', 'dc_lambda')
-
-
-class RuleSpec(NamedTuple):
-  """What the compiled code of a rule depends on; equal specs share it."""
-
-  rule: str
-  schedule: schedules.Schedule
-  static: tuple[tuple[str, object], ...]
-
-  def __call__(self, hparams) -> rules.AsyncOptimizer:
-    hparams = dict(hparams)
-    rate = self.schedule.at(hparams.pop('learning_rate'))
-    return rules.RULES[self.rule](rate, **dict(self.static), **hparams)
+from ga_jax import checkpoint, clocks, metrics
+from ga_jax.policies.base import Kind
+from ga_jax.programs import base as programs
 
 
 class Progress(NamedTuple):
@@ -56,26 +41,28 @@ class Run(NamedTuple):
   result: ga_jax.Result
 
 
-def rule_of(settings: settings_lib.Settings, total: int, per_epoch: int):
-  """The rule of a run: `(rule_fn, hparams)`."""
-  arguments = settings.rule_arguments()
-  spec = RuleSpec(
-    settings.parts().rule,
-    schedules.Schedule(
-      kind=settings.schedule,
-      warmup=round(settings.warmup_epochs * per_epoch),
-      warmup_start=1.0 / settings.workers,
-      boundaries=tuple(round(b * per_epoch) for b in settings.boundaries),
-      factor=settings.decay_factor,
-      total=total if settings.schedule == 'cosine' else 0,
-    ),
-    tuple(sorted((k, v) for k, v in arguments.items() if k not in TRACED)),
+def assembled(
+  settings: settings_lib.Settings, total: int, per_epoch: int
+) -> assembly.Assembled:
+  """The parts of a run of `total` batches."""
+  schedule = schedules.Schedule(
+    kind=settings.schedule,
+    warmup=round(settings.warmup_epochs * per_epoch),
+    warmup_start=1.0 / settings.workers,
+    boundaries=tuple(round(b * per_epoch) for b in settings.boundaries),
+    factor=settings.decay_factor,
+    total=total if settings.schedule == 'cosine' else 0,
   )
-  if not spec.schedule.warmup:  # do not compile anew for another N
-    spec = spec._replace(schedule=spec.schedule._replace(warmup_start=1.0))
-  hparams = {k: v for k, v in arguments.items() if k in TRACED}
-  hparams = {'learning_rate': settings.learning_rate, **hparams}
-  return spec, {k: np.float32(v) for k, v in hparams.items()}
+  if not schedule.warmup:  # do not compile anew for another N
+    schedule = schedule._replace(warmup_start=1.0)
+  method = assembly.assembled(
+    settings.parts(),
+    dict(settings.parameters),
+    settings.workers,
+    settings.learning_rate,
+    schedule,
+  )
+  return method._replace(hparams=jax.tree.map(np.float32, method.hparams))
 
 
 def train(
@@ -99,28 +86,29 @@ def train(
   per_epoch = task.batches_per_epoch(settings)
   total = max(1, round(settings.epochs * per_epoch))
   params, model_state = _initial(settings)
-  rule_fn, hparams = rule_of(settings, total, per_epoch)
-  clock = clock_of(settings, params)
+  method = assembled(settings, total, per_epoch)
+  messages = message_bytes(the_task, method, params, model_state)
+  clock = clock_of(settings, messages)
   watch = _Watch(the_task, per_epoch, total, observe, evaluate_epochs)
   result = ga_jax.simulate(
     the_task.loss_fn,
     params,
     source,
-    rule_fn,
-    hparams=hparams,
-    policy=policies.POLICIES[settings.parts().policy](),
+    method.rule_fn,
+    hparams=method.hparams,
+    policy=method.policy,
     clock=clock,
     num_workers=settings.workers,
     num_batches=total,
     model_state=model_state,
     stats_momentum=the_task.model.stats_momentum,
     seed=settings.seed,
-    program=programs.PROGRAMS[settings.parts().program],
+    program=method.program_fn,
     executor=settings.executor,
     align=per_epoch,
     observe=watch,
   )
-  summary = _summarise(settings, the_task, result, clock, per_epoch)
+  summary = _summarise(settings, the_task, result, clock, messages)
   wall = time.perf_counter() - started
   rate = watch.rate()
   summary['wall_seconds'] = wall
@@ -130,14 +118,44 @@ def train(
   return Run(summary, result)
 
 
-def clock_of(settings: settings_lib.Settings, params) -> clocks.Clock:
+class MessageBytes(NamedTuple):
+  """Sizes on the wire, in bytes."""
+
+  pull: int  # what a worker is sent
+  push: int  # what it submits
+
+
+def message_bytes(the_task, method, params, model_state) -> MessageBytes:
+  """The sizes of a run's messages, model statistics included."""
+  program = method.program(the_task.loss_fn)
+  statistics = programs.nbytes(model_state)
+  return MessageBytes(
+    programs.nbytes(params) + statistics,
+    program.message_bytes(params) + statistics,
+  )
+
+
+def clock_of(
+  settings: settings_lib.Settings, messages: MessageBytes
+) -> clocks.Clock:
   """The clock of a run; one batch takes 1 time unit on average."""
-  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  if settings.clock == 'recorded':
+    events = ga_jax.Trace.load(settings.clock_times).events
+    clock = clocks.recorded(times=clocks.recorded_times(events))
+  else:
+    clock = clocks.CLOCKS[settings.clock](settings.seed)
+  for worker, time_, duration in settings.stalls:
+    clock = clocks.with_fault(
+      clock, worker_id=worker, time=time_, duration=duration
+    )
+  for worker, time_ in settings.deaths:
+    clock = clocks.with_fault(clock, worker_id=worker, time=time_)
   return clocks.with_communication(
-    clocks.CLOCKS[settings.clock](settings.seed),
+    clock,
     latency=settings.latency,
     bandwidth=settings.bandwidth,
-    message_bytes=size,
+    pull_bytes=messages.pull,
+    push_bytes=messages.push,
   )
 
 
@@ -232,7 +250,7 @@ def evaluate(the_task: task.Task, state) -> dict[str, float | None]:
   return {'test_error': test, 'validation_error': validation}
 
 
-def _summarise(settings, the_task, result, clock, per_epoch) -> dict[str, Any]:
+def _summarise(settings, the_task, result, clock, messages) -> dict[str, Any]:
   arrivals = result.trace.applied()[: result.executed]
   seen = {k: v[np.isfinite(v)] for k, v in result.metrics.items()}
   finite = np.isfinite(result.metrics['loss']).all() and all(
@@ -243,19 +261,25 @@ def _summarise(settings, the_task, result, clock, per_epoch) -> dict[str, Any]:
   if finite:
     errors = evaluate(the_task, result.state)
   simulated = float(arrivals['time'][-1])
+  batches = int(result.metrics['num_batches'].sum())
+  per_epoch = task.batches_per_epoch(settings)
+  last_epoch = max(1, per_epoch * result.executed // batches)  # in arrivals
   return {
     **errors,
-    'train_loss': _mean(seen['loss'][-per_epoch:]) if finite else None,
+    'train_loss': _mean(seen['loss'][-last_epoch:]) if finite else None,
     'updates': int(result.state.version),
-    'batches': result.executed,
-    'epochs': result.executed / per_epoch,
+    'batches': batches,
+    'epochs': batches / per_epoch,
     'mean_staleness': float(arrivals['staleness'].mean()),
     'max_staleness': int(arrivals['staleness'].max()),
     'mean_gap': _mean(seen['gap']),
     'mean_penalty': _mean(seen['mean_penalty']),
     'max_penalty': float(seen['max_penalty'].max(initial=1.0)),
     'simulated_time': simulated,
-    'simulated_speedup': result.executed * clock.mean / simulated,
+    'simulated_speedup': batches * clock.mean / simulated,
+    'wasted_work': result.trace.wasted(),
+    'bytes_pulled': messages.pull * result.trace.number_of(Kind.ISSUE),
+    'bytes_pushed': messages.push * result.trace.number_of(Kind.ARRIVE),
     'diverged': not finite,
     'method': settings.method,
     'workers': settings.workers,
@@ -322,7 +346,8 @@ def load_settings(workdir: str) -> settings_lib.Settings:
   with open(os.path.join(workdir, 'config.json')) as file:
     config = json.load(file)
   config['boundaries'] = tuple(config['boundaries'])
-  config['rule_params'] = tuple(tuple(pair) for pair in config['rule_params'])
+  for name in ('parameters', 'stalls', 'deaths'):
+    config[name] = tuple(tuple(item) for item in config[name])
   return settings_lib.Settings(**config)
 
 

@@ -45,3 +45,6 @@ class Schedule(NamedTuple):
       return value
 
     return rate
+
+
+CONSTANT = Schedule('constant', 0, 1.0, (), 1.0, 0)

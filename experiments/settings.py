@@ -4,21 +4,12 @@ import dataclasses
 import math
 import os
 
-from experiments import methods
-from ga_jax import clocks, data, models, policies, programs, rules
+from experiments import assembly, methods, parts
+from ga_jax import clocks, data, models
 
 SCHEDULES = ('constant', 'step', 'cosine')
 EXECUTORS = ('fast', 'exact')
-# Parameters of rules that have a flag of their own beside --learning_rate.
-RULE_FLAGS = (
-  'momentum',
-  'nesterov',
-  'weight_decay',
-  'dc_lambda',
-  'granularity',
-  'b1',
-  'b2',
-)
+CLOCKS = (*clocks.CLOCKS, 'recorded')
 
 
 class SettingError(ValueError):
@@ -30,7 +21,7 @@ class SettingError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-  """One run. `rule_params` holds what was given explicitly for the rule."""
+  """One run. `parameters` holds what was given explicitly for its parts."""
 
   dataset: str = 'digits'
   data_path: str = ''
@@ -42,9 +33,12 @@ class Settings:
   policy: str = ''
   program: str = ''
   compression: str = ''
-  rule_params: tuple[tuple[str, object], ...] = ()
+  parameters: tuple[tuple[str, object], ...] = ()
   workers: int = 1
   clock: str = 'homogeneous'
+  clock_times: str = ''
+  stalls: tuple[tuple[int, float, float], ...] = ()
+  deaths: tuple[tuple[int, float], ...] = ()
   latency: float = 0.0
   bandwidth: float = math.inf
   epochs: float = 20.0
@@ -67,19 +61,21 @@ class Settings:
     named = methods.METHODS[self.method]
     own = {
       part: getattr(self, part)
-      for part in ('rule', 'policy', 'program', 'compression')
-      if getattr(self, part)
+      for part in methods.PARTS
+      if getattr(self, part) not in ('', getattr(named, part))
     }
-    if own.get('rule', named.rule) != named.rule:
-      own['fixed'] = ()  # what the name implied was for another rule
-    return named._replace(**own)
+    replaced = {
+      parameter
+      for part in own
+      for parameter in parts.reads(part, getattr(named, part))
+    }
+    # What the name implied for a part that was replaced goes with it.
+    fixed = tuple(pair for pair in named.fixed if pair[0] not in replaced)
+    return named._replace(fixed=fixed, **own)
 
-  def rule_arguments(self) -> dict[str, object]:
-    """Everything the rule is built with beside its learning rate."""
-    arguments = {**dict(self.parts().fixed), **dict(self.rule_params)}
-    if 'num_workers' in methods.rule_parameters(self.parts().rule):
-      arguments['num_workers'] = self.workers
-    return arguments
+  def arguments(self) -> dict[str, dict[str, object]]:
+    """What every part is built with beside its learning rate."""
+    return parts.arguments(self.parts(), dict(self.parameters), self.workers)
 
 
 def check(settings: Settings) -> Settings:
@@ -94,6 +90,7 @@ def check(settings: Settings) -> Settings:
   _check_names(settings)
   _check_numbers(settings)
   _check_parts(settings)
+  _check_faults(settings)
   return settings
 
 
@@ -102,21 +99,24 @@ def _check_names(s: Settings):
     ('dataset', data.DATASETS),
     ('model', models.MODELS),
     ('method', methods.METHODS),
-    ('clock', clocks.CLOCKS),
+    ('clock', CLOCKS),
     ('schedule', SCHEDULES),
     ('executor', EXECUTORS),
   ):
     _one_of(flag, getattr(s, flag), table)
-  for flag, table in (
-    ('rule', rules.RULES),
-    ('policy', policies.POLICIES),
-    ('program', programs.PROGRAMS),
-    ('compression', methods.COMPRESSIONS),
-  ):
+  for flag, table in parts.TABLES.items():
     if getattr(s, flag):
       _one_of(flag, getattr(s, flag), table)
-  if s.data_path and not os.path.exists(s.data_path):
-    raise SettingError('data_path', s.data_path, 'no such file or folder')
+  for flag in ('data_path', 'clock_times'):
+    path = getattr(s, flag)
+    if path and not os.path.exists(path):
+      raise SettingError(flag, path, 'no such file or folder')
+  if (s.clock == 'recorded') != bool(s.clock_times):
+    raise SettingError(
+      'clock_times',
+      s.clock_times,
+      'a trace.npz for --clock=recorded, and for no other clock',
+    )
 
 
 def _check_numbers(s: Settings):
@@ -151,26 +151,30 @@ def _check_numbers(s: Settings):
 
 
 def _check_parts(s: Settings):
-  parts = s.parts()
-  known = methods.rule_parameters(parts.rule)
-  for name, value in s.rule_params:
-    if name not in known:
-      raise SettingError(
-        name,
-        value,
-        f'rule {parts.rule} (method {s.method}) does not read it; it reads '
-        + ', '.join(sorted(known & set(RULE_FLAGS))),
+  given = dict(s.parameters)
+  try:
+    assembly.assembled(s.parts(), given, s.workers, s.learning_rate)
+  except parts.ParameterError as error:
+    named = error.name in parts.PARAMETERS or hasattr(s, error.name)
+    flag = error.name if named else 'method'
+    got = given.get(flag, getattr(s, flag, ''))
+    got = got or getattr(s.parts(), flag, got)
+    raise SettingError(flag, got, str(error)) from error
+
+
+def _check_faults(s: Settings):
+  for flag, faults in (('stalls', s.stalls), ('deaths', s.deaths)):
+    for fault in faults:
+      text = ':'.join(f'{value:g}' for value in fault)
+      worker, *times = fault
+      fine = 0 <= worker < s.workers and all(
+        math.isfinite(t) and t >= 0 for t in times
       )
-  try:
-    methods.check(parts)
-  except ValueError as error:
-    raise SettingError('policy', parts.policy, str(error)) from error
-  try:
-    rules.RULES[parts.rule](s.learning_rate, **s.rule_arguments())
-  except ValueError as error:
-    name = str(error).split(' ', 1)[0]
-    arguments = {'learning_rate': s.learning_rate, **s.rule_arguments()}
-    raise SettingError(name, arguments.get(name, ''), str(error)) from error
+      fine = fine and (flag == 'deaths' or times[1] > 0)
+      accepted = f'a worker below {s.workers} and times of at least 0'
+      _require(flag, text, fine, accepted)
+  if len({worker for worker, _ in s.deaths}) >= s.workers:
+    raise SettingError('deaths', len(s.deaths), 'must leave a worker alive')
 
 
 def _one_of(flag: str, value: str, table):

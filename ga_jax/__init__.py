@@ -1,6 +1,6 @@
 """Asynchronous training in JAX: Gap-Aware and what it is compared with."""
 
-from ga_jax import clocks, policies, rules
+from ga_jax import clocks, compression, policies, programs, rules
 from ga_jax.kernel import ServerState, Snapshot
 from ga_jax.ledger import Ledger, Receipt, Ticket
 from ga_jax.rules import (
@@ -15,8 +15,9 @@ from ga_jax.rules import (
   penalize_gap,
   scale_by_gap,
 )
+from ga_jax.runtimes.cluster import schedule
 from ga_jax.runtimes.job import Source
-from ga_jax.runtimes.simulate import Result, schedule, simulate
+from ga_jax.runtimes.simulate import Result, simulate
 from ga_jax.server import Server
 from ga_jax.trace import Trace, TraceError
 
@@ -37,6 +38,7 @@ __all__ = [
   'TraceError',
   'chain',
   'clocks',
+  'compression',
   'gap_aware',
   'gap_aware_adam',
   'gap_metrics',
@@ -44,6 +46,7 @@ __all__ = [
   'multi_steps',
   'penalize_gap',
   'policies',
+  'programs',
   'rules',
   'scale_by_gap',
   'schedule',

@@ -14,7 +14,6 @@ import jax.numpy as jnp
 import optax
 
 from ga_jax.rules import base, gap
-from ga_jax.rules.multi_asgd import TracePerWorkerState
 
 
 class Snapshot(NamedTuple):
@@ -78,18 +77,19 @@ def init(
     A `ServerState`.
 
   Raises:
-    ValueError: a rule with per-worker buffers under an averaging policy.
+    ValueError: a rule that cannot average under a policy that does, or whose
+      look-ahead is hidden by a wrapper.
   """
   check_rule(rule, accumulates)
   params, model_state = jax.tree.map(
     lambda x: jnp.array(x, copy=True), (params, model_state)
   )
   opt_state = rule.init(params)
-  if _keeps_total(opt_state) and not rule.looks_ahead:
+  if _holds_lookahead(opt_state) and not rule.looks_ahead:
     raise ValueError(
-      'this chain hides the look-ahead of a DANA rule, so workers would be '
-      'sent the wrong parameters: build it with ga_jax.chain instead of '
-      'optax.chain, inject_hyperparams or another wrapper'
+      'this chain hides the look-ahead of a rule (DANA, LWP, SMEGA2 ...), so '
+      'workers would be sent the wrong parameters: build it with ga_jax.chain '
+      'instead of optax.chain, inject_hyperparams or another wrapper'
     )
   state = ServerState(
     params=params,
@@ -114,29 +114,44 @@ def check_rule(
     accumulates: whether a round may hold several gradients.
     num_workers: workers of the run, where they are known.
   """
-  if rule.num_workers is None:
-    return
-  if accumulates:
+  if accumulates and not rule.averages:
     raise ValueError(
       'this rule keeps a momentum buffer per worker, so the gradients of '
       'several workers cannot be averaged into one round: choose a policy that '
       'applies each gradient (asynchronous), or another rule'
     )
-  if num_workers is not None and num_workers > rule.num_workers:
+  buffers = rule.num_workers
+  if None not in (num_workers, buffers) and num_workers > buffers:
     raise ValueError(
-      f'this rule keeps {rule.num_workers} momentum buffers, one per worker, '
+      f'this rule keeps {buffers} momentum buffers, one per worker, '
       f'but the run has num_workers={num_workers}'
     )
 
 
-def _keeps_total(opt_state) -> bool:
-  """Whether a state holds the sum over workers that a look-ahead is made of."""
+def check_momentum(stats_momentum: float | None, model_state) -> float:
+  """The momentum of running statistics; 0 where there are none.
 
-  def is_trace(node):
-    return isinstance(node, TracePerWorkerState)
+  Raises:
+    ValueError: there are statistics, and no momentum in [0, 1].
+  """
+  if not jax.tree.leaves(model_state):
+    return 0.0
+  if stats_momentum is None or not 0 <= stats_momentum <= 1:
+    raise ValueError(
+      'stats_momentum must be the momentum of the running statistics in '
+      'model_state, from 0 to 1 (0.99 in flax.linen.BatchNorm unless it is '
+      f'set there), got {stats_momentum}'
+    )
+  return float(stats_momentum)
 
-  nodes = jax.tree.leaves(opt_state, is_leaf=is_trace)
-  return any(is_trace(n) and n.total is not None for n in nodes)
+
+def _holds_lookahead(opt_state) -> bool:
+  """Whether a state is, or wraps, that of a rule that looks ahead."""
+
+  def is_ahead(node):
+    return isinstance(node, base.LookaheadState)
+
+  return any(map(is_ahead, jax.tree.leaves(opt_state, is_leaf=is_ahead)))
 
 
 def snapshot(rule: base.AsyncOptimizer, state: ServerState) -> Snapshot:

@@ -15,6 +15,8 @@ import numpy as np
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
 
+_WIDTH = len(trace_lib.EVENT_DTYPE.names)
+
 
 class Ticket(NamedTuple):
   """The right to compute some batches at a version, and to answer once."""
@@ -74,7 +76,7 @@ class Ledger:
     self._returned = collections.deque()  # (first, number, attempt)
     self._outstanding = {}  # ticket_id -> Ticket
     self._in_round = 0  # gradients in the open round
-    self._cells = []  # the trace row by row, flat: 11 values each
+    self._cells = []  # the trace row by row, flat: _WIDTH values each
 
   @property
   def has_batches(self) -> bool:
@@ -145,6 +147,9 @@ class Ledger:
     self._next_ticket += 1
     self._outstanding[ticket.ticket_id] = ticket
     self._record(time, Kind.ISSUE, worker_id, ticket)
+    if self._policy.needs_issue:
+      event = Event(Kind.ISSUE, worker_id, self.version, 0, time, None)
+      self._policy_state, _ = self._policy.decide(self._policy_state, event)
     return ticket
 
   def arrive(
@@ -192,13 +197,28 @@ class Ledger:
     self._close(time)
     return True
 
+  @property
+  def num_rows(self) -> int:
+    """How many rows the record has so far."""
+    return len(self._cells) // _WIDTH
+
+  def rows(self, start: int = 0) -> list[tuple]:
+    """The record from a row on.
+
+    Args:
+      start: index of the first row, >= 0.
+
+    Returns:
+      A tuple per row, in the order of `trace.EVENT_DTYPE`'s fields.
+    """
+    cells = iter(self._cells[start * _WIDTH :])
+    return list(zip(*[cells] * _WIDTH, strict=True))
+
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:
     """The record so far."""
-    names = trace_lib.EVENT_DTYPE.names
-    width = len(names)
-    events = np.empty(len(self._cells) // width, trace_lib.EVENT_DTYPE)
-    for i, name in enumerate(names):
-      events[name] = self._cells[i::width]
+    events = np.empty(self.num_rows, trace_lib.EVENT_DTYPE)
+    for i, name in enumerate(trace_lib.EVENT_DTYPE.names):
+      events[name] = self._cells[i::_WIDTH]
     return trace_lib.Trace(
       events=events,
       num_workers=len(self.workers) if num_workers is None else num_workers,
@@ -231,8 +251,10 @@ class Ledger:
     elif action == Action.APPLY and self._in_round:
       self._close(event.time)
     revoked = self._revoke(restart, event.time, Kind.RESTART) if restart else ()
-    self.ready.extend(w for w in start if w not in self.ready)
-    self.ready.extend(w for w in restart if w not in self.ready)
+    if start or restart:
+      there = set(self.ready)
+      wanted = dict.fromkeys(start + restart)
+      self.ready.extend(w for w in wanted if w not in there)
     return revoked, decision
 
   def _close(self, time):
@@ -241,6 +263,7 @@ class Ledger:
     self._in_round = 0
 
   def _revoke(self, workers, time, kind) -> tuple[Ticket, ...]:
+    workers = set(workers)
     ended = tuple(
       t for t in self._outstanding.values() if t.worker_id in workers
     )

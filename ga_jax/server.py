@@ -62,13 +62,13 @@ class ServerCore:
     self.store.release(version)
 
   def enter(
-    self, ticket, grads, model_state, *, action, weight, staleness
+    self, ticket, grads, model_state, *, sent, action, weight, staleness
   ) -> kernel.Metrics:
     """A gradient enters the open round, which is closed on APPLY."""
     arrival = kernel.Arrival(
       grads=grads,
       model_state=model_state,
-      sent=self.store.read(ticket.version),
+      sent=sent,
       staleness=np.int32(staleness),
       worker_id=np.int32(ticket.worker_id),
       weight=np.float32(weight),
@@ -123,7 +123,7 @@ class Server:
     num_workers: int,
     num_batches: int,
     model_state=(),
-    stats_momentum: float = 0.9,
+    stats_momentum: float | None = None,
     batches_per_ticket: int = 1,
   ):
     """Starts a server and lets the workers 0 ... num_workers − 1 in.
@@ -135,7 +135,8 @@ class Server:
       num_workers: how many workers there are.
       num_batches: batches to apply; they have the ids 0 ... num_batches − 1.
       model_state: pytree of running statistics, () without.
-      stats_momentum: momentum of the running statistics.
+      stats_momentum: their momentum (0.99 in Flax's BatchNorm by default);
+        required where there are any.
       batches_per_ticket: consecutive batches per ticket.
 
     Raises:
@@ -146,7 +147,9 @@ class Server:
     self._rule = base.lift(rule)
     kernel.check_rule(self._rule, policy.accumulates, num_workers)
     compiled = kernel.compiled(
-      fixed(self._rule), float(stats_momentum), policy.accumulates
+      fixed(self._rule),
+      kernel.check_momentum(stats_momentum, model_state),
+      policy.accumulates,
     )
     self._core = ServerCore(
       compiled, (), params, model_state, policy.accumulates
@@ -237,6 +240,7 @@ class Server:
         ticket,
         grads,
         model_state,
+        sent=self._core.store.read(ticket.version),
         action=receipt.action,
         weight=receipt.weight,
         staleness=receipt.staleness,

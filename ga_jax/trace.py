@@ -85,6 +85,30 @@ class Trace(NamedTuple):
     """Number of closed rounds."""
     return int(np.sum(self.events['action'] == Action.APPLY))
 
+  def number_of(self, kind: Kind) -> int:
+    """Number of events of a kind."""
+    return int(np.sum(self.events['event'] == kind))
+
+  def wasted(self) -> float:
+    """Wasted work: the part of the workers' busy time that was for nothing.
+
+    A worker is busy from the issue of a ticket to its end; the time of tickets
+    whose gradient entered no round is wasted (discarded, refused, revoked).
+    """
+    events = self.events
+    issued = events[events['event'] == Kind.ISSUE]
+    begun = dict(
+      zip(issued['ticket_id'].tolist(), issued['time'].tolist(), strict=True)
+    )
+    ends = events[
+      np.isin(events['event'], (Kind.ARRIVE, Kind.RESTART, Kind.EXPIRE))
+      & (events['action'] != Action.REFUSE)
+    ]
+    busy = ends['time'] - [begun[t] for t in ends['ticket_id'].tolist()]
+    used = np.isin(ends['action'], (Action.APPLY, Action.ACCUMULATE))
+    total = float(np.sum(busy))
+    return float(np.sum(busy[~used])) / total if total else 0.0
+
   def verify(self, complete: bool = True):
     """Checks the trace against itself.
 

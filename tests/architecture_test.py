@@ -16,7 +16,8 @@ MAY_IMPORT = {
   'clocks': {'clocks'},
   'models': {'models'},
   'data': {'data', 'runtimes'},  # job.Source only
-  'programs': set(),
+  'programs': {'programs', 'rules'},
+  'compression': {'compression', 'programs', 'rules'},
   'trace': {'metrics', 'policies'},
   'ledger': {'policies', 'trace'},
   'snapshots': set(),
@@ -64,12 +65,14 @@ def test_imports_go_one_way():
 
 
 def test_every_method_is_one_file_and_one_line():
-  from ga_jax import clocks, policies, rules
+  from ga_jax import clocks, compression, policies, programs, rules
 
   for table, folder in (
     (rules.RULES, 'rules'),
     (policies.POLICIES, 'policies'),
     (clocks.CLOCKS, 'clocks'),
+    (programs.PROGRAMS, 'programs'),
+    (compression.COMPRESSIONS, 'compression'),
   ):
     for make in table.values():
       assert make.__module__.startswith(f'ga_jax.{folder}.')

@@ -16,14 +16,24 @@ RULES = {
   'asgd': lambda rate: rules.asgd(rate, weight_decay=1e-3),
   'nag_asgd': lambda rate: rules.asgd(rate, nesterov=True),
   'sa': lambda rate: rules.staleness_aware(rate, weight_decay=1e-3),
+  'dynsgd': lambda rate: rules.dynsgd(rate, weight_decay=1e-3),
+  'staleness_discounted': lambda rate: rules.staleness_discounted(rate),
+  'delay_adaptive': lambda rate: rules.delay_adaptive(rate, WORKERS),
   'ga': lambda rate: rules.gap_aware(rate, weight_decay=1e-3),
   'ga_nesterov': lambda rate: rules.gap_aware(rate, nesterov=True),
   'ga_global': lambda rate: rules.gap_aware(rate, granularity='global'),
   'ga_adam': lambda rate: rules.gap_aware_adam(rate, weight_decay=1e-2),
   'multi_asgd': lambda rate: rules.multi_asgd(rate, WORKERS),
   'dana_zero': lambda rate: rules.dana_zero(rate, WORKERS, weight_decay=1e-3),
+  'dana_slim': lambda rate: rules.dana_slim(rate, WORKERS, weight_decay=1e-3),
+  'dana_dc': lambda rate: rules.dana_dc(rate, WORKERS, weight_decay=1e-3),
   'dana_ga': lambda rate: rules.dana_ga(rate, WORKERS, weight_decay=1e-3),
   'dc_asgd': lambda rate: rules.dc_asgd(rate, weight_decay=1e-3),
+  'dc_asgd_a': lambda rate: rules.dc_asgd_adaptive(rate, weight_decay=1e-3),
+  'lwp': lambda rate: rules.lwp(rate, WORKERS, weight_decay=1e-3),
+  'smega2': lambda rate: rules.smega2(rate, WORKERS, weight_decay=1e-3),
+  'ormo': lambda rate: rules.ormo(rate, WORKERS, weight_decay=1e-3),
+  'delayed_nesterov': lambda rate: rules.delayed_nesterov(rate, WORKERS),
   'penalize_gap': lambda rate: rules.chain(
     rules.penalize_gap(), rules.asgd(rate)
   ),
@@ -40,7 +50,7 @@ EVERY_RULE = [
 
 def accumulating_rules():
   """Rules that can average a round."""
-  return [name for name, make in RULES.items() if make(0.1).num_workers is None]
+  return [name for name, make in RULES.items() if make(0.1).averages]
 
 
 @functools.cache

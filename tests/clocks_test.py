@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, policies, snapshots
+from ga_jax import clocks, ledger, policies, snapshots, trace
 from ga_jax.policies.base import Kind
 from ga_jax.runtimes import slots
+from tests import cluster
 
 
 def draws(clock, workers, chunks):
@@ -36,8 +37,78 @@ def test_heterogeneous_gamma():
   assert abs(one.std() / one.mean() - 0.1) < 0.005
 
 
+def test_exponential():
+  times = draws(clocks.exponential(0, mean=3.0), 20, 100)
+  assert abs(times.mean() / 3 - 1) < 0.01
+  assert abs(times.std() / 3 - 1) < 0.015
+  assert abs((times > 6).mean() - np.exp(-2)) < 0.003
+
+
+def test_pareto():
+  times = draws(clocks.pareto(0, mean=3.0), 20, 100)
+  assert abs(times.mean() / 3 - 1) < 0.02
+  assert 1.8 <= times.min() < 1.8002  # mean (a − 1) / a
+  assert abs((times > 3.75).mean() - 0.1596) < 0.0031
+  assert abs((times > 18).mean() - 0.1**2.5) < 0.0005
+  heavy = draws(clocks.pareto(0, tail=1.1), 20, 100)
+  assert abs((heavy > 10 / 11).mean() - 0.1**1.1) < 0.0023
+
+
+def test_recorded_times_are_replayed_in_order():
+  clock = clocks.recorded(times=[[1.0, 2.0, 3.0], [5.0]])
+  assert clock.mean == 11 / 4
+  for chunk in range(3):
+    tasks = np.arange(64 * chunk, 64 * (chunk + 1))
+    assert (clock.draw(0, chunk) == 1 + tasks % 3).all()
+    assert (clock.draw(1, chunk) == 5).all()
+  assert (clock.draw(2, 1) == clock.draw(0, 1)).all()
+  sparse = clocks.recorded(times={7: [5.0], 2: [1.0, 2.0]})
+  assert sparse.draw(7, 0)[0] == 5
+  assert sparse.draw(1, 0)[0] == 5  # the second of two
+  assert sparse.draw(4, 0)[1] == 2
+
+
+@pytest.mark.parametrize('policy', ['asynchronous', 'k_async', 'ssp'])
+@pytest.mark.parametrize('batches_per_ticket', [1, 2])
+def test_a_recorded_run_is_replayed(policy, batches_per_ticket):
+  def run(clock):
+    return ga_jax.schedule(
+      policies.make(policy, 4),
+      clock,
+      num_workers=4,
+      num_batches=80,
+      batches_per_ticket=batches_per_ticket,
+    ).events
+
+  messages = clocks.with_communication(clocks.heterogeneous(3), latency=0.25)
+  events = run(messages)
+  again = run(clocks.recorded(times=clocks.recorded_times(events)))
+  np.testing.assert_allclose(again['time'], events['time'])
+  events['time'] = again['time']
+  assert (again == events).all()
+
+
+def test_recorded_times_of_late_doubled_and_lost_answers():
+  book = ledger.Ledger(policies.asynchronous(), num_batches=9)
+  for worker in range(3):
+    book.join(worker)
+  tickets = [book.ticket(worker, 1.0) for worker in range(3)]
+  book.leave(0, 2.0)
+  book.arrive(tickets[1], 3.0)
+  book.arrive(tickets[1], 4.0)  # doubled
+  book.arrive(tickets[0], 5.0)  # too late, but it took that long
+  book.arrive(tickets[2]._replace(worker_id=1), 6.0)  # forged
+  times = clocks.recorded_times(book.trace().events)
+  assert {worker: list(t) for worker, t in times.items()} == {0: [4], 1: [2]}
+
+
 def test_draws_are_a_function_of_seed_worker_and_task():
-  for make in (clocks.homogeneous, clocks.heterogeneous):
+  for make in (
+    clocks.homogeneous,
+    clocks.heterogeneous,
+    clocks.exponential,
+    clocks.pareto,
+  ):
     clock, again, other = make(3), make(3), make(4)
     late = again.draw(5, 7)  # not in order
     for chunk in range(8):
@@ -68,7 +139,11 @@ def test_methods_of_a_cell_meet_the_same_clock():
 
 def test_communication_adds_two_messages_per_ticket():
   clock = clocks.with_communication(
-    clocks.constant(mean=1.0), latency=0.25, bandwidth=100.0, message_bytes=50
+    clocks.constant(mean=1.0),
+    latency=0.25,
+    bandwidth=100.0,
+    pull_bytes=30,
+    push_bytes=70,
   )
   run = ga_jax.schedule(
     policies.asynchronous(), clock, num_workers=1, num_batches=3
@@ -83,6 +158,20 @@ def test_communication_adds_two_messages_per_ticket():
     (lambda: clocks.homogeneous(0, variation=-1.0), 'variation must be'),
     (lambda: clocks.heterogeneous(0, machine_variation=0), 'machine_variation'),
     (lambda: clocks.constant(mean=float('inf')), 'mean must be positive and'),
+    (lambda: clocks.exponential(0, mean=0), 'mean must be positive'),
+    (lambda: clocks.pareto(0, mean=-1), 'mean must be positive'),
+    (lambda: clocks.pareto(0, tail=1), 'tail must be finite and above 1'),
+    (lambda: clocks.pareto(0, tail=float('inf')), 'tail must be finite'),
+    (lambda: clocks.recorded(times=[]), 'times must hold at least one'),
+    (lambda: clocks.recorded(times=[[1.0], []]), r'worker 1 has \[\]'),
+    (lambda: clocks.recorded(times={4: [0.0]}), 'worker 4 has'),
+    (lambda: clocks.recorded(times=[[1.0, np.nan]]), 'worker 0 has'),
+    (lambda: clocks.recorded(times=[[1.0, -1.0]]), 'worker 0 has'),
+    (lambda: clocks.recorded(times=[1.0, 2.0]), 'one sequence per worker'),
+    (
+      lambda: clocks.recorded_times(np.empty(0, trace.EVENT_DTYPE)),
+      'events must hold a ticket',
+    ),
     (
       lambda: clocks.with_communication(clocks.constant(), latency=-1),
       'latency must be',
@@ -114,17 +203,18 @@ def heavy_tailed(seed):
 )
 def test_live_snapshots_never_exceed_workers_plus_one(policy, make):
   for workers in (1, 5, 16):
-    run = ga_jax.schedule(
-      policies.POLICIES[policy](),
+    run = cluster.play(
+      policies.make(policy, workers),
       make(1),
       num_workers=workers,
-      num_batches=600,
-    )
+      num_batches=300,
+      loss_fn=lambda ticket: 1 / (1 + ticket.first_batch),
+    ).trace()
     store = snapshots.SnapshotStore()
     for event in run.events:
       if event['event'] == Kind.ISSUE:
         store.hold(int(event['version']), object)
-      elif event['event'] == Kind.ARRIVE:
+      elif event['event'] in (Kind.ARRIVE, Kind.RESTART):
         store.release(int(event['version']))
     assert len(store) == 0
     assert store.peak <= workers + 1

@@ -24,6 +24,7 @@ from experiments import (
   train,
 )
 from experiments import settings as settings_lib
+from ga_jax.policies.base import Kind
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUMMARY_KEYS = {
@@ -41,6 +42,9 @@ SUMMARY_KEYS = {
   'updates_per_second',
   'simulated_time',
   'simulated_speedup',
+  'wasted_work',
+  'bytes_pulled',
+  'bytes_pushed',
   'diverged',
 }
 TIMES = ('wall_seconds', 'updates_per_second')
@@ -135,16 +139,26 @@ def processes(tmp_path_factory):
 @pytest.mark.usefixtures('processes')  # that they be at work meanwhile
 @pytest.mark.parametrize('method', methods.METHODS)
 def test_every_method_trains(method):
-  done = run.train(settings_of(method=method, workers=3))
-  done.result.trace.verify()
+  done = run.train(
+    settings_of(method=method, workers=3, executor='exact', epochs=0.3)
+  )
+  trace = done.result.trace
+  trace.verify()
   summary = done.summary
   assert set(summary) >= SUMMARY_KEYS
   assert summary['diverged'] is False
-  assert summary['batches'] == done.result.executed == 11
-  assert summary['updates'] == (4 if method == 'ssgd' else 11)
-  assert (summary['max_staleness'] == 0) == (method == 'ssgd')
+  assert summary['batches'] == 13  # no multiple of the local steps
+  assert done.result.executed == len(trace.applied())
+  assert summary['updates'] == trace.updates() <= 13
   assert 0 < summary['test_error'] < 1
   assert 0 < summary['train_loss'] < 10
+  assert 0 <= summary['wasted_work'] < 1
+  size = 4 * sum(x.size for x in jax.tree.leaves(done.result.params))
+  issued = trace.events['event'] == Kind.ISSUE
+  assert summary['bytes_pulled'] == size * issued.sum()
+  smaller = methods.METHODS[method].compression != 'none'
+  arrived = trace.events['event'] == Kind.ARRIVE
+  assert (summary['bytes_pushed'] < size * arrived.sum()) == smaller
 
 
 def test_more_epochs_learn_more():
@@ -282,7 +296,7 @@ def test_train_writes_its_settings(finished):
     epochs=2.0,
     holdout=200,
     seed=5,
-    rule_params=(('momentum', 0.8),),
+    parameters=(('momentum', 0.8),),
   )
   assert run.load_settings(workdir) == wanted
   assert read_json(workdir, 'config.json')['workers'] == 4
@@ -381,7 +395,6 @@ BAD_SETTINGS = [
   ('rule', {'rule': 'adam'}),
   ('policy', {'policy': 'gossip'}),
   ('program', {'program': 'local'}),
-  ('compression', {'compression': 'topk'}),
   ('clock', {'clock': 'sundial'}),
   ('schedule', {'schedule': 'linear'}),
   ('executor', {'executor': 'slow'}),
@@ -409,17 +422,43 @@ BAD_SETTINGS = [
   ('boundaries', {'schedule': 'step', 'boundaries': (NAN,)}),
   ('policy', {'method': 'dana_ga', 'policy': 'synchronous'}),
   ('policy', {'method': 'ssgd', 'rule': 'multi_asgd'}),
-  ('momentum', {'rule_params': (('momentum', 1.0),)}),
-  ('momentum', {'rule_params': (('momentum', NAN),)}),
-  ('momentum', {'method': 'ga_adam', 'rule_params': (('momentum', 0.9),)}),
-  ('weight_decay', {'rule_params': (('weight_decay', -1.0),)}),
-  ('granularity', {'rule_params': (('granularity', 'layer'),)}),
-  ('b1', {'method': 'ga', 'rule_params': (('b1', 0.9),)}),
-  ('dc_lambda', {'method': 'ga', 'rule_params': (('dc_lambda', 0.1),)}),
-  ('dc_lambda', {'method': 'dc_asgd', 'rule_params': (('dc_lambda', -1.0),)}),
-  ('b1', {'method': 'ga_adam', 'rule_params': (('b1', 1.0),)}),
-  ('b2', {'method': 'ga_adam', 'rule_params': (('b2', -1.0),)}),
-  ('weight_decay', {'rule_params': (('weight_decay', INF),)}),
+  ('momentum', {'parameters': (('momentum', 1.0),)}),
+  ('momentum', {'parameters': (('momentum', NAN),)}),
+  ('momentum', {'method': 'ga_adam', 'parameters': (('momentum', 0.9),)}),
+  ('weight_decay', {'parameters': (('weight_decay', -1.0),)}),
+  ('granularity', {'parameters': (('granularity', 'layer'),)}),
+  ('b1', {'method': 'ga', 'parameters': (('b1', 0.9),)}),
+  ('dc_lambda', {'method': 'ga', 'parameters': (('dc_lambda', 0.1),)}),
+  ('dc_lambda', {'method': 'dc_asgd', 'parameters': (('dc_lambda', -1.0),)}),
+  ('b1', {'method': 'ga_adam', 'parameters': (('b1', 1.0),)}),
+  ('b2', {'method': 'ga_adam', 'parameters': (('b2', -1.0),)}),
+  ('weight_decay', {'parameters': (('weight_decay', INF),)}),
+  ('softsync_n', {'method': 'ga', 'parameters': (('softsync_n', 2),)}),
+  (
+    'softsync_n',
+    {'method': 'softsync', 'workers': 4, 'parameters': (('softsync_n', 9),)},
+  ),
+  ('max_staleness', {'method': 'abs', 'parameters': (('max_staleness', 1),)}),
+  ('local_steps', {'method': 'easgd', 'parameters': (('local_steps', 0),)}),
+  ('topk_ratio', {'method': 'topk', 'parameters': (('topk_ratio', 2.0),)}),
+  ('topk_ratio', {'method': 'bf16', 'parameters': (('topk_ratio', 0.1),)}),
+  (
+    'outer_learning_rate',
+    {'method': 'ga', 'parameters': (('outer_learning_rate', 0.1),)},
+  ),
+  (
+    'outer_learning_rate',
+    {'method': 'fedbuff', 'parameters': (('outer_learning_rate', 0.0),)},
+  ),
+  ('compression', {'method': 'easgd', 'compression': 'topk'}),
+  ('compression', {'compression': 'zip'}),
+  ('program', {'program': 'sgd'}),
+  ('stalls', {'stalls': ((1, 1.0, 1.0),)}),
+  ('stalls', {'workers': 2, 'stalls': ((1, 1.0, 0.0),)}),
+  ('deaths', {'workers': 2, 'deaths': ((2, 1.0),)}),
+  ('deaths', {'workers': 2, 'deaths': ((0, 1.0), (1, 2.0))}),
+  ('clock_times', {'clock': 'recorded'}),
+  ('clock_times', {'clock_times': __file__}),
 ]
 
 
@@ -431,29 +470,6 @@ def test_bad_settings_are_named(flag, fields):
   settings_of()  # the rest is fine
   with pytest.raises(settings_lib.SettingError, match=f'^--{flag}='):
     settings_of(**fields)
-
-
-@pytest.mark.parametrize('method', methods.METHODS)
-@pytest.mark.parametrize('policy', ['asynchronous', 'synchronous'])
-def test_methods_go_with_policies_unless_they_say_so(method, policy):
-  per_worker = method in ('multi_asgd', 'dana_zero', 'dana_ga')
-  if per_worker and policy == 'synchronous':
-    with pytest.raises(settings_lib.SettingError, match=f'--policy={policy}'):
-      settings_of(method=method, policy=policy)
-  else:
-    assert settings_of(method=method, policy=policy).parts().policy == policy
-
-
-def test_a_name_implies_its_rule_unless_told_otherwise():
-  assert settings_of(method='ga_global').rule_arguments() == {
-    'granularity': 'global'
-  }
-  given = (('granularity', 'parameter'),)
-  told = settings_of(method='ga_global', rule_params=given)
-  assert told.rule_arguments() == dict(given)
-  assert settings_of(method='ga_global', rule='asgd').rule_arguments() == {}
-  dana = settings_of(method='dana_ga', workers=7)
-  assert dana.rule_arguments()['num_workers'] == 7
 
 
 @pytest.mark.parametrize(
@@ -684,7 +700,9 @@ def test_cells_of_other_settings_have_other_names():
     'data_path': '/tmp',
     'bandwidth': 5.0,
     'boundaries': (1.0,),
-    'rule_params': (('momentum', 0.5),),
+    'parameters': (('momentum', 0.5),),
+    'stalls': ((0, 1.0, 1.0),),
+    'deaths': ((0, 1.0),),
   }
   names = {grid.cell_name(base)}
   fields = dataclasses.fields(settings_lib.Settings)
@@ -789,7 +807,7 @@ def parabola(settings):
 def test_best_rate_is_bracketed(tmp_path, fake_training, rates, tried):
   trained = fake_training(parabola)
   cells, _ = cells_in(tmp_path)
-  base = settings_of(method='ga', rule_params=(('momentum', 0.5),))
+  base = settings_of(method='ga', parameters=(('momentum', 0.5),))
   best, scores, found = grid.best_rate(cells, base, rates, (0, 1))
   assert found
   assert best == dataclasses.replace(base, learning_rate=0.01)
@@ -799,7 +817,7 @@ def test_best_rate_is_bracketed(tmp_path, fake_training, rates, tried):
     (rate, seed) for rate in tried for seed in (0, 1)
   }
   assert len(trained) == cells.computed == 2 * len(tried)
-  assert {s.rule_params for s in trained} == {base.rule_params}
+  assert {s.parameters for s in trained} == {base.parameters}
 
 
 def test_best_rate_counts_a_diverged_run_as_all_wrong(tmp_path, fake_training):
@@ -941,7 +959,7 @@ def test_schedules_are_in_epochs():
     workers=4,
     epochs=3.0,
   )
-  spec, _ = run.rule_of(settings, total=30, per_epoch=10)
+  spec = run.assembled(settings, total=30, per_epoch=10).rule_fn
   assert spec.schedule == schedules.Schedule(
     kind='step',
     warmup=5,
@@ -950,7 +968,7 @@ def test_schedules_are_in_epochs():
     factor=0.5,
     total=0,
   )
-  cosine, _ = run.rule_of(settings_of(schedule='cosine'), 30, 10)
+  cosine = run.assembled(settings_of(schedule='cosine'), 30, 10).rule_fn
   assert cosine.schedule.total == 30
 
 

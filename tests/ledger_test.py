@@ -1,15 +1,12 @@
-"""The ledger: every batch in exactly one applied round, whatever happens."""
-
-import heapq
+"""The ledger: tickets, refusals, and a trace that can be checked."""
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 import ga_jax
 from ga_jax import clocks, ledger, policies, trace
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
+from tests import cluster
 
 
 def discarding(decisions):
@@ -36,19 +33,6 @@ def test_async_staleness_under_a_constant_clock_is_round_robin():
   arrivals = run.applied()
   assert arrivals['worker_id'].tolist() == [0, 1, 2, 3] * 10
   assert arrivals['staleness'].tolist() == [0, 1, 2] + [3] * 37
-
-
-def test_synchronous_rounds_are_fresh_and_the_last_one_is_closed():
-  run = ga_jax.schedule(
-    policies.synchronous(),
-    clocks.homogeneous(0),
-    num_workers=4,
-    num_batches=10,
-  )
-  run.verify()
-  assert not run.applied()['staleness'].any()
-  assert run.updates() == 3  # 4, 4 and the 2 that were left
-  assert run.events['event'][-1] == Kind.CLOSE
 
 
 def test_ties_go_to_the_lower_worker():
@@ -145,6 +129,56 @@ def test_a_policy_must_answer_an_arrival():
     book.arrive(ticket)
 
 
+def test_a_policy_that_needs_it_is_told_of_tickets():
+  heard = []
+
+  def decide(state, event):
+    heard.append(event)
+    if event.kind == Kind.ISSUE:  # whatever it decides is ignored
+      return state, Decision(Action.APPLY, 1.0, (7,), (0,))
+    return policies.asynchronous().decide(state, event)
+
+  policy = policies.asynchronous()._replace(decide=decide)
+  for needs_issue in (False, True):
+    heard.clear()
+    book = ledger.Ledger(
+      policy._replace(needs_issue=needs_issue), num_batches=2
+    )
+    book.join(3, 0.5)
+    book.arrive(book.ticket(3, 1.0), 2.0)
+    ticket = book.ticket(3, 2.5)
+    assert book.outstanding == {1: ticket}
+    assert not book.ready
+    issues = [event for event in heard if event.kind == Kind.ISSUE]
+    assert issues == needs_issue * [
+      Event(Kind.ISSUE, 3, 0, 0, 1.0, None),
+      Event(Kind.ISSUE, 3, 1, 0, 2.5, None),
+    ]
+    assert len(heard) == 2 + len(issues)
+
+
+def test_a_worker_is_let_start_once():
+  def decide(state, event):
+    del event
+    return state, Decision(start=(1, 0, 1), restart=(1, 2))
+
+  book = ledger.Ledger(Policy(lambda: None, decide), num_batches=9)
+  for worker in range(2):
+    book.join(worker)
+    assert list(book.ready) == [1, 0, 2]
+
+
+def test_rows_are_those_of_the_trace():
+  book = cluster.play(
+    policies.k_sync(4), clocks.heterogeneous(0), num_workers=4, num_batches=30
+  )
+  events = book.trace().events
+  assert book.num_rows == len(events)
+  assert book.rows() == events.tolist()
+  assert book.rows(17) == events[17:].tolist()
+  assert book.rows(book.num_rows) == []
+
+
 def test_finish_refuses_while_work_is_out():
   book = ledger.Ledger(policies.asynchronous(), num_batches=2)
   book.join(0)
@@ -152,50 +186,6 @@ def test_finish_refuses_while_work_is_out():
     book.finish()
   with pytest.raises(ValueError, match='already here'):
     book.join(0)
-
-
-@settings(max_examples=60, deadline=None)
-@given(
-  policy=st.sampled_from(sorted(policies.POLICIES)),
-  seed=st.integers(0, 10_000),
-  workers=st.integers(1, 6),
-  num_batches=st.integers(1, 60),
-)
-def test_exactly_once_with_stalls_joins_and_leaves(
-  policy, seed, workers, num_batches
-):
-  rng = np.random.default_rng(seed)
-  book = ledger.Ledger(policies.POLICIES[policy](), num_batches=num_batches)
-  heap, now, late = [], 0.0, []
-  for worker in range(workers):
-    book.join(worker, now)
-  joined = workers
-  events = 0
-  while True:
-    events += 1
-    assert events < 50 * num_batches + 200, 'a worker waits for ever'
-    while book.ready and book.has_batches:
-      worker = book.ready[0]
-      duration = rng.pareto(1.1) + 0.01
-      heapq.heappush(heap, (now + duration, worker, book.ticket(worker, now)))
-    if not heap:
-      break
-    now, worker, ticket = heapq.heappop(heap)
-    chance = rng.random()
-    if chance < 0.05 and len(book.workers) > 1 and worker in book.workers:
-      book.leave(worker, now)
-      late.append(ticket)
-    elif chance < 0.1:
-      book.join(joined, now)
-      joined += 1
-      heapq.heappush(heap, (now, worker, ticket))
-    else:
-      book.arrive(ticket, now)
-    if late and chance > 0.8:
-      assert book.arrive(late.pop(), now).action == Action.REFUSE
-  book.finish(now)
-  assert book.finished
-  book.trace().verify()
 
 
 def clean_trace():
@@ -250,18 +240,3 @@ def test_trace_round_trip(tmp_path):
   np.savez(path, something=1)
   with pytest.raises(trace.TraceError, match='no trace'):
     trace.Trace.load(path)
-
-
-def test_synchronous_waits_among_those_that_are_left():
-  policy = policies.synchronous()
-  state = policy.init()
-  for worker in range(3):
-    state, _ = policy.decide(state, Event(Kind.JOIN, worker, -1, 0, 0.0, None))
-  arrive = Event(Kind.ARRIVE, 0, 0, 0, 1.0, None)
-  state, decision = policy.decide(state, arrive)
-  assert decision.action == Action.ACCUMULATE
-  assert decision.start == ()
-  state, _ = policy.decide(state, Event(Kind.LEAVE, 1, -1, 0, 1.0, None))
-  state, decision = policy.decide(state, arrive._replace(worker_id=2))
-  assert decision.action == Action.APPLY
-  assert decision.start == (0, 2)

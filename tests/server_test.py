@@ -34,6 +34,7 @@ def test_a_hand_written_loop_gives_the_simulators_bits():
     num_workers=3,
     num_batches=50,
     model_state=stats,
+    stats_momentum=0.9,
     executor='exact',
   )
   server = ga_jax.Server(
@@ -43,6 +44,7 @@ def test_a_hand_written_loop_gives_the_simulators_bits():
     num_workers=3,
     num_batches=50,
     model_state=stats,
+    stats_momentum=0.9,
   )
 
   @jax.jit
@@ -189,6 +191,7 @@ def test_statistics_of_tickets_with_several_batches_stay_bounded():
     num_workers=16,
     num_batches=1600,
     model_state={'mean': jnp.zeros(())},
+    stats_momentum=0.9,
     batches_per_ticket=10,
   )
   work = {w: server.ticket(w) for w in range(16)}

@@ -22,16 +22,20 @@ def main(_):
   def schedule(policy):
     return timing.seconds(
       lambda: ga_jax.schedule(
-        policies.POLICIES[policy](),
+        policies.make(policy, _WORKERS.value),
         clocks.homogeneous(0),
         num_workers=_WORKERS.value,
         num_batches=_ARRIVALS.value,
       )
     )
 
+  alone = [  # the others need losses, and so gradients
+    name
+    for name in policies.POLICIES
+    if not policies.make(name, _WORKERS.value).needs_loss
+  ]
   measured = timing.alternate(
-    {name: (lambda name=name: schedule(name)) for name in policies.POLICIES},
-    _ROUNDS.value,
+    {name: (lambda name=name: schedule(name)) for name in alone}, _ROUNDS.value
   )
   print(where)
   print(f'{_ARRIVALS.value:,} arrivals of {_WORKERS.value:,} workers')

@@ -12,6 +12,15 @@ import numpy as np
 CHUNK = 64  # tasks drawn at a time
 
 
+class Fault(NamedTuple):
+  """A worker that stops; in order of time."""
+
+  worker_id: int
+  time: float
+  duration: float  # infinite: it dies
+  noticed_after: float  # until the server hears of a death
+
+
 class Clock(NamedTuple):
   """Execution times.
 
@@ -20,11 +29,13 @@ class Clock(NamedTuple):
       tasks chunk * CHUNK and following, in time units.
     mean: expected time of one batch on an average machine, in time units.
     overhead: time per ticket on top of its batches (messages), time units.
+    faults: workers that stall or die.
   """
 
   draw: Callable[[int, int], np.ndarray]
   mean: float
   overhead: float = 0.0
+  faults: tuple[Fault, ...] = ()
 
 
 def generator(seed: int, *stream: int) -> np.random.Generator:

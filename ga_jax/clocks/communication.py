@@ -8,7 +8,8 @@ def with_communication(
   *,
   latency: float = 0.0,
   bandwidth: float = float('inf'),
-  message_bytes: int = 0,
+  pull_bytes: int = 0,
+  push_bytes: int = 0,
 ) -> base.Clock:
   """Adds a pull and a push to every ticket.
 
@@ -16,16 +17,19 @@ def with_communication(
     clock: the execution times.
     latency: per message, in time units, >= 0.
     bandwidth: in bytes per time unit, positive; infinite by default.
-    message_bytes: size of one message, >= 0.
+    pull_bytes: size of what a worker is sent, >= 0.
+    push_bytes: size of what a worker submits, >= 0.
 
   Returns:
-    A `Clock` whose tickets take 2 (latency + message_bytes / bandwidth) more.
+    A `Clock` whose tickets take 2 latency + (pull_bytes + push_bytes) /
+    bandwidth more.
   """
   if not latency >= 0:
     raise ValueError(f'latency must be >= 0, got {latency}')
   if not bandwidth > 0:
     raise ValueError(f'bandwidth must be positive, got {bandwidth}')
-  if message_bytes < 0:
-    raise ValueError(f'message_bytes must be >= 0, got {message_bytes}')
-  per_message = latency + message_bytes / bandwidth
-  return clock._replace(overhead=clock.overhead + 2 * per_message)
+  for name, size in (('pull_bytes', pull_bytes), ('push_bytes', push_bytes)):
+    if size < 0:
+      raise ValueError(f'{name} must be >= 0, got {size}')
+  messages = 2 * latency + (pull_bytes + push_bytes) / bandwidth
+  return clock._replace(overhead=clock.overhead + messages)

@@ -3,9 +3,20 @@
 A policy is told of events and answers with decisions. It is a pure pair of
 functions on the host: no clock, no lock, no JAX. Its state is a value of plain
 Python objects, so that it can be saved and a decision can be taken again.
+
+What every policy keeps to:
+
+* The live workers never all wait: where the last one that runs stops, others
+  are started by the same decision.
+* After LEAVE and EXPIRE nobody waits for that worker; its gradients stay in the
+  open round. After EXPIRE it may start again when it asks, and its next answer
+  brings it back, as a JOIN does.
+* A worker whose gradient is discarded starts again at the current version. The
+  ledger issues its batches again, also where the paper drops them for good.
 """
 
 import enum
+import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -35,9 +46,9 @@ class Action(enum.IntEnum):
 class Event(NamedTuple):
   """What a policy is told."""
 
-  kind: Kind  # ARRIVE, EXPIRE, JOIN or LEAVE
+  kind: Kind  # ARRIVE, EXPIRE, JOIN or LEAVE; ISSUE where it is needed
   worker_id: int
-  version: int  # the version its gradient was computed at; -1 without one
+  version: int  # the version its gradient is computed at; -1 without one
   staleness: int  # server updates since; 0 without a gradient
   time: float  # seconds, or units of the simulated clock
   loss: float | None  # of its batches, where the policy needs it
@@ -68,9 +79,38 @@ class Policy(NamedTuple):
     decide: `decide(state, event) -> (state, decision)`.
     accumulates: whether a round may hold more than one gradient.
     needs_loss: whether decisions depend on `event.loss`.
+    needs_issue: whether it is told of tickets too (ISSUE), right after each was
+      issued; its decision is empty then.
   """
 
   init: Callable[[], Any]
   decide: Callable[[Any, Event], tuple[Any, Decision]]
   accumulates: bool = False
   needs_loss: bool = False
+  needs_issue: bool = False
+
+
+def check_integer(
+  name: str,
+  value: int,
+  least: int,
+  most: int | None = None,
+  most_name: str = 'num_workers',
+):
+  """Raises a ValueError that names a parameter out of its range.
+
+  Args:
+    name: of the parameter.
+    value: what it was set to.
+    least: the least that is allowed.
+    most: the most that is allowed; None without a limit.
+    most_name: what that limit is.
+  """
+  integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+  if integer and least <= value and (most is None or value <= most):
+    return
+  if most is None:
+    allowed = f'of at least {least}'
+  else:
+    allowed = f'from {least} to {most_name}={most}'
+  raise ValueError(f'{name} must be an integer {allowed}, got {value!r}')

@@ -40,8 +40,10 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
     step: `step(corrected, state, params, *, count, **extra) -> (updates,
       state)`, once per closed round.
     lookahead: `lookahead(params, state) -> params`, what workers are sent.
-    num_workers: number of buffers where `step` keeps one per worker, so that
-      the gradients of several workers cannot be averaged before it; else None.
+    num_workers: number of buffers where the rule keeps one per worker, so that
+      every `worker_id` must be below it; else None.
+    averages: whether the gradients of several workers may be averaged before
+      `step`; not where `step` itself keeps a buffer per worker.
 
   The extra arguments, all optional unless a rule says otherwise:
 
@@ -57,9 +59,17 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
   step: Callable[..., Any]
   lookahead: Callable[..., Any]
   num_workers: int | None
+  averages: bool
 
   def __new__(
-    cls, init, correct, step, *, lookahead=_same_params, num_workers=None
+    cls,
+    init,
+    correct,
+    step,
+    *,
+    lookahead=_same_params,
+    num_workers=None,
+    averages=None,
   ):
     def update(grads, state, params=None, **extra):
       corrected, state = correct(grads, state, params, **extra)
@@ -70,6 +80,7 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
     self.step = step
     self.lookahead = lookahead
     self.num_workers = num_workers
+    self.averages = num_workers is None if averages is None else averages
     return self
 
   @property
@@ -103,17 +114,20 @@ def lift(transformation: optax.GradientTransformation) -> AsyncOptimizer:
   )
 
 
-def correction(init, correct) -> AsyncOptimizer:
+def correction(init, correct, num_workers=None) -> AsyncOptimizer:
   """A rule that only corrects arriving gradients: its `step` is the identity.
 
   Args:
     init: `init(params) -> state`.
     correct: see `AsyncOptimizer`.
+    num_workers: number of buffers where `correct` keeps one per worker.
 
   Returns:
-    An `AsyncOptimizer`.
+    An `AsyncOptimizer`, whose rounds can be averaged.
   """
-  return AsyncOptimizer(init, correct, _pass_through)
+  return AsyncOptimizer(
+    init, correct, _pass_through, num_workers=num_workers, averages=True
+  )
 
 
 def chain(*links: optax.GradientTransformation) -> AsyncOptimizer:
@@ -167,17 +181,46 @@ def chain(*links: optax.GradientTransformation) -> AsyncOptimizer:
     step,
     lookahead=lookahead if ahead else _same_params,
     num_workers=min(buffers, default=None),
+    averages=all(rule.averages for rule in rules),
   )
 
 
+class LookaheadState(NamedTuple):
+  """State of `with_lookahead`: found in a state, it tells of a look-ahead."""
+
+  inner: optax.OptState  # of the rule.
+
+
 def with_lookahead(rule: AsyncOptimizer, lookahead) -> AsyncOptimizer:
-  """The same rule, whose workers are sent `lookahead(params, state)`."""
+  """The same rule, whose workers are sent a look-ahead.
+
+  Args:
+    rule: a rule that sends its parameters as they are.
+    lookahead: `lookahead(params, state) -> params`, of the rule's own state.
+
+  Returns:
+    An `AsyncOptimizer` whose state is a `LookaheadState`, so that a wrapper
+    that forgets the look-ahead can be told from what it holds.
+  """
+
+  def init(params):
+    return LookaheadState(rule.init(params))
+
+  def correct(grads, state, params=None, **extra):
+    grads, inner = rule.correct(grads, state.inner, params, **extra)
+    return grads, LookaheadState(inner)
+
+  def step(grads, state, params=None, **extra):
+    updates, inner = rule.step(grads, state.inner, params, **extra)
+    return updates, LookaheadState(inner)
+
   return AsyncOptimizer(
-    rule.init,
-    rule.correct,
-    rule.step,
-    lookahead=lookahead,
+    init,
+    correct if rule.corrects else _pass_through,
+    step,
+    lookahead=lambda params, state: lookahead(params, state.inner),
     num_workers=rule.num_workers,
+    averages=rule.averages,
   )
 
 
@@ -287,6 +330,30 @@ def accumulator_like(leaf) -> jax.Array:
   )
 
 
+def accumulators(params):
+  """A tree of `accumulator_like` for parameters, scalars of Python too."""
+  return jax.tree.map(lambda p: accumulator_like(jnp.asarray(p)), params)
+
+
+def descend(params, step, direction):
+  """θ − step u: a position ahead.
+
+  Args:
+    params: θ.
+    step: a float scalar.
+    direction: u, like params, in the dtype to compute in.
+
+  Returns:
+    A pytree like `params`, in their dtypes.
+  """
+
+  def move(p, u):
+    ahead = jnp.asarray(p).astype(u.dtype) - step.astype(u.dtype) * u
+    return ahead.astype(jnp.result_type(p))
+
+  return jax.tree.map(move, params, direction)
+
+
 def check_number(name, value, *, low=None, below=None, above=None):
   """Raises a ValueError where a Python number is out of range.
 
@@ -308,6 +375,33 @@ def check_number(name, value, *, low=None, below=None, above=None):
     ]
     limits = ' and '.join(['finite', *limits])
     raise ValueError(f'{name} must be {limits}, got {value}')
+
+
+# What `staleness` is, for the message where it is missing.
+STALENESS = 'the server updates since the parameters were read'
+
+
+def require(name: str, argument: str, value, meaning: str):
+  """Raises a TypeError where an extra argument was not passed.
+
+  Args:
+    name: the link that needs it.
+    argument: the argument's name.
+    value: what was passed.
+    meaning: what is to be passed.
+  """
+  if value is None:
+    raise TypeError(
+      f'{name} needs {argument}: call update(grads, state, params, '
+      f'{argument}=...) with {meaning}. Under a policy that averages rounds '
+      'build the chain with ga_jax.chain.'
+    )
+
+
+def check_num_workers(num_workers: int):
+  """Raises a ValueError where a number of workers is below 1."""
+  if num_workers < 1:
+    raise ValueError(f'num_workers must be at least 1, got {num_workers}')
 
 
 def abs_sq(x) -> jax.Array:

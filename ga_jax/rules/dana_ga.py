@@ -55,11 +55,7 @@ def dana_ga(
   )
 
   def correct(grads, state, params=None, *, staleness=None, **extra):
-    if staleness is None:
-      raise TypeError(
-        'dana_ga needs staleness: call update(grads, state, params, '
-        'stale_params=..., staleness=..., worker_id=...)'
-      )
+    base.require('dana_ga', 'staleness', staleness, base.STALENESS)
     return link.correct(grads, state, params, staleness=staleness, **extra)
 
   rule = base.chain(

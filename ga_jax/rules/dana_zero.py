@@ -10,8 +10,6 @@ References:
   Asynchronous Environment <https://arxiv.org/abs/1907.11612>`_, 2019.
 """
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from ga_jax.rules import base
@@ -19,7 +17,7 @@ from ga_jax.rules.multi_asgd import trace_per_worker
 
 
 def dana_lookahead(momentum: float, link: str | None = None):
-  """θ − η γ Σ_j v_j for a chain (decay, direction, learning rate).
+  """θ − η γ Σ_j v_j for a chain that ends in (direction, learning rate).
 
   Args:
     momentum: γ.
@@ -31,16 +29,10 @@ def dana_lookahead(momentum: float, link: str | None = None):
   """
 
   def lookahead(params, state):
-    _, direction, rate = state
+    *_, direction, rate = state
     traces = direction if link is None else getattr(direction, link)
-
-    def ahead(p, total):
-      step = (rate.learning_rate * momentum).astype(total.dtype)
-      return (jnp.asarray(p).astype(total.dtype) - step * total).astype(
-        jnp.result_type(p)
-      )
-
-    return jax.tree.map(ahead, params, traces.total)
+    step = rate.learning_rate * momentum
+    return base.descend(params, step, traces.total)  # θ − η γ Σ_j v_j
 
   return lookahead
 

@@ -17,6 +17,22 @@ import optax
 from ga_jax.rules import base, gap
 
 
+def compensated(g, dc_lambda, p, ps) -> jax.Array:
+  """g + λ g ⊙ g ⊙ (θ − θs), of one leaf.
+
+  Args:
+    g: the gradient.
+    dc_lambda: λ, a scalar or like `g`.
+    p: θ, like `g`.
+    ps: θs, like `g`.
+
+  Returns:
+    The compensated gradient, in the dtype of `g`.
+  """
+  moved = (jnp.asarray(p) - jnp.asarray(ps)).astype(g.dtype)
+  return g + jnp.asarray(dc_lambda, g.dtype) * g * g * moved  # eq. 10
+
+
 def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:
   """Adds λ g ⊙ g ⊙ (θ − θs) to an arriving gradient.
 
@@ -36,11 +52,13 @@ def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:
     del extra
     gap.check_stale_params('compensate_delay', stale_params, params)
 
-    def compensate(g, p, ps):
-      moved = (jnp.asarray(p) - jnp.asarray(ps)).astype(g.dtype)
-      return g + dc_lambda * g * g * moved  # eq. 10
-
-    return jax.tree.map(compensate, grads, params, stale_params), state
+    grads = jax.tree.map(
+      lambda g, p, ps: compensated(g, dc_lambda, p, ps),
+      grads,
+      params,
+      stale_params,
+    )
+    return grads, state
 
   return base.correction(init, correct)
 

@@ -294,6 +294,7 @@ def gap_aware_adam(
   """
   base.check_number('b1', b1, low=0.0, below=1.0)
   base.check_number('b2', b2, low=0.0, below=1.0)
+  base.check_number('weight_decay', weight_decay, low=0.0)
   return base.chain(
     _scale_by_gap(
       optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps),

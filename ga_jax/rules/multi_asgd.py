@@ -39,8 +39,7 @@ def trace_per_worker(
     An `AsyncOptimizer`; `update` requires `worker_id=`.
   """
   base.check_number('momentum', momentum, low=0.0, below=1.0)
-  if num_workers < 1:
-    raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+  base.check_num_workers(num_workers)
 
   def init(params):
     def buffers(p):
@@ -48,16 +47,17 @@ def trace_per_worker(
 
     return TracePerWorkerState(
       traces=jax.tree.map(buffers, params),
-      total=jax.tree.map(_zeros, params) if keep_total else None,
+      total=base.accumulators(params) if keep_total else None,
     )
 
   def step(grads, state, params=None, *, worker_id=None, **extra):
     del params, extra
-    if worker_id is None:
-      raise TypeError(
-        'trace_per_worker needs worker_id: call update(grads, state, params, '
-        'worker_id=...) with the worker the gradient came from'
-      )
+    base.require(
+      'trace_per_worker',
+      'worker_id',
+      worker_id,
+      'the worker the gradient came from',
+    )
     old = jax.tree.map(
       lambda v: jax.lax.dynamic_index_in_dim(v, worker_id, keepdims=False),
       state.traces,
@@ -82,10 +82,6 @@ def trace_per_worker(
   return base.AsyncOptimizer(
     rule.init, rule.correct, rule.step, num_workers=num_workers
   )
-
-
-def _zeros(leaf):
-  return base.accumulator_like(jnp.asarray(leaf))
 
 
 def multi_asgd(

@@ -35,7 +35,8 @@ def multi_steps(
   Returns:
     A `GradientTransformationExtraArgs` that emits zeros except at every k-th
     call. `count` is not passed on to `step`: schedules count steps, as in
-    `optax.MultiSteps`.
+    `optax.MultiSteps`. Workers of a rule that looks ahead must be sent
+    `rule.lookahead(params, state.inner)`.
 
   Examples:
     >>> import ga_jax
@@ -44,7 +45,7 @@ def multi_steps(
   if every_k < 1:
     raise ValueError(f'every_k must be at least 1, got {every_k}')
   rule = base.lift(rule)
-  if rule.num_workers is not None:
+  if not rule.averages:
     raise ValueError(
       'multi_steps averages gradients, which a rule with a buffer per worker '
       'cannot'

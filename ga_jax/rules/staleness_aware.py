@@ -5,11 +5,14 @@ g ← g / τ for τ ≥ 1, g for τ = 0, per gradient and before any averaging. 
 decay is part of the gradient here (it is the learning rate that the paper
 divides), as it is in Gap-Aware, so that the two differ in the penalty alone.
 
+`scale_by_staleness` is what all rules with a divisor of the staleness share.
+
 References:
   Zhang, Gupta, Lian, Liu, `Staleness-Aware Async-SGD for Distributed Deep
   Learning <https://arxiv.org/abs/1511.05950>`_, IJCAI 2016.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -22,14 +25,29 @@ from ga_jax.rules import base
 class ScaleByStalenessState(NamedTuple):
   """State of `scale_by_staleness`."""
 
-  penalty: base.Penalty  # the last divisor, max(τ, 1).
+  penalty: base.Penalty  # the last divisor.
 
 
-def scale_by_staleness() -> base.AsyncOptimizer:
-  """Divides an arriving gradient by max(τ, 1).
+def at_least_one(tau: jax.Array) -> jax.Array:
+  """The divisor of SA, max(τ, 1)."""
+  return jnp.maximum(tau, 1.0)  # α_τ = α / τ
+
+
+def scale_by_staleness(
+  divisor: Callable[[jax.Array], jax.Array] = at_least_one,
+) -> base.AsyncOptimizer:
+  """Divides an arriving gradient by a function of its staleness.
+
+  Args:
+    divisor: from τ, a float scalar, to what gradients are divided by, a
+      positive one; max(τ, 1) by default.
 
   Returns:
     An `AsyncOptimizer` that requires `staleness=`; without it a TypeError.
+
+  Examples:
+    >>> from ga_jax import rules
+    >>> link = rules.scale_by_staleness(lambda tau: 1.0 + tau)
   """
 
   def init(params):
@@ -38,14 +56,10 @@ def scale_by_staleness() -> base.AsyncOptimizer:
 
   def correct(grads, state, params=None, *, staleness=None, **extra):
     del state, params, extra
-    if staleness is None:
-      raise TypeError(
-        'scale_by_staleness needs staleness: call update(grads, state, params, '
-        'staleness=...) with the server updates since the parameters were read'
-      )
-    tau = base.float_scalar(jnp.maximum(staleness, 1))  # α_τ = α / τ
-    grads = jax.tree.map(lambda g: g / tau.astype(g.dtype), grads)
-    return grads, ScaleByStalenessState(base.Penalty(mean=tau, max=tau))
+    base.require('scale_by_staleness', 'staleness', staleness, base.STALENESS)
+    by = base.float_scalar(divisor(base.float_scalar(staleness)))
+    grads = jax.tree.map(lambda g: g / by.astype(g.dtype), grads)
+    return grads, ScaleByStalenessState(base.Penalty(mean=by, max=by))
 
   return base.correction(init, correct)
 

@@ -42,6 +42,7 @@ class Step(NamedTuple):
   staleness: Any
   weight: Any
   close: Any
+  reset: Any  # the worker was lost since its last arrival
   read_slot: Any
   write_slot: Any
 
@@ -91,21 +92,25 @@ def block_length(unrolled: bool, align: int | None) -> int:
 @functools.lru_cache(maxsize=64)
 def compiled_block(
   rule_fn: Callable[[Any], Any],
-  job_program,
+  program_fn,
   loss_fn,
   load_fn,
   stats_momentum: float,
   accumulates: bool,
+  resets: bool,
   unrolled: bool,
 ):
   """Compiles `block(carry, steps, hparams, resident, key) -> (carry, metrics)`.
 
   The carry is donated. The number of arrivals in a block is that of `steps`.
+  Worker states are set back only where `resets` says that a worker was lost.
   """
 
   def block(carry, steps, hparams, resident, key):
     rule = rule_fn(hparams)
-    program = job_lib.worker_program(job_program, loss_fn, load_fn, resident)
+    program = job_lib.worker_program(
+      program_fn, hparams, loss_fn, load_fn, resident
+    )
 
     def publish(state, buffer, slot):
       sent = kernel.snapshot(rule, state)
@@ -122,21 +127,31 @@ def compiled_block(
     def arrive(carry, step):
       state, buffer, workers = carry
       sent = _row(buffer, step.read_slot)
-      number = jax.tree.leaves(step.host_batches)[0].shape[0]
+      worker = _row(workers, step.worker_id)
+      if resets:
+        worker = jax.tree.map(
+          lambda x, first: jnp.where(step.reset, first, x),
+          worker,
+          program.init(state.params),
+        )
       submission, worker = program.run(
-        _row(workers, step.worker_id),
+        worker,
         sent,
-        step.host_batches,
-        job_lib.batch_keys(key, step.first_batch, number, step.attempt),
+        job_lib.work(key, step.host_batches, step.first_batch, step.attempt),
+      )
+      submission, worker, sent = job_lib.exchange(
+        program, worker, submission, sent, state.params
       )
       workers = jax.tree.map(
         lambda rows, x: rows.at[step.worker_id].set(x), workers, worker
       )
+      number = jax.tree.leaves(step.host_batches)[0].shape[0]
+      fresh = program.exchange is not None
       arrival = kernel.Arrival(
         grads=submission.grads,
         model_state=submission.model_state,
         sent=sent,
-        staleness=step.staleness,
+        staleness=jnp.zeros_like(step.staleness) if fresh else step.staleness,
         worker_id=step.worker_id,
         weight=step.weight,
         num_batches=jnp.int32(number),
@@ -155,7 +170,9 @@ def compiled_block(
         state, metrics = kernel.apply(rule, state, arrival, stats_momentum)
         buffer = publish(state, buffer, step.write_slot)
       carry = Carry(state, buffer, workers)
-      return carry, job_lib.record(submission, metrics, step.staleness)
+      return carry, job_lib.record(
+        submission, metrics, step.staleness, jnp.int32(number)
+      )
 
     return jax.lax.scan(arrive, carry, steps, unroll=unrolled)
 
@@ -174,11 +191,12 @@ def execute(
   Args:
     job: what to compute.
     trace: a `Trace`.
-    observe: `observe(arrivals_so_far, state, metrics) -> stop`, called after
+    observe: `observe(batches_so_far, state, metrics) -> stop`, called after
       each block with that block's metrics as device arrays. The state is
       donated to the next block: it must be used before `observe` returns.
     block: arrivals per block; by default `block_length` decides. Blocks are cut
-      at its multiples; what is left at the end is computed one by one.
+      at its multiples; what is left at the end is computed one by one, and so
+      is a block with a ticket of fewer batches than the others.
     align: see `block_length`.
 
   Returns:
@@ -189,18 +207,23 @@ def execute(
   length = block or block_length(unrolled, align)
   run_block = compiled_block(
     job.rule_fn,
-    job.program,
+    job.program_fn,
     job.loss_fn,
     job.source.load_fn,
     job.stats_momentum,
     job.accumulates,
+    bool(plan.reset.any()),
     unrolled,
   )
   carry = _start(job, plan, trace.num_workers)
   key, log, done = jax.random.key(job.seed), [], 0
-  total = len(plan.arrivals)
-  while done < total:
-    size = length if done + length <= total else 1
+  held = plan.arrivals['num_batches']
+  batches = np.cumsum(held)
+  while done < len(held):
+    whole = held[done : done + length]
+    even = len(whole) == length and np.all(whole == whole[0])
+    # Inside an uneven block its other arrivals are computed alone too.
+    size = length if even and done % length == 0 else 1
     carry, metrics = run_block(
       carry,
       _steps(job, plan, slice(done, done + size)),
@@ -210,7 +233,7 @@ def execute(
     )
     done += size
     log.append(metrics)
-    if observe and observe(done, carry.state, metrics):
+    if observe and observe(int(batches[done - 1]), carry.state, metrics):
       break
   return carry.state, _concatenate(log), done
 
@@ -224,11 +247,9 @@ def _start(job: job_lib.Job, plan: slots.Plan, num_workers: int) -> Carry:
     lambda x: jnp.zeros((plan.rows, *x.shape), x.dtype).at[0].set(x),
     kernel.snapshot(rule, state),
   )
-  program = job_lib.worker_program(
-    job.program, job.loss_fn, job.source.load_fn, job.source.resident
-  )
   workers = jax.tree.map(
-    lambda x: jnp.stack([x] * num_workers), program.init(state.params)
+    lambda x: jnp.stack([x] * num_workers),
+    job_lib.program_of(job).init(state.params),
   )
   return Carry(state, buffer, workers)
 
@@ -256,6 +277,7 @@ def _steps(job: job_lib.Job, plan: slots.Plan, part: slice) -> Step:
     staleness=rows['staleness'],
     weight=rows['weight'],
     close=plan.close[part],
+    reset=plan.reset[part],
     read_slot=plan.read_slot[part],
     write_slot=plan.write_slot[part],
   )

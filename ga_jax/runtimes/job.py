@@ -32,12 +32,12 @@ class Job(NamedTuple):
     loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, model_state)`.
     source: where batches come from.
     rule_fn: `rule_fn(hparams) -> rule`, hashable.
-    hparams: pytree of numbers given to `rule_fn`; changing them compiles
-      nothing again.
+    hparams: pytree of numbers given to `rule_fn` and `program_fn`; changing
+      them compiles nothing again.
     params: initial parameters.
     model_state: initial model statistics.
     stats_momentum: their momentum.
-    program: `program(loss_fn) -> Program`.
+    program_fn: `program_fn(hparams)(loss_fn) -> Program`, hashable.
     accumulates: whether the policy averages rounds.
     seed: of everything random in a batch.
   """
@@ -49,12 +49,24 @@ class Job(NamedTuple):
   params: Any
   model_state: Any
   stats_momentum: float
-  program: Callable[..., programs.Program]
+  program_fn: Callable[[Any], Callable[..., programs.Program]]
   accumulates: bool
   seed: int
 
 
-def worker_program(job_program, loss_fn, load_fn, resident) -> programs.Program:
+class Fixed(NamedTuple):
+  """A program as a function of hyper-parameters that ignores them."""
+
+  program: Callable[..., programs.Program]
+
+  def __call__(self, hparams):
+    del hparams
+    return self.program
+
+
+def worker_program(
+  program_fn, hparams, loss_fn, load_fn, resident
+) -> programs.Program:
   """The worker program over host batches, loading included."""
 
   def loss_of_host_batch(params, model_state, host_batch, key):
@@ -62,19 +74,41 @@ def worker_program(job_program, loss_fn, load_fn, resident) -> programs.Program:
     batch = load_fn(resident, host_batch, load_key)
     return loss_fn(params, model_state, batch, loss_key)
 
-  return job_program(loss_of_host_batch)
+  return program_fn(hparams)(loss_of_host_batch)
 
 
-def batch_keys(key, first_batch, num_batches: int, attempt):
-  """A key per batch: fold_in(seed, batch, attempt), shape [num_batches]."""
+def program_of(job: Job) -> programs.Program:
+  """The worker program of a job, not compiled."""
+  return worker_program(
+    job.program_fn,
+    job.hparams,
+    job.loss_fn,
+    job.source.load_fn,
+    job.source.resident,
+  )
 
-  def one(batch_id):
+
+def work(key, host_batches, first_batch, attempt) -> programs.Work:
+  """The work of a ticket.
+
+  Args:
+    key: of the run.
+    host_batches: stacked on a leading axis [num_batches].
+    first_batch: id of the first batch.
+    attempt: how often these batches had been issued before.
+
+  Returns:
+    `Work`, with a key per batch: fold_in(seed, batch, attempt).
+  """
+
+  def batch_key(batch_id):
     return jax.random.fold_in(jax.random.fold_in(key, batch_id), attempt)
 
+  number = jax.tree.leaves(host_batches)[0].shape[0]
   ids = jnp.asarray(first_batch, jnp.int32) + jnp.arange(
-    num_batches, dtype=jnp.int32
+    number, dtype=jnp.int32
   )
-  return jax.vmap(one)(ids)
+  return programs.Work(host_batches, jax.vmap(batch_key)(ids), ids)
 
 
 def host_batches(source: Source, first_batch: int, num_batches: int):
@@ -86,10 +120,31 @@ def host_batches(source: Source, first_batch: int, num_batches: int):
   return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
-def record(submission: programs.Submission, metrics, staleness):
+def exchange(program: programs.Program, worker_state, submission, sent, params):
+  """What is done at arrival where a program exchanges with the server.
+
+  Args:
+    program: the worker program.
+    worker_state: after its run.
+    submission: what it submitted.
+    sent: the snapshot it was sent.
+    params: the server's parameters now.
+
+  Returns:
+    (submission, worker_state, sent): an exchanged submission was computed at
+    the parameters of now, so these take the place of those that were sent.
+  """
+  if program.exchange is None:
+    return submission, worker_state, sent
+  submission, worker_state = program.exchange(worker_state, submission, params)
+  return submission, worker_state, sent._replace(params=params)
+
+
+def record(submission: programs.Submission, metrics, staleness, num_batches):
   """The metrics of one applied arrival, by name."""
   return {
     'loss': submission.loss,
     'staleness': staleness,
+    'num_batches': num_batches,
     **metrics._asdict(),
   }

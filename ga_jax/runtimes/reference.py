@@ -38,9 +38,7 @@ def execute(job: job_lib.Job, trace):
   source, m = job.source, job.stats_momentum
   params, stats = jax.tree.map(jnp.asarray, (job.params, job.model_state))
   state = rule.init(params)
-  program = job_lib.worker_program(
-    job.program, job.loss_fn, source.load_fn, source.resident
-  )
+  program = job_lib.program_of(job)
   published = (rule.lookahead(params, state), stats)
   sent, workers, losses = {}, {}, []
   round_, count, in_round = [], 0, 0
@@ -50,21 +48,27 @@ def execute(job: job_lib.Job, trace):
     entered = row['action'] in (Action.APPLY, Action.ACCUMULATE)
     if row['event'] == Kind.ISSUE:
       sent[ticket] = published
+    if row['event'] == Kind.LEAVE:
+      workers.pop(worker, None)
     if row['event'] == Kind.ARRIVE and entered:
       first, number = int(row['first_batch']), int(row['num_batches'])
-      snapshot, sent_stats = sent[ticket]
-      keys = job_lib.batch_keys(
-        jax.random.key(job.seed), first, number, int(row['attempt'])
-      )
-      answer, workers[worker] = program.run(
-        workers.get(worker, program.init(job.params)),
-        kernel.Snapshot(snapshot, sent_stats),
+      snapshot = kernel.Snapshot(*sent[ticket])
+      work = job_lib.work(
+        jax.random.key(job.seed),
         job_lib.host_batches(source, first, number),
-        keys,
+        first,
+        int(row['attempt']),
       )
+      answer, own = program.run(
+        workers.get(worker, program.init(job.params)), snapshot, work
+      )
+      answer, workers[worker], snapshot = job_lib.exchange(
+        program, own, answer, snapshot, params
+      )
+      stale = 0 if program.exchange else row['staleness']
       extra = {
-        'stale_params': snapshot,
-        'staleness': np.int32(row['staleness']),
+        'stale_params': snapshot.params,
+        'staleness': np.int32(stale),
         'worker_id': np.int32(worker),
         'count': np.int32(count),
       }
@@ -77,7 +81,7 @@ def execute(job: job_lib.Job, trace):
         ),
         answer.model_state,
         stats,
-        sent_stats,
+        snapshot.model_state,
       )
       losses.append(float(answer.loss))
     if row['action'] == Action.APPLY:

@@ -1,11 +1,11 @@
-"""The simulated cluster: a virtual clock, and every run the same twice.
+"""Simulated training: a virtual clock, and every run the same twice.
 
 The schedule is played on the host first (who finishes when, what the policy
-decides); it needs no gradient. Its trace is then executed. Ties in time go to
-the lower worker id, and at one time answers come before new tickets.
+decides); it needs no gradient. Its trace is then executed. Where the policy's
+decisions depend on losses the two are interleaved: the schedule is played event
+by event and computed as it goes, with the exact executor's functions.
 """
 
-import heapq
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import clocks, kernel, ledger, programs, server
+from ga_jax import clocks, kernel, programs, server
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Policy
-from ga_jax.runtimes import exact, fast
+from ga_jax.runtimes import cluster, exact, fast
 from ga_jax.runtimes import job as job_lib
 
 EXECUTORS = {'fast': fast.execute, 'exact': exact.execute}
@@ -29,7 +29,7 @@ class Result(NamedTuple):
     state: the server's state, a `kernel.ServerState`.
     trace: what happened; of a run that was stopped, all that was scheduled.
     metrics: host arrays with an entry per executed arrival: loss, staleness,
-      gap, mean_penalty, max_penalty.
+      num_batches, gap, mean_penalty, max_penalty.
     executed: how many of the trace's applied arrivals were computed.
   """
 
@@ -43,54 +43,6 @@ class Result(NamedTuple):
     return self.state.params
 
 
-def schedule(
-  policy: Policy,
-  clock: clocks.Clock,
-  *,
-  num_workers: int,
-  num_batches: int,
-  batches_per_ticket: int = 1,
-) -> trace_lib.Trace:
-  """Plays a cluster without computing anything.
-
-  Args:
-    policy: whom the server waits for; it must not need losses.
-    clock: how long tasks take.
-    num_workers: workers, all there from time 0.
-    num_batches: batches to apply.
-    batches_per_ticket: consecutive batches per ticket.
-
-  Returns:
-    The complete `Trace`; times are in the clock's units.
-  """
-  if num_workers < 1:
-    raise ValueError(f'num_workers must be at least 1, got {num_workers}')
-  if policy.needs_loss:
-    raise ValueError('this policy needs losses and cannot be scheduled alone')
-  book = ledger.Ledger(
-    policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket
-  )
-  next_time = clocks.task_times(clock)
-  finishes, now = [], 0.0
-  for worker_id in range(num_workers):
-    book.join(worker_id, now)
-  while True:
-    while book.ready and book.has_batches:
-      worker_id = book.ready[0]
-      ticket = book.ticket(worker_id, now)
-      duration = clock.overhead
-      for _ in range(ticket.num_batches):
-        duration += next_time(worker_id)
-      heapq.heappush(finishes, (now + duration, worker_id, ticket))
-    if not finishes:
-      break
-    now, _, ticket = heapq.heappop(finishes)
-    if ticket.ticket_id in book.outstanding:  # not revoked meanwhile
-      book.arrive(ticket, now)
-  book.finish(now)
-  return book.trace(num_workers)
-
-
 def simulate(
   loss_fn: Callable[..., Any],
   params,
@@ -102,10 +54,10 @@ def simulate(
   num_workers: int,
   num_batches: int,
   model_state=(),
-  stats_momentum: float = 0.9,
+  stats_momentum: float | None = None,
   seed: int = 0,
   hparams: Any = None,
-  program: Callable[..., programs.Program] = programs.gradient,
+  program: Callable[..., Any] | None = None,
   executor: str = 'fast',
   block: int | None = None,
   align: int | None = None,
@@ -124,15 +76,19 @@ def simulate(
     num_workers: number of workers, at least 1.
     num_batches: batches to apply, at least 1.
     model_state: initial running statistics, () without.
-    stats_momentum: their momentum m.
+    stats_momentum: their momentum m (0.99 in Flax's BatchNorm by default);
+      required where there are any.
     seed: of the keys that batches and losses are given.
-    hparams: numbers for `rule`; other numbers compile nothing again.
-    program: what a worker does, `program(loss_fn) -> Program`.
-    executor: 'fast' (compiled blocks) or 'exact' (a live run's bits).
+    hparams: numbers for `rule` and `program`; other numbers compile nothing
+      again.
+    program: what a worker does, `program(loss_fn) -> Program`, or, with
+      `hparams`, `program(hparams)(loss_fn)`; by default `programs.gradient`.
+    executor: 'fast' (compiled blocks) or 'exact' (a live run's bits). A policy
+      that needs losses is always computed event by event.
     block: arrivals per block, and between two calls of `observe`.
-    align: arrivals between points of interest (an epoch); blocks are chosen to
+    align: batches between points of interest (an epoch); blocks are chosen to
       end there where that is possible.
-    observe: `observe(arrivals, state, metrics) -> stop`.
+    observe: `observe(batches, state, metrics) -> stop`, batches applied so far.
 
   Returns:
     A `Result`.
@@ -158,34 +114,55 @@ def simulate(
   if not isinstance(batches, job_lib.Source):
     batches = job_lib.Source(batches)
   resident = jax.tree.map(jnp.asarray, batches.resident)  # moved only once
-  batches = batches._replace(resident=resident)
+  if hparams is None:
+    program = job_lib.Fixed(program or programs.gradient)
   job = job_lib.Job(
     loss_fn=loss_fn,
-    source=batches,
+    source=batches._replace(resident=resident),
     rule_fn=server.fixed(rule) if hparams is None else rule,
-    hparams=() if hparams is None else hparams,
+    # Arrays, so that a momentum of 0 means the same inside and outside jit.
+    hparams=() if hparams is None else jax.tree.map(jnp.asarray, hparams),
     params=params,
     model_state=model_state,
-    stats_momentum=float(stats_momentum),
-    program=program,
+    stats_momentum=kernel.check_momentum(stats_momentum, model_state),
+    program_fn=program or job_lib.Fixed(programs.gradient),
     accumulates=policy.accumulates,
     seed=seed,
   )
-  per_ticket = program(loss_fn).num_batches
-  if num_batches % per_ticket:
-    raise ValueError(
-      f'num_batches={num_batches} must be a multiple of the {per_ticket} '
-      'batches that the program takes per ticket'
-    )
   kernel.check_rule(job.rule_fn(job.hparams), job.accumulates, num_workers)
-  trace = schedule(
-    policy,
-    clock,
-    num_workers=num_workers,
-    num_batches=num_batches,
-    batches_per_ticket=per_ticket,
-  )
+  worker_program = job_lib.program_of(job)
+  per_ticket = worker_program.num_batches
+  if align:
+    align = max(1, align // per_ticket)
+  settings = {
+    'num_workers': num_workers,
+    'num_batches': num_batches,
+    'batches_per_ticket': per_ticket,
+    'overlaps': worker_program.overlaps,
+  }
+  if policy.needs_loss:
+    return _interleaved(job, policy, clock, settings, observe, block or align)
+  trace = cluster.schedule(policy, clock, **settings)
   state, metrics, executed = EXECUTORS[executor](
     job, trace, observe=observe, block=block, align=align
   )
   return Result(state, trace, metrics, executed)
+
+
+def _interleaved(job, policy, clock, settings, observe, block) -> Result:
+  """Plays the cluster and computes what happens as it happens."""
+  execution = exact.Execution(job)
+  books = cluster.play(policy, clock, loss_fn=execution.loss, **settings)
+  book = None
+
+  def rows():
+    nonlocal book
+    start = 0
+    for book in books:
+      yield from book.rows(start)
+      start = book.num_rows
+
+  state, metrics, executed = exact.consume(
+    execution, rows(), settings['num_batches'], observe, block
+  )
+  return Result(state, book.trace(settings['num_workers']), metrics, executed)

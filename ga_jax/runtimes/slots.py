@@ -17,6 +17,7 @@ class Plan(NamedTuple):
 
   arrivals: np.ndarray  # the applied arrivals, see trace.EVENT_DTYPE
   close: np.ndarray  # bool: the round is closed after it
+  reset: np.ndarray  # bool: its worker was lost since its last arrival
   read_slot: np.ndarray  # int32: the row it was computed at
   write_slot: np.ndarray  # int32: the row of the version it makes, if any
   rows: int
@@ -57,7 +58,7 @@ def plan(trace) -> Plan:
       slot_of[version] = slot
     else:  # nobody reads it
       free.append(slot)
-  return Plan(arrivals, close, read, write, rows)
+  return Plan(arrivals, close, _resets(trace.events), read, write, rows)
 
 
 def _closes(events) -> np.ndarray:
@@ -73,3 +74,14 @@ def _closes(events) -> np.ndarray:
   close = kept['action'] == Action.APPLY
   close[:-1] |= ~arrives[1:]
   return close[arrives]
+
+
+def _resets(events) -> np.ndarray:
+  """Whether an applied arrival is its worker's first since it left."""
+  entered = np.isin(events['action'], (Action.APPLY, Action.ACCUMULATE))
+  applied = np.flatnonzero(entered & (events['event'] == Kind.ARRIVE))
+  reset = np.zeros(len(applied), bool)
+  for row in np.flatnonzero(events['event'] == Kind.LEAVE):
+    same = events['worker_id'][applied] == events['worker_id'][row]
+    reset[np.flatnonzero(same & (applied > row))[:1]] = True
+  return reset

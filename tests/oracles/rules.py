@@ -48,6 +48,30 @@ class SA(ASGD):
     return (g + self.wd * self.theta) / max(staleness, 1)
 
 
+class DynSGD(ASGD):
+  """g ← g / (τ + 1)."""
+
+  def correct(self, g, sent, staleness):
+    return (g + self.wd * self.theta) / (staleness + 1)
+
+
+class StalenessDiscounted(ASGD):
+  """g ← g / sqrt(1 + τ)."""
+
+  def correct(self, g, sent, staleness):
+    return (g + self.wd * self.theta) / np.sqrt(1 + staleness)
+
+
+class DelayAdaptive(ASGD):
+  """η ← η N / max(N, τ), as a factor of the gradient."""
+
+  workers = 3
+
+  def correct(self, g, sent, staleness):
+    late = max(self.workers, staleness)
+    return (g + self.wd * self.theta) * self.workers / late
+
+
 class DCASGD(ASGD):
   """g ← g + λ g ⊙ g ⊙ (θ − θs)."""
 
@@ -55,6 +79,22 @@ class DCASGD(ASGD):
 
   def correct(self, g, sent, staleness):
     g = g + self.lam * g * g * (self.theta - sent)
+    return g + self.wd * self.theta
+
+
+class DCASGDAdaptive(ASGD):
+  """λ = λ0 / sqrt(MS + 1e-7), with MS ← m MS + (1 − m) g ⊙ g before it."""
+
+  lam0, m = 2.0, 0.95
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.ms = np.zeros_like(self.theta)
+
+  def correct(self, g, sent, staleness):
+    self.ms = self.m * self.ms + (1 - self.m) * g**2
+    lam = self.lam0 / np.sqrt(self.ms + 1e-7)
+    g = g + lam * g**2 * (self.theta - sent)
     return g + self.wd * self.theta
 
 
@@ -151,3 +191,104 @@ class DANAZero(MultiASGD):
 
 class DANAGA(GA, DANAZero):
   """The GA penalty, then DANA-Zero."""
+
+
+class DANASlim(MultiASGD):
+  """v_w ← γ v_w + g; θ ← θ − η (γ v_w + g)."""
+
+  def direction(self, g, worker):
+    return self.momentum * super().direction(g, worker) + g
+
+
+class DANADC(DCASGD, DANAZero):
+  """The DC term with λ = 2, then DANA-Zero."""
+
+  lam = 2.0
+
+
+class LWP(ASGD):
+  """Momentum SGD; sent: θ − (N − 1) η v."""
+
+  workers = 3
+  last_eta = 0.0
+
+  def descend(self, g, worker):
+    super().descend(g, worker)
+    self.last_eta = self.eta()
+
+  def sent(self):
+    return self.theta - (self.workers - 1) * self.last_eta * self.v
+
+
+class SMEGA2(ASGD):
+  """θ ← θ − η (g + γ v); v ← γ v + mean of the cycle's N gradients.
+
+  Sent: θ − η γ [(N + c (γ − 1)) v + (c / N) G].
+  """
+
+  workers = 3
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.cycle = []
+    self.last_eta = 0.0
+
+  def direction(self, g, worker):
+    u = g + self.momentum * self.v
+    self.cycle.append(g)
+    if len(self.cycle) == self.workers:
+      self.v = self.momentum * self.v + np.mean(self.cycle, axis=0)
+      self.cycle = []
+    self.last_eta = self.eta()
+    return u
+
+  def sent(self):
+    n, c = self.workers, len(self.cycle)
+    total = sum(self.cycle, np.zeros_like(self.theta))
+    ahead = (n + c * (self.momentum - 1)) * self.v + c / n * total
+    return self.theta - self.last_eta * self.momentum * ahead
+
+
+class DelayedNesterov(ASGD):
+  """θ ← θ − η g / N; every N-th m ← γ m + mean, θ ← θ − η (γ m + g / N)."""
+
+  workers = 3
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.cycle = []
+
+  def direction(self, g, worker):
+    self.cycle.append(g)
+    if len(self.cycle) < self.workers:
+      return g / self.workers
+    self.v = self.momentum * self.v + np.mean(self.cycle, axis=0)
+    self.cycle = []
+    return self.momentum * self.v + g / self.workers
+
+
+class OrMo(ASGD):
+  """In closed form: a gradient of round r weighs Σ_{k ≤ R − r} γ^k in round R.
+
+  Rounds are ⌈version / N⌉; R is that of the last update.
+  """
+
+  workers = 3
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.start = self.theta
+    self.steps = []  # (round it was read in, η g)
+
+  def descend(self, g, worker):
+    now = int(np.ceil(self.updates / self.workers))
+    read = int(np.ceil((self.updates - self.staleness) / self.workers))
+    self.steps.append((read, self.eta() * g))
+    self.theta = self.start - sum(
+      step * sum(self.momentum**k for k in range(now - r + 1))
+      for r, step in self.steps
+    )
+
+  def correct(self, g, sent, staleness):
+    self.staleness = staleness
+    return super().correct(g, sent, staleness)

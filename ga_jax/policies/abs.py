@@ -1,0 +1,97 @@
+"""Adaptive bounded staleness (ABS).
+
+K-async rounds in which the server waits for more and more workers, and stops
+those that are too stale: they start again at the current version.
+
+Our reading:
+
+* :math:`K_t` is AdaSync's (see `adaptive.py`), but never falls:
+  :math:`\\max(K_{t-1}, \\min(N, \\lceil K_0 \\sqrt{\\bar F_0 / \\bar F_t}
+  \\rceil))`;
+* :math:`\\tau_{\\max}^t = \\lceil f N / K_t \\rceil`;
+* both are evaluated when a round closes, and then every worker whose staleness,
+  server version minus version read, exceeds the new bound is restarted. The
+  mini-batch that it dropped is issued again.
+
+References:
+  Tan, Zhu, Zhang, `ABS: Adaptive Bounded Staleness Converges Faster and
+  Communicates Less <https://arxiv.org/abs/2301.08895>`_, 2023.
+"""
+
+import math
+from typing import NamedTuple
+
+from ga_jax.policies import adaptive, barrier, base
+from ga_jax.policies import reads as reads_lib
+
+
+class ABSState(NamedTuple):
+  """The barrier, how many it waits for, and who computes what."""
+
+  rounds: barrier.BarrierState
+  progress: adaptive.Progress
+  wait_for: int  # K_t
+  max_staleness: int  # τ_max^t
+  reads: reads_lib.Reads
+
+
+def adaptive_bounded_staleness(
+  num_workers: int, abs_k0: int = 1, abs_factor: float = 2.0
+) -> base.Policy:
+  """Averages K_t gradients per update, none staler than τ_max^t.
+
+  Args:
+    num_workers: N.
+    abs_k0: K_0, from 1 to N.
+    abs_factor: f, positive and finite.
+
+  Returns:
+    A `Policy` that needs losses.
+
+  Raises:
+    ValueError: an argument is out of its range.
+  """
+  base.check_integer('num_workers', num_workers, 1)
+  base.check_integer('abs_k0', abs_k0, 1, num_workers)
+  if not (abs_factor > 0 and math.isfinite(abs_factor)):
+    raise ValueError(
+      f'abs_factor must be positive and finite, got {abs_factor}'
+    )
+
+  def bound(wait_for):
+    # τ_max^t = ⌈f N / K_t⌉
+    return math.ceil(abs_factor * num_workers / wait_for)
+
+  def init():
+    return ABSState(
+      barrier.BarrierState(),
+      adaptive.Progress(),
+      abs_k0,
+      bound(abs_k0),
+      reads_lib.init(),
+    )
+
+  def decide(state, event):
+    rounds, progress, wait_for, max_staleness, reads = state
+    if event.kind == base.Kind.ISSUE:
+      reads = reads_lib.begin(reads, event.worker_id)
+      return state._replace(reads=reads), base.Decision()
+    reads = reads_lib.end(reads, event.worker_id)
+    if event.kind == base.Kind.ARRIVE:
+      progress = adaptive.observe(progress, event.loss)
+    rounds, decision = barrier.step(rounds, event, wait_for)
+    if decision.action == base.Action.APPLY:
+      wait_for = max(wait_for, adaptive.wait_for(progress, abs_k0, num_workers))
+      max_staleness = bound(wait_for)
+      reads, late = reads_lib.close(reads, max_staleness)
+      decision = decision._replace(restart=late)
+    state = ABSState(rounds, progress, wait_for, max_staleness, reads)
+    return state, decision
+
+  return base.Policy(
+    init,
+    decide,
+    accumulates=num_workers > 1,
+    needs_loss=True,
+    needs_issue=True,
+  )

@@ -1,0 +1,99 @@
+"""What a worker program is: what a worker submits for the batches of a ticket.
+
+A program is a pair of pure functions. What it keeps from ticket to ticket is
+its worker's state; the server's acknowledgement commits it, so that a refused
+or discarded submission leaves the old one.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+
+LONGEST_UNROLL = 8  # steps; convolutions inside XLA's CPU loops are slow
+
+
+class Work(NamedTuple):
+  """The batches of a ticket; a leading axis [num_batches] on every leaf."""
+
+  batches: Any
+  keys: jax.Array  # typed keys, one per batch
+  batch_ids: jax.Array  # int32; learning-rate schedules are functions of them
+
+
+class Submission(NamedTuple):
+  """What a worker answers, in gradient sign.
+
+  Attributes:
+    grads: pytree like the parameters.
+    model_state: the model's statistics after the batches.
+    loss: mean training loss over the batches, scalar.
+  """
+
+  grads: Any
+  model_state: Any
+  loss: Any
+
+
+def nbytes(tree) -> int:
+  """Bytes of all arrays of a tree (or of their shapes)."""
+  shapes = jax.eval_shape(lambda tree: tree, tree)
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(shapes))
+
+
+class Program(NamedTuple):
+  """What a worker does with a ticket.
+
+  Attributes:
+    init: `init(params) -> worker_state`; only shapes and dtypes of `params` may
+      be read, for a worker that was lost begins with it again; () for nothing.
+    run: `run(worker_state, sent, work) -> (Submission, worker_state)`, with
+      `sent` what the worker was sent (`params`, `model_state`). A ticket may
+      hold fewer batches than `num_batches`.
+    num_batches: batches per ticket.
+    exchange: `exchange(worker_state, submission, params) -> (Submission,
+      worker_state)`, done at arrival with the server's parameters of then; None
+      where a submission is whole when it leaves its worker.
+    overlaps: whether the worker computes while its messages are under way.
+    message_bytes: `message_bytes(params) -> int`, bytes of one submission on
+      the wire, model statistics not counted.
+  """
+
+  init: Callable[[Any], Any]
+  run: Callable[..., tuple[Submission, Any]]
+  num_batches: int = 1
+  exchange: Callable[..., tuple[Submission, Any]] | None = None
+  overlaps: bool = False
+  message_bytes: Callable[[Any], int] = nbytes
+
+
+def fold_batches(step, carry, work: Work):
+  """Takes one step per batch.
+
+  Args:
+    step: `step(carry, batch, key, batch_id) -> (carry, loss)`.
+    carry: a pytree.
+    work: the batches.
+
+  Returns:
+    The last carry, and the mean loss.
+  """
+
+  def one(carry, item):
+    return step(carry, *item)
+
+  carry, losses = jax.lax.scan(
+    one,
+    carry,
+    (work.batches, work.keys, work.batch_ids),
+    unroll=min(LONGEST_UNROLL, len(work.batch_ids)),
+  )
+  return carry, losses.mean()
+
+
+def check_steps(local_steps: int):
+  """Raises a ValueError where `local_steps` is no positive integer."""
+  if not (isinstance(local_steps, int) and local_steps >= 1):
+    raise ValueError(
+      f'local_steps must be an integer of at least 1, got {local_steps}'
+    )

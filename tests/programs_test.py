@@ -1,0 +1,395 @@
+"""Worker programs and compression: what they submit, and what they keep."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import ga_jax
+from ga_jax import clocks, compression, kernel, policies, programs, rules
+from ga_jax.compression import base as compression_base
+from ga_jax.policies.base import Action, Decision, Kind, Policy
+from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes import reference
+from ga_jax.server import fixed
+from tests import cases
+
+RATE = 0.05
+
+
+def make(name, **own):
+  """A program factory `program(loss_fn)` with the suite's settings."""
+  arguments = {
+    'gradient': {},
+    'local_sgd': {'learning_rate': RATE, 'local_steps': 3},
+    'easgd': {'learning_rate': RATE, 'num_workers': 3, 'local_steps': 3},
+    'laga': {'local_steps': 3},
+    'dana_slim': {},
+  }[name]
+  return functools.partial(programs.PROGRAMS[name], **{**arguments, **own})
+
+
+def compress(program, stage):
+  """The factory, its submissions sent through a stage."""
+  return lambda loss_fn: compression_base.compressed(program(loss_fn), stage)
+
+
+def run(program, rule, executor='exact', **own):
+  """Trains the tiny problem."""
+  dtype = own.pop('dtype', np.float64)
+  loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
+  arguments = {
+    'policy': policies.asynchronous(),
+    'clock': clocks.heterogeneous(0),
+    'num_workers': 3,
+    'num_batches': 60,
+    'model_state': stats,
+    'stats_momentum': 0.9,
+    **own,
+  }
+  return ga_jax.simulate(
+    loss_fn,
+    params,
+    batch_fn,
+    rule,
+    program=program,
+    executor=executor,
+    **arguments,
+  )
+
+
+def outer(program):
+  """The rule that goes with a program: its own rate, or 1 for local steps."""
+  local = program in ('local_sgd', 'easgd')
+  return rules.asgd(1.0 if local else RATE, momentum=0.0)
+
+
+EVERY_STAGE = [
+  *((name, 'none') for name in programs.PROGRAMS),
+  *(
+    ('gradient', stage) for stage in compression.COMPRESSIONS if stage != 'none'
+  ),
+  ('local_sgd', 'topk'),
+  ('dana_slim', 'terngrad'),
+]
+
+
+@pytest.mark.parametrize(('name', 'stage'), EVERY_STAGE)
+def test_executors_agree(name, stage, x64):
+  """With short last tickets, a death and a policy that discards."""
+  del x64
+  program = make(name)
+  if stage != 'none':
+    program = compress(program, compression.COMPRESSIONS[stage]())
+  clock = clocks.with_fault(clocks.homogeneous(1), worker_id=1, time=6.0)
+  policy = policies.ringmaster(3, max_delay=2)
+  fast = run(
+    program,
+    outer(name),
+    'fast',
+    num_batches=26,
+    clock=clock,
+    policy=policy,
+    block=4,
+  )
+  exact = run(program, outer(name), num_batches=26, clock=clock, policy=policy)
+  trace = exact.trace
+  trace.verify()
+  assert trace.number_of(Kind.LEAVE) == 1
+  assert (trace.events['action'] == Action.DISCARD).any()
+  loss_fn, params, stats, batch_fn = cases.tiny_problem(np.float64)
+  job = job_lib.Job(
+    loss_fn=loss_fn,
+    source=job_lib.Source(batch_fn),
+    rule_fn=fixed(outer(name)),
+    hparams=(),
+    params=params,
+    model_state=stats,
+    stats_momentum=0.9,
+    program_fn=job_lib.Fixed(program),
+    accumulates=False,
+    seed=0,
+  )
+  with jax.disable_jit():  # or every ticket would compile its steps anew
+    plain = reference.execute(job, trace)
+  tolerance = 1e-6 if stage == 'bf16' else 1e-9  # a rounding may go either way
+  for state in (fast.state, exact.state):
+    assert cases.distance(state.params, plain.params) < tolerance
+    assert cases.distance(state.model_state, plain.model_state) < tolerance
+    assert int(state.count) == 26
+  assert fast.metrics['num_batches'].tolist() == (
+    exact.metrics['num_batches'].tolist()
+  )
+
+
+def test_a_lost_workers_state_begins_again(x64):
+  """DANA-Slim's momentum is gone after a leave, in every executor."""
+  del x64
+  clock = clocks.with_fault(
+    clocks.constant(), worker_id=0, time=10.5, noticed_after=1.0
+  )
+  result = run(make('dana_slim'), rules.asgd(RATE, 0.0), clock=clock)
+  leave = result.trace.events[result.trace.events['event'] == Kind.LEAVE][0]
+  assert (leave['worker_id'], leave['time']) == (0, 11.5)
+  arrivals = result.trace.applied()
+  assert not ((arrivals['worker_id'] == 0) & (arrivals['time'] > 10.5)).any()
+
+
+def test_one_local_step_is_asgd(x64):
+  del x64
+  local = run(make('local_sgd', local_steps=1), outer('local_sgd'))
+  plain = run(make('gradient'), rules.asgd(RATE, momentum=0.0))
+  assert (local.trace.events == plain.trace.events).all()
+  assert cases.distance(local.params, plain.params) < 1e-12
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.9])
+def test_local_steps_of_one_worker_are_sgd(momentum, x64):
+  """θ ← x: with one worker the outer step leaves the inner trajectory."""
+  del x64
+  result = run(
+    make('local_sgd', local_momentum=momentum, weight_decay=1e-2),
+    outer('local_sgd'),
+    num_workers=1,
+  )
+  plain = run(
+    make('gradient'),
+    rules.asgd(RATE, momentum, weight_decay=1e-2),
+    num_workers=1,
+  )
+  assert result.trace.updates() == 20
+  assert cases.distance(result.params, plain.params) < 1e-12
+
+
+def test_dana_slims_program_is_its_rule(x64):
+  del x64
+  program = run(
+    make('dana_slim', momentum=0.8, weight_decay=1e-2),
+    rules.asgd(RATE, momentum=0.0),
+    clock=clocks.constant(),
+  )
+  rule = run(make('gradient'), rules.dana_slim(RATE, 3, 0.8))
+  without = run(make('dana_slim', momentum=0.8), rules.asgd(RATE, momentum=0.0))
+  assert cases.distance(without.params, rule.params) < 1e-9
+  assert cases.distance(program.params, rule.params) > 1e-4
+
+
+def test_elastic_averaging_by_hand(x64):
+  """Two workers, EAMSGD, against the paper's algorithm in NumPy."""
+  del x64
+  target, alpha, delta, rate = np.array([1.0, -2.0]), 0.3, 0.9, 0.1
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    return 0.5 * jnp.sum((params - target - batch) ** 2), model_state
+
+  def batch_fn(batch_id):
+    return np.random.default_rng(batch_id).normal(size=2)
+
+  program = make(
+    'easgd',
+    learning_rate=rate,
+    num_workers=2,
+    local_steps=2,
+    local_momentum=delta,
+    elasticity=alpha,
+  )
+  result = ga_jax.simulate(
+    loss_fn,
+    np.zeros(2),
+    batch_fn,
+    rules.asgd(1.0, momentum=0.0),
+    policy=policies.asynchronous(),
+    clock=clocks.homogeneous(0),
+    num_workers=2,
+    num_batches=40,
+    program=program,
+    executor='exact',
+  )
+  centre, own, velocity = np.zeros(2), {}, {}
+  for row in result.trace.applied():
+    w = int(row['worker_id'])
+    x, v = own.get(w), velocity.get(w, np.zeros(2))
+    if x is None:
+      x = np.zeros(2)  # both were sent version 0 first
+    for batch_id in range(row['first_batch'], row['first_batch'] + 2):
+      v = delta * v - rate * (x + delta * v - target - batch_fn(batch_id))
+      x = x + v
+    elastic = alpha * (x - centre)
+    own[w], velocity[w], centre = x - elastic, v, centre + elastic
+  np.testing.assert_allclose(result.params, centre, rtol=1e-9)
+
+
+def test_laga_sums_gradients_and_hides_messages():
+  clock = clocks.with_communication(clocks.constant(), latency=1.0)
+  slow = run(make('gradient'), rules.asgd(0.0), clock=clock, num_workers=1)
+  laga = run(make('laga'), rules.asgd(0.0), clock=clock, num_workers=1)
+  assert slow.trace.events['time'][-1] == 60 * 3  # 1 and two messages each
+  assert laga.trace.events['time'][-1] == 60  # hidden behind 3 batches
+  loss_fn, params, stats, batch_fn = cases.tiny_problem(np.float32)
+  program = make('laga')(loss_fn)
+  sent = kernel.Snapshot(params, stats)
+  host = jax.tree.map(lambda *x: np.stack(x), *[batch_fn(i) for i in range(3)])
+  work = job_lib.work(jax.random.key(0), host, 0, 0)
+  submission, _ = program.run((), sent, work)
+  total = jax.tree.map(
+    lambda *g: sum(g),
+    *[
+      jax.grad(lambda p, b: loss_fn(p, stats, b, None)[0])(params, batch_fn(i))
+      for i in range(3)
+    ],
+  )
+  assert cases.distance(submission.grads, total) < 1e-5
+
+
+def some_gradient(seed):
+  rng = np.random.default_rng(seed)
+  return {
+    'a': jnp.asarray(rng.normal(size=(3, 5)), jnp.float32),
+    'b': (jnp.asarray(rng.normal(size=7), jnp.float32), jnp.float32(0.0)),
+  }
+
+
+@pytest.mark.parametrize('name', sorted(compression.COMPRESSIONS))
+def test_messages_decode_to_the_gradients_tree(name):
+  stage = compression.COMPRESSIONS[name]()
+  for dtype in ('float32', 'bfloat16'):
+    grads = jax.tree.map(lambda g: g.astype(dtype), some_gradient(0))  # noqa: B023
+    message, _ = jax.jit(stage.encode)(
+      grads, stage.init(grads), jax.random.key(0)
+    )
+    decoded = jax.jit(stage.decode)(message, grads)
+    spec = jax.tree.map(lambda x: (x.shape, x.dtype), grads)
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), decoded) == spec
+    sent = sum(x.nbytes for x in jax.tree.leaves(message))
+    assert stage.message_bytes(grads) == sent
+  n = 23
+  assert (
+    stage.message_bytes(some_gradient(0))
+    == {
+      'none': 4 * n,
+      'bf16': 2 * n,
+      'terngrad': (4 + 4) + (4 + 2) + (4 + 1),  # scale and 4 per byte, per leaf
+      'topk': 4 + 4,  # ceil(0.01 · 23) = 1 value and its index
+    }[name]
+  )
+
+
+def test_terngrad_is_unbiased():
+  grads = some_gradient(1)
+  stage = compression.terngrad()
+
+  @jax.jit
+  def draw(key):
+    message, _ = stage.encode(grads, (), key)
+    return stage.decode(message, grads)
+
+  n = 10_000
+  drawn = jax.lax.map(draw, jax.random.split(jax.random.key(0), n))
+  tests = 0
+  for g, d in zip(jax.tree.leaves(grads), jax.tree.leaves(drawn), strict=True):
+    g, d = np.asarray(g, np.float64), np.asarray(d, np.float64)
+    s = np.abs(g).max()
+    assert set(np.unique(d)) <= {-np.float32(s), 0.0, np.float32(s)}
+    variance = s * np.abs(g) - g**2  # of s · sign(g) · Bernoulli(|g| / s)
+    fixed_ = variance < 1e-6  # 0, and the largest component
+    z = (d.mean(0) - g)[~fixed_] / np.sqrt(variance[~fixed_] / n)
+    np.testing.assert_allclose(d.mean(0)[fixed_], g[fixed_], rtol=1e-6)
+    assert (np.abs(z) < 4.5).all()  # 1.5e-4 over all components
+    tests += z.size
+  assert tests == 20
+
+
+def test_topk_sends_everything_over_time_refused_submissions_included():
+  """Σ sent + residual = Σ gradients of all accepted tickets, exactly once."""
+
+  def decide(state, event):  # every third answer is thrown away
+    if event.kind == Kind.JOIN:
+      return state, Decision(start=(event.worker_id,))
+    action = Action.DISCARD if state % 3 == 2 else Action.APPLY
+    return state + 1, Decision(action, 1.0, (event.worker_id,))
+
+  policy = Policy(init=lambda: 0, decide=decide)
+  gradients = np.random.default_rng(0).normal(size=(40, 50))
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    return params @ batch, model_state  # its gradient is the batch
+
+  def simulate(program, executor):
+    with jax.enable_x64(True):
+      return ga_jax.simulate(
+        loss_fn,
+        np.zeros(50),
+        lambda batch_id: gradients[batch_id],
+        optax.sgd(1.0),
+        policy=policy,
+        clock=clocks.homogeneous(0),
+        num_workers=2,
+        num_batches=40,
+        program=program,
+        executor=executor,
+      )
+
+  program = compress(make('gradient'), compression.topk(0.1))
+  for executor in ('exact', 'fast'):
+    result = simulate(program, executor)
+    assert (result.trace.events['action'] == Action.DISCARD).sum() > 5
+    # What was not sent yet, worker by worker, by the definition.
+    missing, sent = np.zeros((2, 50)), np.zeros(50)
+    for row in result.trace.applied():
+      total = missing[row['worker_id']] + gradients[row['first_batch']]
+      largest = np.argsort(-np.abs(total))[:5]
+      sent[largest] += total[largest]
+      total[largest] = 0.0
+      missing[row['worker_id']] = total
+    np.testing.assert_allclose(result.params, -sent, atol=1e-12)
+    np.testing.assert_allclose(
+      sent + missing.sum(0), gradients.sum(0), atol=1e-12
+    )
+    assert np.abs(missing).max() > 0.5
+
+
+def test_compression_is_for_gradients_and_real_ones():
+  loss_fn, *_ = cases.tiny_problem()
+  program = compress(make('easgd'), compression.topk())
+  with pytest.raises(ValueError, match='exchanges parameters'):
+    program(loss_fn)
+  z = jnp.ones(3, jnp.complex64)
+  for name in ('bf16', 'terngrad', 'topk'):
+    stage = compression.COMPRESSIONS[name]()
+    with pytest.raises(ValueError, match='takes real gradients'):
+      stage.encode(z, jnp.zeros(3), jax.random.key(0))
+
+
+@pytest.mark.parametrize(
+  ('build', 'message'),
+  [
+    (lambda: make('local_sgd', local_steps=0), 'local_steps must be an'),
+    (lambda: make('laga', local_steps=1.5), 'local_steps must be an'),
+    (lambda: make('easgd', elasticity=1.0), 'elasticity must be finite'),
+    (lambda: make('easgd', local_momentum=1.0), 'local_momentum must be'),
+    (lambda: make('dana_slim', momentum=-0.1), 'momentum must be finite'),
+    (lambda: make('local_sgd', learning_rate=-1.0), 'learning_rate must'),
+    (lambda: lambda _: compression.topk(0.0), 'topk_ratio must be finite'),
+    (lambda: lambda _: compression.topk(1.5), 'topk_ratio must be at most 1'),
+  ],
+)
+def test_arguments_are_checked(build, message):
+  with pytest.raises(ValueError, match=message):
+    build()(cases.tiny_problem()[0])
+
+
+def test_a_large_gradient_in_a_batch_id_schedule(x64):
+  """Inner schedules are functions of the batch's id."""
+  del x64
+
+  def schedule(batch_id):
+    return jnp.where(batch_id < 30, RATE, 0.0)
+
+  half = run(make('local_sgd', learning_rate=schedule), outer('local_sgd'))
+  whole = run(make('local_sgd'), outer('local_sgd'), num_batches=30)
+  assert cases.distance(half.params, whole.params) < 1e-12
