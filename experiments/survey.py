@@ -63,15 +63,21 @@ HEAD = [
   'MB up',
   'MB down',
 ]
-EXPLAINED = """Columns: test error in %, mean ± standard deviation over {seeds}
-seeds, at the single worker's best learning rate for every method (*unchanged*;
-{baseline}, rate {rate:g}) and at each method's own (*best*, with that rate),
-both chosen on {holdout} held-out examples. The rest is of the *best* runs,
-means over seeds: simulated time in mean batch times, how many times faster than
-one average worker without messages and than SSGD the same batches were done,
-staleness (mean and largest) in updates, part of the workers' time that was for
-nothing, megabytes submitted and sent out. *(edge)*: the grid's extensions ended
-before the best rate had a neighbour on each side."""
+EXPLAINED = """# Every method with {workers} workers
+
+{model} on {data}, {epochs:g} epochs in all, batch {batch}; a message takes
+{latency:g} + bytes / {bandwidth:g} mean batch times.
+
+Test error in %, mean ± standard deviation over {seeds} seeds, paired: at the
+single worker's best learning rate for every method (*unchanged*; {baseline})
+and at each method's own (*best*, with that rate), both chosen on {holdout}
+held-out examples. Where a run diverged it is said. The other columns are of the
+*best* runs, means over seeds: simulated time in mean batch times; how many
+times faster than one average worker without messages, and than SSGD, the same
+batches were done; staleness (mean and largest) in updates; part of the workers'
+time that was for nothing; megabytes submitted and sent out. *(edge)*: the
+grid's extensions ended before the best rate had a neighbour on each side.
+"""
 
 
 def prepare() -> tuple[dict[str, protocols.Plan], str]:
@@ -131,21 +137,27 @@ def main(prepared):
 def page(plans, found) -> str:
   """The tables of all clocks."""
   plan = next(iter(plans.values()))
-  s, lines = plan.example(), []
-  for clock, (unchanged, best) in found.items():
-    rate = next(iter(unchanged.results.values()))[_WORKERS.value][0]
-    explained = EXPLAINED.format(
+  s = plan.example()
+  lines = [
+    EXPLAINED.format(
+      workers=_WORKERS.value,
+      model=s.model,
+      data=s.data_name(),
+      epochs=s.epochs,
+      batch=s.batch_size,
+      latency=s.latency,
+      bandwidth=s.bandwidth,
       seeds=len(plan.seeds),
       baseline=_BASELINE.value,
-      rate=rate['learning_rate'],
       holdout=s.holdout,
     )
+  ]
+  for clock, (unchanged, best) in found.items():
+    rate = next(iter(unchanged.results.values()))[_WORKERS.value][0]
     lines += [
-      f'## {_WORKERS.value} workers, {clock} clock',
+      f'## {clock.capitalize()} clock',
       '',
-      f'{s.model} on {s.data_name()}, {s.epochs:g} epochs in all, batch '
-      f'{s.batch_size}; a message takes {s.latency:g} + bytes / '
-      f'{s.bandwidth:g} mean batch times. {explained}',
+      f'The unchanged learning rate is {rate["learning_rate"]:g}.',
       '',
       tables.markdown(HEAD, rows(unchanged, best, _WORKERS.value)),
       '',
