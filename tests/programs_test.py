@@ -73,7 +73,7 @@ EVERY_STAGE = [
     ('gradient', stage) for stage in compression.COMPRESSIONS if stage != 'none'
   ),
   ('local_sgd', 'topk'),
-  ('dana_slim', 'terngrad'),
+  ('dana_slim', 'bf16'),
 ]
 
 
