@@ -22,7 +22,11 @@ from experiments import settings as settings_lib
 from ga_jax import metrics
 
 cli.define_run_flags()
-_METHOD = flags.DEFINE_string('method', 'ga', '|'.join(methods.METHODS))
+_METHOD = flags.DEFINE_string(
+  'method',
+  'ga',
+  '|'.join(methods.METHODS) + '; python -m experiments.methods explains them',
+)
 _WORKERS = flags.DEFINE_integer('workers', 1, 'simulated workers')
 _LEARNING_RATE = flags.DEFINE_float('learning_rate', 0.1, 'peak learning rate')
 _MOMENTUM = flags.DEFINE_float('momentum', None, 'momentum (default 0.9)')
@@ -100,7 +104,9 @@ def report(settings, workdir, summary):
     f'{summary["wall_seconds"]:.1f} s; staleness mean '
     f'{summary["mean_staleness"]:.1f}, max {summary["max_staleness"]}; gap '
     f'{summary["mean_gap"]:.2e}; penalty {summary["mean_penalty"]:.2f}; '
-    f'simulated speed-up {summary["simulated_speedup"]:.1f}'
+    f'simulated speed-up {summary["simulated_speedup"]:.1f}; wasted work '
+    f'{100 * summary["wasted_work"]:.0f} %; '
+    f'{summary["bytes_pushed"] / 1e6:.1f} MB submitted'
   )
   print(f'written to {workdir}')
   print(
