@@ -77,6 +77,31 @@ def define_run_flags(without: tuple[str, ...] = ()):
   )
 
 
+def define_runtime_flags():
+  """Defines the flags of the runtime; simulated without."""
+  d = _DEFAULTS
+  flags.DEFINE_string('runtime', d.runtime, _names(settings_lib.RUNTIMES))
+  flags.DEFINE_integer(
+    'devices',
+    d.devices,
+    'local devices that the threads use (0: all of an accelerator, on the CPU '
+    'one per worker up to its cores)',
+  )
+  flags.DEFINE_float(
+    'lease_seconds',
+    d.lease_seconds,
+    'how long a worker may take for a ticket (threads)',
+  )
+  flags.DEFINE_integer(
+    'pipeline_depth',
+    d.pipeline_depth,
+    'snapshots that a worker reads ahead (threads)',
+  )
+  flags.DEFINE_list(
+    'straggler', [], 'WORKER:FACTOR,...: slows workers down (threads)'
+  )
+
+
 def run_settings(method: str, **own) -> settings_lib.Settings:
   """Checked settings from the flags.
 
@@ -97,6 +122,8 @@ def run_settings(method: str, **own) -> settings_lib.Settings:
   fields['boundaries'] = number_list('boundaries', values.boundaries, float)
   fields['stalls'] = fault_list('stalls', values.stalls, 3)
   fields['deaths'] = fault_list('deaths', values.deaths, 2)
+  if 'straggler' in values:
+    fields['straggler'] = fault_list('straggler', values.straggler, 2)
   given = {
     name: getattr(values, name)
     for name in parts.PARAMETERS

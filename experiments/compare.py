@@ -22,11 +22,11 @@ from absl import flags
 
 from experiments import (
   cli,
+  environment,
   grid,
   methods,
   progress,
   protocols,
-  run,
   tables,
   task,
 )
@@ -131,7 +131,9 @@ def main(prepared):
     os.path.join(workdir, 'results.json'),
     {outcome.name: outcome.results for outcome in outcomes},
   )
-  metrics.write_json(os.path.join(workdir, 'versions.json'), run.versions())
+  metrics.write_json(
+    os.path.join(workdir, 'versions.json'), environment.versions()
+  )
   table = os.path.join(workdir, 'table.md')
   with metrics.replacing(table) as partial, open(partial, 'w') as file:
     file.write(text)
@@ -156,8 +158,9 @@ def _section(plan, outcome) -> list[str]:
     *([_NOTE.value] if _NOTE.value else []),
     *(['', tables.rate_table(outcome, plan.workers)] if plan.rates else []),
     '',
-    f'{updates:,} updates in {seconds:.0f} s on {run.versions()["device"]}; '
-    f'command: python -m experiments.compare '
+    f'{updates:,} updates in {seconds:.0f} s on '
+    f'{environment.versions()["device"]}; command: '
+    f'python -m experiments.compare '
     f'{" ".join(shlex.quote(a) for a in sys.argv[1:])}',
   ]
 

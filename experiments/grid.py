@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import run
+from experiments import environment, run
 from experiments import settings as settings_lib
 from ga_jax import metrics
 
@@ -76,7 +76,7 @@ class Cells:
 def cell_name(settings: settings_lib.Settings) -> str:
   """A file name that differs wherever settings or versions differ."""
   text = json.dumps(
-    [metrics.to_json(dataclasses.asdict(settings)), run.versions()],
+    [metrics.to_json(dataclasses.asdict(settings)), environment.versions()],
     sort_keys=True,
   )
   digest = hashlib.sha256(text.encode()).hexdigest()[:10]

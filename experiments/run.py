@@ -1,13 +1,7 @@
-"""Runs one setting on the simulated cluster and sums it up."""
+"""Runs one setting, simulated or on real devices, and sums it up."""
 
-import contextlib
-import dataclasses
 import functools
-import importlib.metadata
-import json
-import math
 import os
-import platform
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -17,21 +11,47 @@ import jax.numpy as jnp
 import numpy as np
 
 import ga_jax
-from experiments import assembly, schedules, task
+from experiments import assembly, environment, schedules, task, watch
+from experiments import control as control_lib
 from experiments import settings as settings_lib
-from ga_jax import checkpoint, clocks, metrics
+from ga_jax import checkpoint, clocks
 from ga_jax.policies.base import Kind
 from ga_jax.programs import base as programs
+from ga_jax.runtimes import checkpoints, fast, job, threads
+
+ROWS, CHECKPOINTS = 'trace.rows', 'checkpoints'
 
 
-class Progress(NamedTuple):
-  """Where a run stands."""
+class Keeping(NamedTuple):
+  """What is written down while a run goes on.
 
-  epoch: float
-  batches: int
-  total_batches: int
-  batches_per_second: float | None
-  row: dict[str, Any] | None  # the metrics of an epoch that just ended
+  Attributes:
+    folder: of the run; '' for nothing.
+    every_updates: server updates between two checkpoints.
+    every_seconds: seconds between two checkpoints.
+    keep: how many checkpoints are kept.
+  """
+
+  folder: str = ''
+  every_updates: int | None = None
+  every_seconds: float | None = None
+  keep: int = 3
+
+  def rows_path(self) -> str | None:
+    """The file of the events as they happen."""
+    return os.path.join(self.folder, ROWS) if self.folder else None
+
+  def checkpoints(self) -> checkpoints.Checkpoints | None:
+    """Where checkpoints go; None where none are wanted."""
+    if not (self.every_updates or self.every_seconds):
+      return None
+    return checkpoints.Checkpoints(
+      checkpoint.CheckpointStore(
+        os.path.join(self.folder, CHECKPOINTS), keep=self.keep
+      ),
+      every_updates=self.every_updates,
+      every_seconds=self.every_seconds,
+    )
 
 
 class Run(NamedTuple):
@@ -68,8 +88,10 @@ def assembled(
 def train(
   settings: settings_lib.Settings,
   *,
-  observe: Callable[[Progress], None] | None = None,
+  observe: Callable[[watch.Progress], None] | None = None,
   evaluate_epochs: bool = True,
+  keeping: Keeping | None = None,
+  control: control_lib.Control | None = None,
 ) -> Run:
   """Trains once.
 
@@ -77,45 +99,122 @@ def train(
     settings: checked settings.
     observe: told after every block of updates and at the end of every epoch.
     evaluate_epochs: whether to evaluate at every epoch, or at the end only.
+    keeping: what to write down while it runs.
+    control: ends the run in order where it is told to.
 
   Returns:
-    A `Run`; `summary['diverged']` is True where a loss was not finite.
+    A `Run`; `summary['diverged']` is True where a loss was not finite,
+    `summary['stopped']` where it was ended before its end.
   """
+  control, keeping = control or control_lib.Control(), keeping or Keeping()
   started = time.perf_counter()
-  the_task, source = task.task_of(settings), task.source_of(settings)
-  per_epoch = task.batches_per_epoch(settings)
-  total = max(1, round(settings.epochs * per_epoch))
-  params, model_state = _initial(settings)
-  method = assembled(settings, total, per_epoch)
-  messages = message_bytes(the_task, method, params, model_state)
-  clock = clock_of(settings, messages)
-  watch = _Watch(the_task, per_epoch, total, observe, evaluate_epochs)
-  result = ga_jax.simulate(
-    the_task.loss_fn,
-    params,
-    source,
-    method.rule_fn,
-    hparams=method.hparams,
-    policy=method.policy,
-    clock=clock,
-    num_workers=settings.workers,
-    num_batches=total,
-    model_state=model_state,
-    stats_momentum=the_task.model.stats_momentum,
-    seed=settings.seed,
-    program=method.program_fn,
-    executor=settings.executor,
-    align=per_epoch,
-    observe=watch,
+  the_task = task.task_of(settings)
+  per_epoch, total = task.batches_per_epoch(settings), total_batches(settings)
+  method = method_of(settings)
+  work = arguments(settings, method)
+  messages = message_bytes(
+    the_task, method, work['params'], work['model_state']
   )
-  summary = _summarise(settings, the_task, result, clock, messages)
+  follow = watch.Watch(
+    the_task, per_epoch, total, observe, evaluate_epochs, control
+  )
+  if settings.runtime == 'threads':
+    result, own = _on_threads(settings, work, total, follow, keeping, control)
+  else:
+    result, own = _simulated(settings, work, total, messages, follow, keeping)
+  summary = {**_summarise(settings, the_task, result, messages), **own}
   wall = time.perf_counter() - started
-  rate = watch.rate()
+  rate = follow.rate()
   summary['wall_seconds'] = wall
   summary['updates_per_second'] = (
     rate and rate * summary['updates'] / summary['batches']
   )
   return Run(summary, result)
+
+
+def _simulated(settings, work, total, messages, follow, keeping):
+  """Runs on the virtual clock: the result, and its own part of the summary."""
+  clock = clock_of(settings, messages)
+  result = ga_jax.simulate(
+    **work,
+    clock=clock,
+    num_workers=settings.workers,
+    num_batches=total,
+    executor=settings.executor,
+    align=task.batches_per_epoch(settings),
+    observe=follow,
+    checkpoints=keeping.checkpoints(),
+  )
+  arrivals = result.trace.applied()[: result.executed]
+  simulated = float(arrivals['time'][-1])
+  batches = int(result.metrics['num_batches'].sum())
+  return result, {
+    'simulated_time': simulated,
+    'simulated_speedup': batches * clock.mean / simulated,
+    'stopped': batches < total,
+  }
+
+
+def _on_threads(settings, work, total, follow, keeping, control):
+  """Runs on this machine's devices: the result, and its own part."""
+  policy = work['policy']
+  factors = dict(settings.straggler)
+  run = threads.Threads(
+    job.build(**work),
+    policy,
+    num_workers=settings.workers,
+    num_batches=total,
+    devices=jax.local_devices()[: settings.devices or None],
+    lease_seconds=settings.lease_seconds,
+    pipeline_depth=settings.pipeline_depth,
+    delay_fn=lambda worker, spent: (factors.get(worker, 1.0) - 1.0) * spent,
+    trace_path=keeping.rows_path(),
+    checkpoints=keeping.checkpoints(),
+  )
+  control.on_stop(run.stop)
+  per_epoch = task.batches_per_epoch(settings)
+  result = run.run(follow, block=fast.block_length(False, per_epoch))
+  return result, {
+    'stopped': result.stopped,
+    'refused': result.refused,
+    'worker_seconds': {
+      str(worker): {**one._asdict(), 'utilisation': one.utilisation}
+      for worker, one in sorted(result.workers.items())
+    },
+  }
+
+
+def total_batches(settings: settings_lib.Settings) -> int:
+  """The batches of a run."""
+  per_epoch = task.batches_per_epoch(settings)
+  return max(1, round(settings.epochs * per_epoch))
+
+
+def method_of(settings: settings_lib.Settings) -> assembly.Assembled:
+  """The parts of a run."""
+  return assembled(
+    settings, total_batches(settings), task.batches_per_epoch(settings)
+  )
+
+
+def arguments(
+  settings: settings_lib.Settings, method: assembly.Assembled
+) -> dict[str, Any]:
+  """What a run computes, as every runtime and `job.build` take it."""
+  the_task = task.task_of(settings)
+  params, model_state = initial(settings)
+  return {
+    'loss_fn': the_task.loss_fn,
+    'params': params,
+    'batches': task.source_of(settings),
+    'rule': method.rule_fn,
+    'policy': method.policy,
+    'model_state': model_state,
+    'stats_momentum': the_task.model.stats_momentum,
+    'seed': settings.seed,
+    'hparams': method.hparams,
+    'program': method.program_fn,
+  }
 
 
 class MessageBytes(NamedTuple):
@@ -159,7 +258,8 @@ def clock_of(
   )
 
 
-def _initial(settings: settings_lib.Settings):
+def initial(settings: settings_lib.Settings):
+  """The parameters and model statistics that a run begins with."""
   the_task = task.task_of(settings)
   inputs = jnp.zeros((1, *the_task.dataset.train.inputs.shape[1:]))
   return _compiled_init(the_task.model)(jax.random.key(settings.seed), inputs)
@@ -170,103 +270,28 @@ def _compiled_init(model):
   return jax.jit(model.init)
 
 
-class _Watch:
-  """Follows a run: epochs, speed, losses that are not finite."""
-
-  def __init__(self, the_task, per_epoch, total, observe, evaluate_epochs):
-    self._task = the_task
-    self._per_epoch = per_epoch
-    self._total = total
-    self._observe = observe
-    self._evaluate_epochs = evaluate_epochs
-    self._epochs_done = 0
-    self._blocks = []  # metrics of this epoch's blocks, device arrays
-    self._unread = None  # the last block's losses: read one block later
-    self._timed = 0  # batches of which the time was taken
-    self._spent = 0.0  # seconds for them, evaluations left out
-    self._began = None  # (batches, seconds) where the timer last started
-
-  def __call__(self, batches, state, block) -> bool:
-    bad = self._unread is not None and not np.isfinite(self._unread).all()
-    self._unread = block['loss']
-    self._blocks.append(block)
-    next_epoch = (self._epochs_done + 1) * self._per_epoch
-    ends = batches >= min(next_epoch, self._total)
-    if ends:
-      jax.block_until_ready(state.params)
-    now = time.perf_counter()
-    if self._began:  # from the second block on: the first one compiles
-      self._timed += batches - self._began[0]
-      self._spent += now - self._began[1]
-    if bad:
-      return True
-    row = None
-    if ends:
-      self._epochs_done = batches // self._per_epoch
-      row = self._epoch_row(batches, state)
-    if self._observe:
-      epoch = batches / self._per_epoch
-      self._observe(Progress(epoch, batches, self._total, self.rate(), row))
-    self._began = (batches, time.perf_counter())
-    return False
-
-  def rate(self) -> float | None:
-    """Applied batches per second; None before the second block."""
-    return self._timed / self._spent if self._timed else None
-
-  def _epoch_row(self, batches, state):
-    seen = {
-      name: np.concatenate([np.asarray(block[name]) for block in self._blocks])
-      for name in self._blocks[0]
-    }
-    self._blocks = []
-    row = {
-      'epoch': batches / self._per_epoch,
-      'batches': batches,
-      'updates': int(state.version),
-      'train_loss': float(seen['loss'].mean()),
-      'mean_staleness': float(seen['staleness'].mean()),
-      'max_staleness': int(seen['staleness'].max()),
-      'mean_gap': float(seen['gap'].mean()),
-      'mean_penalty': float(seen['mean_penalty'].mean()),
-      'max_penalty': float(seen['max_penalty'].max()),
-    }
-    if self._evaluate_epochs:
-      row |= evaluate(self._task, state)
-    row['batches_per_second'] = self.rate()
-    return row
-
-
-def evaluate(the_task: task.Task, state) -> dict[str, float | None]:
-  """Test and validation error (fractions) of the server's parameters."""
-  test, _ = the_task.evaluate(
-    state.params, state.model_state, the_task.dataset.test
+def finite(state) -> bool:
+  """Whether every parameter and model statistic is a number."""
+  return all(
+    bool(jnp.isfinite(leaf).all())
+    for leaf in jax.tree.leaves((state.params, state.model_state))
   )
-  validation = None
-  if len(the_task.dataset.validation.labels):
-    validation, _ = the_task.evaluate(
-      state.params, state.model_state, the_task.dataset.validation
-    )
-  return {'test_error': test, 'validation_error': validation}
 
 
-def _summarise(settings, the_task, result, clock, messages) -> dict[str, Any]:
+def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
   arrivals = result.trace.applied()[: result.executed]
   seen = {k: v[np.isfinite(v)] for k, v in result.metrics.items()}
-  finite = np.isfinite(result.metrics['loss']).all() and all(
-    bool(jnp.isfinite(leaf).all())
-    for leaf in jax.tree.leaves((result.state.params, result.state.model_state))
-  )
+  losses = result.metrics['loss']
+  diverged = not (np.isfinite(losses).all() and finite(result.state))
   errors = {'test_error': None, 'validation_error': None}
-  if finite:
-    errors = evaluate(the_task, result.state)
-  simulated = float(arrivals['time'][-1])
+  if not diverged:
+    errors = watch.evaluate(the_task, result.state)
   batches = int(result.metrics['num_batches'].sum())
   per_epoch = task.batches_per_epoch(settings)
   last_epoch = max(1, per_epoch * result.executed // batches)  # in arrivals
   return {
     **errors,
-    'train_loss': _mean(seen['loss'][-last_epoch:]) if finite else None,
+    'train_loss': None if diverged else _mean(seen['loss'][-last_epoch:]),
     'updates': int(result.state.version),
     'batches': batches,
     'epochs': batches / per_epoch,
@@ -275,99 +300,27 @@ def _summarise(settings, the_task, result, clock, messages) -> dict[str, Any]:
     'mean_gap': _mean(seen['gap']),
     'mean_penalty': _mean(seen['mean_penalty']),
     'max_penalty': float(seen['max_penalty'].max(initial=1.0)),
-    'simulated_time': simulated,
-    'simulated_speedup': batches * clock.mean / simulated,
+    'staleness_histogram': np.bincount(arrivals['staleness']).tolist(),
+    'gap_histogram': gap_histogram(seen['gap']),
     'wasted_work': result.trace.wasted(),
     'bytes_pulled': messages.pull * result.trace.number_of(Kind.ISSUE),
     'bytes_pushed': messages.push * result.trace.number_of(Kind.ARRIVE),
-    'diverged': not finite,
+    'diverged': diverged,
     'method': settings.method,
     'workers': settings.workers,
     'learning_rate': settings.learning_rate,
     'seed': settings.seed,
-    'device': device_name(),
+    'device': environment.device_name(),
   }
+
+
+def gap_histogram(gaps) -> dict[str, list[float]]:
+  """Gaps by decade: counts between edges; the first edge is 0."""
+  decades = np.arange(-8.0, 3.0)
+  edges = np.concatenate([[0.0], 10.0**decades, [np.inf]])
+  counts, _ = np.histogram(gaps, edges)
+  return {'edges': edges[:-1].tolist(), 'counts': counts.tolist()}
 
 
 def _mean(values) -> float | None:
   return float(values.mean()) if len(values) else None
-
-
-def device_name() -> str:
-  """What computes: the accelerator's kind, or the CPU's model and cores."""
-  kind = jax.devices()[0].device_kind
-  if jax.default_backend() != 'cpu':
-    return kind
-  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
-    for line in file:
-      if line.startswith('model name'):
-        kind = line.split(':', 1)[1].strip()
-        break
-  return f'{kind} ({os.cpu_count()} cores)'
-
-
-@functools.cache
-def versions() -> dict[str, str]:
-  """Versions of everything the numbers depend on."""
-  names = ('jax', 'jaxlib', 'flax', 'optax', 'numpy', 'orbax-checkpoint')
-  found = {name: importlib.metadata.version(name) for name in names}
-  return {
-    'ga_jax': ga_jax.__version__,
-    'python': platform.python_version(),
-    **found,
-    'device': device_name(),
-    'cpu_count': str(os.cpu_count()),
-  }
-
-
-def save(workdir: str, run: Run):
-  """Writes a run's record; summary.json comes last and says it is whole."""
-  result = run.result
-  result.trace.save(os.path.join(workdir, 'trace.npz'))
-  checkpoint.save_params(
-    os.path.join(workdir, 'params'),
-    result.state.params,
-    result.state.model_state,
-  )
-  metrics.write_json(os.path.join(workdir, 'summary.json'), run.summary)
-
-
-def save_config(workdir: str, settings: settings_lib.Settings):
-  """Writes config.json and versions.json."""
-  config = dataclasses.asdict(settings)
-  if math.isinf(config['bandwidth']):
-    del config['bandwidth']  # JSON knows no infinity; it is the default
-  metrics.write_json(os.path.join(workdir, 'config.json'), config)
-  metrics.write_json(os.path.join(workdir, 'versions.json'), versions())
-
-
-def load_settings(workdir: str) -> settings_lib.Settings:
-  """The settings that `save_config` wrote."""
-  with open(os.path.join(workdir, 'config.json')) as file:
-    config = json.load(file)
-  config['boundaries'] = tuple(config['boundaries'])
-  for name in ('parameters', 'stalls', 'deaths'):
-    config[name] = tuple(tuple(item) for item in config[name])
-  return settings_lib.Settings(**config)
-
-
-def load(workdir: str) -> Callable[[Any], np.ndarray]:
-  """Loads a trained model for inference.
-
-  Args:
-    workdir: of a finished run.
-
-  Returns:
-    `predict(inputs) -> classes [n]`, for inputs as the data set stores them.
-  """
-  settings = load_settings(workdir)
-  the_task = task.task_of(settings)
-  like = jax.eval_shape(lambda: _initial(settings))
-  params, model_state = checkpoint.load_params(
-    os.path.join(workdir, 'params'), like
-  )
-
-  def predict(inputs):
-    return np.asarray(the_task.predict(params, model_state, inputs).argmax(-1))
-
-  return predict

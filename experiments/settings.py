@@ -9,6 +9,7 @@ from ga_jax import clocks, data, models
 
 SCHEDULES = ('constant', 'step', 'cosine')
 EXECUTORS = ('fast', 'exact')
+RUNTIMES = ('simulate', 'threads')
 CLOCKS = (*clocks.CLOCKS, 'recorded')
 
 
@@ -50,6 +51,11 @@ class Settings:
   warmup_epochs: float = 0.0
   seed: int = 0
   executor: str = 'fast'
+  runtime: str = 'simulate'
+  devices: int = 0
+  lease_seconds: float = 60.0
+  pipeline_depth: int = 0
+  straggler: tuple[tuple[int, float], ...] = ()
 
   def data_name(self) -> str:
     """The data set, or the name of the file or folder it is read from."""
@@ -91,6 +97,7 @@ def check(settings: Settings) -> Settings:
   _check_numbers(settings)
   _check_parts(settings)
   _check_faults(settings)
+  _check_runtime(settings)
   return settings
 
 
@@ -102,6 +109,7 @@ def _check_names(s: Settings):
     ('clock', CLOCKS),
     ('schedule', SCHEDULES),
     ('executor', EXECUTORS),
+    ('runtime', RUNTIMES),
   ):
     _one_of(flag, getattr(s, flag), table)
   for flag, table in parts.TABLES.items():
@@ -175,6 +183,40 @@ def _check_faults(s: Settings):
       _require(flag, text, fine, accepted)
   if len({worker for worker, _ in s.deaths}) >= s.workers:
     raise SettingError('deaths', len(s.deaths), 'must leave a worker alive')
+
+
+# What only one runtime reads.
+_ONLY = {
+  'simulate': (
+    'clock',
+    'clock_times',
+    'latency',
+    'bandwidth',
+    'stalls',
+    'deaths',
+    'executor',
+  ),
+  'threads': ('devices', 'lease_seconds', 'pipeline_depth', 'straggler'),
+}
+
+
+def _check_runtime(s: Settings):
+  for runtime, names in _ONLY.items():
+    for name in names:
+      default = Settings.__dataclass_fields__[name].default
+      if s.runtime != runtime and getattr(s, name) != default:
+        raise SettingError(
+          name,
+          getattr(s, name),
+          f'read by --runtime={runtime} only, not by {s.runtime}',
+        )
+  for flag in ('devices', 'pipeline_depth'):
+    _require(flag, getattr(s, flag), getattr(s, flag) >= 0, 'at least 0')
+  _finite('lease_seconds', s.lease_seconds, 'positive', lambda v: v > 0)
+  for worker, factor in s.straggler:
+    fine = 0 <= worker < s.workers and 1 <= factor < math.inf
+    accepted = f'a worker below {s.workers} and a factor of at least 1'
+    _require('straggler', f'{worker:g}:{factor:g}', fine, accepted)
 
 
 def _one_of(flag: str, value: str, table):

@@ -22,11 +22,11 @@ from absl import flags
 
 from experiments import (
   cli,
+  environment,
   grid,
   methods,
   progress,
   protocols,
-  run,
   tables,
   task,
 )
@@ -125,7 +125,9 @@ def main(prepared):
       for clock, outcomes in found.items()
     },
   )
-  metrics.write_json(os.path.join(workdir, 'versions.json'), run.versions())
+  metrics.write_json(
+    os.path.join(workdir, 'versions.json'), environment.versions()
+  )
   text = page(plans, found)
   path = os.path.join(workdir, 'table.md')
   with metrics.replacing(path) as partial, open(partial, 'w') as file:
@@ -171,8 +173,8 @@ def page(plans, found) -> str:
   command = ' '.join(shlex.quote(a) for a in sys.argv[1:])
   lines += [
     f'{updates:,} updates in {seconds:.0f} s in the runs shown, on '
-    f'{run.versions()["device"]}; command: python -m experiments.survey '
-    f'{command}',
+    f'{environment.versions()["device"]}; command: '
+    f'python -m experiments.survey {command}',
     '',
   ]
   return '\n'.join(lines)

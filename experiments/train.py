@@ -5,29 +5,45 @@ Question: what does one method do to one model, with how many workers?
   python -m experiments.train --method=ga --workers=16 --workdir=runs/ga16
 
 trains an MLP with BatchNorm on scikit-learn's digits in a few seconds of CPU.
-The working folder then holds config.json, versions.json, metrics.jsonl (one row
-per epoch), trace.npz (everything that happened), params/ (Orbax) and
-summary.json.
+The working folder then holds config.json, versions.json, environment.json (what
+the bits depend on), metrics.jsonl (one row per epoch), trace.npz (everything
+that happened), params/ (Orbax) and summary.json; `experiments.replay` computes
+it again, `experiments.verify` checks the trace.
 """
 
 import contextlib
+import glob
+import json
 import os
 import shutil
+import sys
 import time
 
 from absl import flags
 
-from experiments import cli, methods, progress, run, task
+from experiments import (
+  cli,
+  devices,
+  environment,
+  methods,
+  parts,
+  progress,
+  record,
+  run,
+  task,
+)
+from experiments import control as control_lib
 from experiments import settings as settings_lib
 from ga_jax import metrics
 
 cli.define_run_flags()
+cli.define_runtime_flags()
 _METHOD = flags.DEFINE_string(
   'method',
   'ga',
   '|'.join(methods.METHODS) + '; python -m experiments.methods explains them',
 )
-_WORKERS = flags.DEFINE_integer('workers', 1, 'simulated workers')
+_WORKERS = flags.DEFINE_integer('workers', 1, 'how many')
 _LEARNING_RATE = flags.DEFINE_float('learning_rate', 0.1, 'peak learning rate')
 _MOMENTUM = flags.DEFINE_float('momentum', None, 'momentum (default 0.9)')
 _SEED = flags.DEFINE_integer('seed', 0, 'of model, batches and clock')
@@ -39,50 +55,180 @@ _OVERWRITE = flags.DEFINE_bool(
 )
 
 
-def prepare() -> tuple[settings_lib.Settings, str]:
+_CHECKPOINT_EVERY = flags.DEFINE_string(
+  'checkpoint_every', '', 'server updates (500), or seconds (30s)'
+)
+_KEEP = flags.DEFINE_integer(
+  'keep_checkpoints', 3, 'checkpoints that are kept, at least 1'
+)
+_RESUME = flags.DEFINE_bool(
+  'resume', False, 'go on with the run in --workdir, with its own settings'
+)
+_OWN = ('workdir', 'resume', 'checkpoint_every', 'keep_checkpoints')
+CHECKPOINT_SECONDS = 30.0  # where a run is resumed and nothing else is said
+
+
+def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
   """Checks every flag; reads the data and makes the folder."""
-  settings = cli.run_settings(
-    _METHOD.value,
-    workers=_WORKERS.value,
-    learning_rate=_LEARNING_RATE.value,
-    seed=_SEED.value,
-  )
+  if _RESUME.value:
+    settings = resumed()
+  else:
+    settings = cli.run_settings(
+      _METHOD.value,
+      workers=_WORKERS.value,
+      learning_rate=_LEARNING_RATE.value,
+      seed=_SEED.value,
+    )
+  devices.use(settings)
+  if _RESUME.value:
+    as_before(_WORKDIR.value)
   task.source_of(settings)  # reads the data, or says why it cannot
   workdir = _WORKDIR.value or os.path.join(
-    'runs', f'{_METHOD.value}-{time.strftime("%Y%m%d-%H%M%S")}'
+    'runs', f'{settings.method}-{time.strftime("%Y%m%d-%H%M%S")}'
   )
   finished = os.path.exists(os.path.join(workdir, 'summary.json'))
-  if finished and not _OVERWRITE.value:
+  if finished and not (_OVERWRITE.value or _RESUME.value):
     raise settings_lib.SettingError(
       'workdir', workdir, 'holds a run already; add --overwrite to replace it'
     )
   cli.writable_folder('workdir', workdir)
-  return settings, workdir
+  return settings, keeping(workdir)
 
 
-def clear(workdir: str):
+def resumed() -> settings_lib.Settings:
+  """The settings of the run in --workdir."""
+  workdir = _WORKDIR.value
+  if not os.path.isdir(os.path.join(workdir, run.CHECKPOINTS)):
+    raise settings_lib.SettingError(
+      'resume',
+      True,
+      f'--workdir={workdir} holds no checkpoints (--checkpoint_every)',
+    )
+  for name in flags.FLAGS:
+    ours = hasattr(settings_lib.Settings, name) or name in parts.PARAMETERS
+    if ours and name not in _OWN and flags.FLAGS[name].present:
+      raise settings_lib.SettingError(
+        name, flags.FLAGS[name].value, f'--resume takes it from {workdir}'
+      )
+  return settings_lib.check(record.load_settings(workdir))
+
+
+def as_before(workdir: str):
+  """Makes the environment that the run began in, or says what differs."""
+  recorded = record.load_json(workdir, 'environment.json')
+  found = environment.differences(recorded, environment.environment())
+  variables, remaining = environment.restorable(found)
+  if remaining:
+    named = '; '.join(map(str, remaining))
+    print(
+      f'note: not as it began: {named}. It will not replay to the same bits.',
+      file=sys.stderr,
+    )
+  elif variables:
+    environment.restart(variables)
+
+
+def keeping(workdir: str) -> run.Keeping:
+  """What is kept while the run goes on."""
+  text = _CHECKPOINT_EVERY.value
+  if _KEEP.value < 1:
+    raise settings_lib.SettingError(
+      'keep_checkpoints', _KEEP.value, 'must be at least 1'
+    )
+  if not text:
+    seconds = CHECKPOINT_SECONDS if _RESUME.value else None
+    return run.Keeping(workdir, None, seconds, _KEEP.value)
+  try:
+    if text.endswith('s'):
+      found = run.Keeping(workdir, None, float(text[:-1]), _KEEP.value)
+    else:
+      found = run.Keeping(workdir, int(text), None, _KEEP.value)
+    if not 0 < (found.every_updates or found.every_seconds) < 1e9:
+      raise ValueError
+  except ValueError as error:
+    raise settings_lib.SettingError(
+      'checkpoint_every', text, 'must be a number of updates, or seconds: 30s'
+    ) from error
+  return found
+
+
+# What a run writes when it ends, and while it goes on.
+FINISHED = ('summary.json', 'trace.npz', 'params', 'replay-*')
+GOING_ON = ('metrics.jsonl', run.ROWS, run.CHECKPOINTS)
+
+
+def clear(workdir: str, names: tuple[str, ...]):
   """Removes what an earlier run left; what it finished last goes first."""
-  for name in ('summary.json', 'metrics.jsonl', 'trace.npz'):
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(os.path.join(workdir, name))
-  shutil.rmtree(os.path.join(workdir, 'params'), ignore_errors=True)
+  for path in [
+    p
+    for name in names
+    for p in glob.glob(os.path.join(glob.escape(workdir), name))
+  ]:
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    else:
+      with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def forget(workdir: str, row):
+  """Drops the rows of metrics.jsonl from `row` on: they are made again."""
+  path = os.path.join(workdir, 'metrics.jsonl')
+  with open(path) as file:
+    kept = [
+      line for line in file if json.loads(line)['batches'] < row['batches']
+    ]
+  with metrics.replacing(path) as partial, open(partial, 'w') as file:
+    file.writelines(kept)
 
 
 def main(prepared):
-  settings, workdir = prepared
-  clear(workdir)
-  run.save_config(workdir, settings)
+  settings, keep = prepared
+  workdir, control = keep.folder, control_lib.Control()
+  if _RESUME.value:
+    clear(workdir, FINISHED)
+  else:
+    clear(workdir, (*FINISHED, *GOING_ON))
+    record.save_config(workdir, settings)
+  control.install()
+  log, began = None, _RESUME.value
   log_path = os.path.join(workdir, 'metrics.jsonl')
-  with metrics.JsonLines(log_path) as log, progress.TrainingProgress() as shown:
+  with contextlib.ExitStack() as stack:
+    shown = stack.enter_context(progress.TrainingProgress())
 
     def observe(now):
+      nonlocal log, began
       if now.row:
+        if began and os.path.exists(log_path):
+          forget(workdir, now.row)
+        if log is None:
+          log = stack.enter_context(metrics.JsonLines(log_path))
+        began = False
         log.write(now.row)
       shown.update(now)
 
-    done = run.train(settings, observe=observe)
-  run.save(workdir, done)
+    done = run.train(settings, observe=observe, keeping=keep, control=control)
+  record.save(workdir, done)
+  with contextlib.suppress(FileNotFoundError):  # it is in trace.npz now
+    if not done.summary['stopped']:
+      os.unlink(os.path.join(workdir, run.ROWS))
   report(settings, workdir, done.summary)
+  if done.summary['stopped'] and not done.summary['diverged']:
+    how = (
+      f'go on: python -m experiments.train --resume --workdir={workdir}'
+      if keep.every_updates or keep.every_seconds
+      else 'nothing to go on with: --checkpoint_every keeps checkpoints'
+    )
+    print(f'stopped; {how}')
+
+
+def pace(summary) -> str:
+  """How fast the cluster was."""
+  if 'simulated_speedup' in summary:
+    return f'simulated speed-up {summary["simulated_speedup"]:.1f}'
+  workers = summary['worker_seconds'].values()
+  mean = sum(one['utilisation'] for one in workers) / len(workers)
+  return f'workers computed {100 * mean:.0f} % of their time'
 
 
 def report(settings, workdir, summary):
@@ -104,15 +250,12 @@ def report(settings, workdir, summary):
     f'{summary["wall_seconds"]:.1f} s; staleness mean '
     f'{summary["mean_staleness"]:.1f}, max {summary["max_staleness"]}; gap '
     f'{summary["mean_gap"]:.2e}; penalty {summary["mean_penalty"]:.2f}; '
-    f'simulated speed-up {summary["simulated_speedup"]:.1f}; wasted work '
+    f'{pace(summary)}; wasted work '
     f'{100 * summary["wasted_work"]:.0f} %; '
     f'{summary["bytes_pushed"] / 1e6:.1f} MB submitted'
   )
   print(f'written to {workdir}')
-  print(
-    'inference: from experiments import run; '
-    f'predict = run.load({workdir!r}); classes = predict(images)'
-  )
+  print(f'inference: {record.how_to_load(workdir)}')
 
 
 if __name__ == '__main__':

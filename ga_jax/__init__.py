@@ -18,6 +18,7 @@ from ga_jax.rules import (
 from ga_jax.runtimes.cluster import schedule
 from ga_jax.runtimes.job import Source
 from ga_jax.runtimes.simulate import Result, simulate
+from ga_jax.runtimes.threads import run_on_threads
 from ga_jax.server import Server
 from ga_jax.trace import Trace, TraceError
 
@@ -48,6 +49,7 @@ __all__ = [
   'policies',
   'programs',
   'rules',
+  'run_on_threads',
   'scale_by_gap',
   'schedule',
   'simulate',

@@ -8,7 +8,8 @@ queue with attempt + 1.
 """
 
 import collections
-from typing import NamedTuple
+import copy
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,6 +17,25 @@ from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
 
 _WIDTH = len(trace_lib.EVENT_DTYPE.names)
+# What a ledger is, beside its policy and the rows it has written.
+_SAVED = (
+  'version',
+  'num_batches',
+  'refused',
+  'ready',
+  'workers',
+  '_policy_state',
+  '_per_ticket',
+  '_next_batch',
+  '_next_ticket',
+  '_returned',
+  '_reserved',
+  '_outstanding',
+  '_revoked',
+  '_depth',
+  '_in_round',
+  '_forgotten',
+)
 
 
 class Ticket(NamedTuple):
@@ -37,19 +57,26 @@ class Receipt(NamedTuple):
     weight: in its round's weighted mean.
     staleness: server updates since the ticket was issued.
     revoked: tickets that the policy took back because of it.
+    cause: why it was refused, a key of `Ledger.refused`; '' where it was not.
   """
 
   action: Action
   weight: float
   staleness: int
   revoked: tuple[Ticket, ...] = ()
+  cause: str = ''
 
 
 class Ledger:
   """Host bookkeeping of one run."""
 
   def __init__(
-    self, policy: Policy, *, num_batches: int, batches_per_ticket: int = 1
+    self,
+    policy: Policy,
+    *,
+    num_batches: int,
+    batches_per_ticket: int = 1,
+    depth: int = 0,
   ):
     """Opens a ledger.
 
@@ -58,14 +85,28 @@ class Ledger:
       num_batches: batches to apply, ids 0 to num_batches − 1; at least 1.
       batches_per_ticket: how many consecutive batches a ticket holds; the last
         ticket of a run may hold fewer.
+      depth: tickets that a worker may hold beside the one it computes; a policy
+        that makes workers wait, or restarts them, allows none.
+
+    Raises:
+      ValueError: an argument is out of its range, or the policy allows no
+        depth.
     """
     if num_batches < 1 or batches_per_ticket < 1:
       raise ValueError(
         'num_batches and batches_per_ticket must be at least 1, got '
         f'{num_batches} and {batches_per_ticket}'
       )
+    if depth < 0 or (depth and not policy.pipelines):
+      raise ValueError(
+        f'pipeline_depth must be 0 with this policy, got {depth}: it makes '
+        'workers wait for each other, or restarts them'
+        if depth > 0
+        else f'pipeline_depth must be at least 0, got {depth}'
+      )
     self.version = 0
     self.num_batches = num_batches
+    self.refused = collections.Counter()  # by cause
     self.ready = collections.deque()  # workers the policy lets start
     self.workers = set()
     self._policy = policy
@@ -74,14 +115,19 @@ class Ledger:
     self._next_batch = 0
     self._next_ticket = 0
     self._returned = collections.deque()  # (first, number, attempt)
+    self._reserved = {}  # worker_id -> (first, number, attempt)
     self._outstanding = {}  # ticket_id -> Ticket
+    self._revoked = set()  # ids of tickets that were taken back
+    self._depth = depth
     self._in_round = 0  # gradients in the open round
     self._cells = []  # the trace row by row, flat: _WIDTH values each
+    self._forgotten = 0  # rows that were there before them
 
   @property
   def has_batches(self) -> bool:
     """Whether a ticket could be issued now."""
-    return bool(self._returned) or self._next_batch < self.num_batches
+    fresh = self._next_batch < self.num_batches
+    return fresh or bool(self._returned) or bool(self._reserved)
 
   @property
   def done(self) -> bool:
@@ -105,6 +151,7 @@ class Ledger:
     self.workers.add(worker_id)
     self._record(time, Kind.JOIN, worker_id)
     self._consult(Event(Kind.JOIN, worker_id, -1, 0, time, None))
+    self.ready.extend([worker_id] * self._depth)
 
   def leave(self, worker_id: int, time: float = 0.0) -> tuple[Ticket, ...]:
     """A worker goes; its batches are issued again.
@@ -115,12 +162,66 @@ class Ledger:
     if worker_id not in self.workers:
       raise ValueError(f'worker {worker_id} is not here')
     self.workers.remove(worker_id)
-    if worker_id in self.ready:
+    while worker_id in self.ready:
       self.ready.remove(worker_id)
+    if worker_id in self._reserved:
+      self._returned.appendleft(self._reserved.pop(worker_id))
     ended = self._revoke((worker_id,), time, Kind.EXPIRE)
     self._record(time, Kind.LEAVE, worker_id)
     revoked, _ = self._consult(Event(Kind.LEAVE, worker_id, -1, 0, time, None))
     return ended + revoked
+
+  def expire(
+    self, ticket: Ticket, time: float = 0.0, cause: str = 'lease'
+  ) -> tuple[Ticket, ...]:
+    """Takes a ticket back: its lease ran out, or its answer was no use.
+
+    Args:
+      ticket: an outstanding ticket.
+      time: now.
+      cause: what is counted in `refused`.
+
+    Returns:
+      The tickets that ended with it.
+
+    Raises:
+      ValueError: the ticket is not outstanding.
+    """
+    if self._outstanding.pop(ticket.ticket_id, None) != ticket:
+      raise ValueError(f'{ticket} is not outstanding')
+    self.refused[cause] += 1
+    self._end(ticket, time, Kind.EXPIRE)
+    revoked, _ = self._consult(
+      Event(Kind.EXPIRE, ticket.worker_id, -1, 0, time, None)
+    )
+    return (ticket, *revoked)
+
+  def reserve(self, worker_id: int) -> tuple[int, int, int] | None:
+    """Says which batches a worker's next ticket will most likely hold.
+
+    They can be prepared while the worker still computes. Another worker takes
+    them where nothing else is left.
+
+    Returns:
+      (first_batch, num_batches, attempt), or None where there are none.
+    """
+    if worker_id not in self._reserved:
+      batches = self._take()
+      if batches is None:
+        return None
+      self._reserved[worker_id] = batches
+    return self._reserved[worker_id]
+
+  def _take(self):
+    """The next batches that nobody holds: (first, number, attempt) or None."""
+    if self._returned:
+      return self._returned.popleft()
+    if self._next_batch == self.num_batches:
+      return None
+    first = self._next_batch
+    number = min(self._per_ticket, self.num_batches - first)
+    self._next_batch += number
+    return first, number, 0
 
   def ticket(self, worker_id: int, time: float = 0.0) -> Ticket | None:
     """Gives a worker its next ticket.
@@ -135,12 +236,8 @@ class Ledger:
       self.ready.popleft()
     else:
       self.ready.remove(worker_id)
-    if self._returned:
-      first, number, attempt = self._returned.popleft()
-    else:
-      first, attempt = self._next_batch, 0
-      number = min(self._per_ticket, self.num_batches - first)
-      self._next_batch += number
+    batches = self._reserved.pop(worker_id, None) or self._take()
+    first, number, attempt = batches or self._reserved.popitem()[1]
     ticket = Ticket(
       self._next_ticket, worker_id, self.version, first, number, attempt
     )
@@ -167,10 +264,13 @@ class Ledger:
       nothing but the record.
     """
     if self._outstanding.get(ticket.ticket_id) != ticket:
+      cause = self._why_not(ticket)
+      self.refused[cause] += 1
       self._record(
         time, Kind.ARRIVE, ticket.worker_id, ticket, Action.REFUSE, 0.0
       )
-      return Receipt(Action.REFUSE, 0.0, self.version - ticket.version)
+      staleness = self.version - ticket.version
+      return Receipt(Action.REFUSE, 0.0, staleness, cause=cause)
     if loss is None and self._policy.needs_loss:
       raise ValueError('this policy needs the loss of every submission')
     del self._outstanding[ticket.ticket_id]
@@ -180,6 +280,13 @@ class Ledger:
     )
     revoked, decision = self._consult(event, ticket)
     return Receipt(decision.action, decision.weight, staleness, revoked)
+
+  def _why_not(self, ticket: Ticket) -> str:
+    """Why an answer is refused."""
+    known = 0 <= ticket.ticket_id < self._next_ticket
+    if not known or ticket.ticket_id in self._outstanding:
+      return 'forged'
+    return 'late' if ticket.ticket_id in self._revoked else 'doubled'
 
   def finish(self, time: float = 0.0) -> bool:
     """Closes the round that is still open at the end.
@@ -200,22 +307,39 @@ class Ledger:
   @property
   def num_rows(self) -> int:
     """How many rows the record has so far."""
-    return len(self._cells) // _WIDTH
+    return self._forgotten + len(self._cells) // _WIDTH
 
   def rows(self, start: int = 0) -> list[tuple]:
     """The record from a row on.
 
     Args:
-      start: index of the first row, >= 0.
+      start: index of the first row, none of them forgotten.
 
     Returns:
       A tuple per row, in the order of `trace.EVENT_DTYPE`'s fields.
     """
-    cells = iter(self._cells[start * _WIDTH :])
+    cells = iter(self._cells[(start - self._forgotten) * _WIDTH :])
     return list(zip(*[cells] * _WIDTH, strict=True))
 
+  def forget_rows(self):
+    """Lets go of the rows so far, which were written down elsewhere."""
+    self._forgotten = self.num_rows
+    self._cells = []
+
+  def save(self) -> dict[str, Any]:
+    """Everything but the rows so far, as plain values."""
+    kept = {name: getattr(self, name) for name in _SAVED}
+    kept['_forgotten'] = self.num_rows
+    return copy.deepcopy(kept)
+
+  def restore(self, saved: dict[str, Any]):
+    """Goes on where `save` was called, with the rows before forgotten."""
+    for name, value in copy.deepcopy(saved).items():
+      setattr(self, name, value)
+    self._cells = []
+
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:
-    """The record so far."""
+    """The record so far; nothing of it may have been forgotten."""
     events = np.empty(self.num_rows, trace_lib.EVENT_DTYPE)
     for i, name in enumerate(trace_lib.EVENT_DTYPE.names):
       events[name] = self._cells[i::_WIDTH]
@@ -252,7 +376,7 @@ class Ledger:
       self._close(event.time)
     revoked = self._revoke(restart, event.time, Kind.RESTART) if restart else ()
     if start or restart:
-      there = set(self.ready)
+      there = () if self._depth else set(self.ready)
       wanted = dict.fromkeys(start + restart)
       self.ready.extend(w for w in wanted if w not in there)
     return revoked, decision
@@ -269,9 +393,13 @@ class Ledger:
     )
     for ticket in reversed(ended):  # the head of the queue keeps their order
       del self._outstanding[ticket.ticket_id]
-      self._record(time, kind, ticket.worker_id, ticket)
-      self._give_back(ticket)
+      self._end(ticket, time, kind)
     return ended
+
+  def _end(self, ticket, time, kind):
+    self._revoked.add(ticket.ticket_id)
+    self._record(time, kind, ticket.worker_id, ticket)
+    self._give_back(ticket)
 
   def _give_back(self, ticket):
     self._returned.appendleft(

@@ -93,3 +93,43 @@ def _logarithmic(axes, lowest, highest):
   shown = [m for m in marks if lowest / 2 <= m <= highest * 1.5]
   axes.set_yticks(shown, [f'{m:g}' for m in shown], minor=False)
   axes.set_yticks([], minor=True)
+
+
+def bars(path: str, values: dict[str, list[float]], title: str, label: str):
+  """A bar per name: the median, with minimum and maximum.
+
+  Args:
+    path: the picture; its ending says the format.
+    values: measurements by name.
+    title: above it.
+    label: of the vertical axis, with the unit.
+  """
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(5, 3.2), layout='constrained')
+  FigureCanvasAgg(figure)
+  axes = figure.subplots()
+  for i, (name, measured) in enumerate(values.items()):
+    middle = float(np.median(measured))
+    spread = [[middle - min(measured)], [max(measured) - middle]]
+    axes.bar(
+      name,
+      middle,
+      yerr=spread,
+      capsize=4,
+      color=COLOURS[i % len(COLOURS)],
+      edgecolor='black',
+    )
+    axes.annotate(
+      f'{middle:.3g}',
+      (i, middle / 2),
+      ha='center',
+      va='center',
+      bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.5},
+    )
+  axes.set_ylabel(label)
+  axes.set_title(title, fontsize=10)
+  axes.grid(axis='y', alpha=0.3)
+  axes.set_axisbelow(True)
+  figure.savefig(path, dpi=150)

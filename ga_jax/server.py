@@ -42,20 +42,45 @@ class ServerCore:
   """Parameters and the snapshots that tickets hold, without any policy."""
 
   def __init__(
-    self, compiled: kernel.Compiled, hparams, params, model_state, accumulates
+    self,
+    compiled: kernel.Compiled,
+    hparams,
+    params,
+    model_state,
+    accumulates,
+    device=None,
   ):
     self._compiled = compiled
     self._hparams = hparams
     self._accumulates = accumulates
     self.state = compiled.init(hparams, params, model_state)
+    if device is not None:
+      self.state = jax.device_put(self.state, device)
     self._published = self.state  # as it was when the version was made
+    self.version = 0
     self.store = snapshots.SnapshotStore()
+
+  def save(self):
+    """All arrays, a pytree."""
+    return {
+      'state': self.state,
+      'published': self._published,
+      'snapshots': self.store.save(),
+    }
+
+  def restore(self, saved, holders: dict[int, int]):
+    """Goes on where `save` was called; `holders` are tickets by version."""
+    self.state, self._published = saved['state'], saved['published']
+    self.version = int(self.state.version)
+    self.store.restore(saved['snapshots'], holders)
 
   def hold(self, version: int) -> kernel.Snapshot:
     """What a worker that starts at the current version is sent."""
-    return self.store.hold(
-      version, lambda: self._compiled.snapshot(self._hparams, self._published)
-    )
+    return self.store.hold(version, self.snapshot)
+
+  def snapshot(self) -> kernel.Snapshot:
+    """What is sent at the version that was published last."""
+    return self._compiled.snapshot(self._hparams, self._published)
 
   def release(self, version: int):
     """A ticket of that version has ended."""
@@ -65,15 +90,7 @@ class ServerCore:
     self, ticket, grads, model_state, *, sent, action, weight, staleness
   ) -> kernel.Metrics:
     """A gradient enters the open round, which is closed on APPLY."""
-    arrival = kernel.Arrival(
-      grads=grads,
-      model_state=model_state,
-      sent=sent,
-      staleness=np.int32(staleness),
-      worker_id=np.int32(ticket.worker_id),
-      weight=np.float32(weight),
-      num_batches=np.int32(ticket.num_batches),
-    )
+    arrival = _arrival(ticket, grads, model_state, sent, weight, staleness)
     enter = (
       self._compiled.accumulate if self._accumulates else self._compiled.apply
     )
@@ -82,6 +99,16 @@ class ServerCore:
       self.close() if self._accumulates else self._publish()
     return metrics
 
+  def warm_up(self, grads, model_state, sent):
+    """Compiles everything, with any gradient; nothing is changed."""
+    ticket = ledger.Ticket(0, 0, 0, 0, 1, 0)
+    arrival = _arrival(ticket, grads, model_state, sent, 1.0, 0)
+    if self._accumulates:
+      state, _ = self._compiled.accumulate(self._hparams, self.state, arrival)
+      self._compiled.close(self._hparams, state)
+    else:
+      self._compiled.apply(self._hparams, self.state, arrival)
+
   def close(self):
     """Closes the open round."""
     self.state = self._compiled.close(self._hparams, self.state)
@@ -89,6 +116,19 @@ class ServerCore:
 
   def _publish(self):
     self._published = self.state
+    self.version += 1
+
+
+def _arrival(ticket, grads, model_state, sent, weight, staleness):
+  return kernel.Arrival(
+    grads=grads,
+    model_state=model_state,
+    sent=sent,
+    staleness=np.int32(staleness),
+    worker_id=np.int32(ticket.worker_id),
+    weight=np.float32(weight),
+    num_batches=np.int32(ticket.num_batches),
+  )
 
 
 def fixed(rule: optax.GradientTransformation) -> Callable[[Any], Any]:

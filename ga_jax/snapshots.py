@@ -47,3 +47,23 @@ class SnapshotStore:
     entry[1] -= 1
     if not entry[1]:
       del self._live[version]
+
+  def holders(self) -> dict[int, int]:
+    """By version, how many hold it."""
+    return {version: entry[1] for version, entry in self._live.items()}
+
+  def save(self) -> dict[int, Any]:
+    """The live snapshots by version."""
+    return {version: entry[0] for version, entry in self._live.items()}
+
+  def restore(self, saved: dict[int, Any], holders: dict[int, int]):
+    """Keeps the snapshots that somebody holds.
+
+    Args:
+      saved: what `save` returned.
+      holders: tickets that hold a version.
+    """
+    self._live = {
+      version: [saved[version], number] for version, number in holders.items()
+    }
+    self.peak = max(self.peak, len(self._live))

@@ -1,5 +1,6 @@
 """The trace: everything that happened, enough to compute the run again."""
 
+import os
 import zipfile
 from typing import NamedTuple
 
@@ -136,6 +137,60 @@ class Trace(NamedTuple):
       raise TraceError(f'batches never applied: {_some(times == 0)}')
     if complete and _round_open(self.events):
       raise TraceError('the last round was never closed')
+
+
+class TraceWriter:
+  """Writes rows down as they happen, to a file or to memory.
+
+  The file holds bare rows of `EVENT_DTYPE`, so that what was written before a
+  process was killed can be read.
+  """
+
+  def __init__(self, path: str | None = None, num_rows: int = 0):
+    """Opens a record.
+
+    Args:
+      path: the file; None keeps the rows in memory.
+      num_rows: rows of an earlier process to keep, the rest is cut off.
+    """
+    self.path = path
+    self.num_rows = num_rows
+    self._blocks = []
+    self._file = None
+    if path is not None:
+      self._file = open(path, 'ab')  # noqa: SIM115
+      self._file.truncate(num_rows * EVENT_DTYPE.itemsize)
+
+  def write(self, rows: list[tuple]):
+    """Adds rows, tuples in the order of `EVENT_DTYPE`'s fields."""
+    block = np.array(rows, EVENT_DTYPE)
+    self.num_rows += len(block)
+    if self._file is None:
+      self._blocks.append(block)
+    else:
+      self._file.write(block.tobytes())
+
+  def flush(self):
+    """Makes sure that what was written outlives this process."""
+    if self._file is not None:
+      self._file.flush()
+      os.fsync(self._file.fileno())
+
+  def trace(self, num_workers: int, num_batches: int) -> Trace:
+    """The record so far."""
+    if self._file is None:
+      empty = np.empty(0, EVENT_DTYPE)
+      events = np.concatenate(self._blocks) if self._blocks else empty
+      self._blocks = [events]
+    else:
+      self._file.flush()
+      events = np.fromfile(self.path, EVENT_DTYPE)
+    return Trace(events, num_workers, num_batches)
+
+  def close(self):
+    """Closes the file; the rows stay."""
+    if self._file is not None:
+      self._file.close()
 
 
 def _verify_rows(events):

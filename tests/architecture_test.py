@@ -27,6 +27,7 @@ MAY_IMPORT = {
   'kernel': {'rules'},
   'server': {'kernel', 'ledger', 'policies', 'rules', 'snapshots', 'trace'},
   'runtimes': {
+    'checkpoint',
     'clocks',
     'kernel',
     'ledger',

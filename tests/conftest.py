@@ -4,7 +4,7 @@ import jax
 import pytest
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
-jax.config.update('jax_num_cpu_devices', 2)  # for sharding; one does the work
+jax.config.update('jax_num_cpu_devices', 4)  # for the threads runtime
 
 
 @pytest.fixture(autouse=True)

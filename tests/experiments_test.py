@@ -17,6 +17,7 @@ from experiments import (
   cli,
   grid,
   methods,
+  record,
   run,
   schedules,
   tables,
@@ -277,6 +278,7 @@ def test_train_writes_its_record(finished):
   assert set(os.listdir(workdir)) == {
     'config.json',
     'versions.json',
+    'environment.json',
     'metrics.jsonl',
     'trace.npz',
     'params',
@@ -298,7 +300,7 @@ def test_train_writes_its_settings(finished):
     seed=5,
     parameters=(('momentum', 0.8),),
   )
-  assert run.load_settings(workdir) == wanted
+  assert record.load_settings(workdir) == wanted
   assert read_json(workdir, 'config.json')['workers'] == 4
 
 
@@ -349,8 +351,8 @@ def test_train_logs_every_epoch(finished):
 
 def test_inference_has_the_error_of_the_summary(finished):
   workdir, _ = finished
-  predict = run.load(workdir)
-  dataset = task.task_of(run.load_settings(workdir)).dataset
+  predict = record.load(workdir)
+  dataset = task.task_of(record.load_settings(workdir)).dataset
   summary = read_json(workdir, 'summary.json')
   for split, name in (
     (dataset.test, 'test_error'),
@@ -381,7 +383,8 @@ def test_a_run_is_replaced_when_asked(train_script, tmp_path):
     assert 'test error' in out
   assert read_json(tmp_path, 'summary.json')['seed'] == 2
   assert len((tmp_path / 'metrics.jsonl').read_text().splitlines()) == 1
-  assert run.load(str(tmp_path))(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2,)
+  predict = record.load(str(tmp_path))
+  assert predict(np.zeros((2, 8, 8, 1), np.uint8)).shape == (2,)
 
 
 # What is refused.
@@ -459,6 +462,15 @@ BAD_SETTINGS = [
   ('deaths', {'workers': 2, 'deaths': ((0, 1.0), (1, 2.0))}),
   ('clock_times', {'clock': 'recorded'}),
   ('clock_times', {'clock_times': __file__}),
+  ('runtime', {'runtime': 'ray'}),
+  ('executor', {'runtime': 'threads', 'executor': 'exact'}),
+  ('latency', {'runtime': 'threads', 'latency': 0.1}),
+  ('straggler', {'straggler': ((0, 2.0),)}),
+  ('straggler', {'runtime': 'threads', 'straggler': ((1, 2.0),)}),
+  ('straggler', {'runtime': 'threads', 'straggler': ((0, 0.5),)}),
+  ('devices', {'runtime': 'threads', 'devices': -1}),
+  ('lease_seconds', {'runtime': 'threads', 'lease_seconds': 0.0}),
+  ('pipeline_depth', {'pipeline_depth': 1}),
 ]
 
 
@@ -703,6 +715,7 @@ def test_cells_of_other_settings_have_other_names():
     'parameters': (('momentum', 0.5),),
     'stalls': ((0, 1.0, 1.0),),
     'deaths': ((0, 1.0),),
+    'straggler': ((0, 2.0),),
   }
   names = {grid.cell_name(base)}
   fields = dataclasses.fields(settings_lib.Settings)

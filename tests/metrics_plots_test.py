@@ -1,4 +1,4 @@
-"""What a run leaves on disk: JSON, checkpoints and pictures."""
+"""What a run leaves on disk: JSON and pictures."""
 
 import json
 import math
@@ -6,12 +6,10 @@ import os
 import warnings
 from xml.etree import ElementTree
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ga_jax import checkpoint, metrics, plots
+from ga_jax import metrics, plots
 
 # JSON.
 
@@ -92,67 +90,6 @@ def test_json_lines_close_their_file_on_an_error(tmp_path):
     raise KeyError
   with pytest.raises(ValueError, match='closed'):
     log.write({})
-
-
-# Checkpoints.
-
-
-def saved_params():
-  keys = jax.random.split(jax.random.key(0), 2)
-  return {
-    'Dense_0': {'kernel': jax.random.normal(keys[0], (3, 4))},
-    'Dense_1': {'bias': jax.random.normal(keys[1], (4,)).astype(jnp.bfloat16)},
-  }
-
-
-STATISTICS = {'BatchNorm_0': {'mean': np.arange(4.0, dtype=np.float32)}}
-
-
-@pytest.mark.parametrize('model_state', [(), STATISTICS])
-@pytest.mark.parametrize('like', ['none', 'arrays', 'shapes'])
-def test_checkpoint_round_trip(tmp_path, model_state, like):
-  path, params = str(tmp_path / 'params'), saved_params()
-  checkpoint.save_params(path, params, model_state)
-  shapes = jax.eval_shape(lambda: (params, model_state))
-  target = {'none': None, 'arrays': (params, model_state), 'shapes': shapes}
-  loaded = checkpoint.load_params(path, target[like])
-  wanted = (params, model_state)
-  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
-  for a, b in zip(
-    jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True
-  ):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
-
-
-def test_checkpoint_names_what_is_not_there(tmp_path):
-  path = str(tmp_path / 'params')
-  with pytest.raises(FileNotFoundError, match=path):
-    checkpoint.load_params(path)
-  (tmp_path / 'params').mkdir()  # a folder, but nobody saved into it
-  with pytest.raises(FileNotFoundError, match=path):
-    checkpoint.load_params(path)
-
-
-def test_checkpoint_of_another_model_is_refused(tmp_path):
-  path, params = str(tmp_path / 'params'), saved_params()
-  checkpoint.save_params(path, params)
-  other = {'Dense_0': {'kernel': jnp.zeros((3, 4))}}
-  with pytest.raises(ValueError):
-    checkpoint.load_params(path, (other, ()))
-  wider = jax.tree.map(lambda leaf: jnp.zeros((9, *leaf.shape)), params)
-  with pytest.raises(ValueError):
-    checkpoint.load_params(path, (wider, ()))
-
-
-def test_checkpoint_is_not_overwritten(tmp_path):
-  path, params = str(tmp_path / 'params'), saved_params()
-  checkpoint.save_params(path, params)
-  with pytest.raises(ValueError, match='exists'):
-    checkpoint.save_params(path, jax.tree.map(jnp.zeros_like, params))
-  loaded, _ = checkpoint.load_params(path)
-  kernel = params['Dense_0']['kernel']
-  assert np.array_equal(loaded['Dense_0']['kernel'], kernel)
 
 
 # Pictures.

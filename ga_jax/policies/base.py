@@ -81,6 +81,8 @@ class Policy(NamedTuple):
     needs_loss: whether decisions depend on `event.loss`.
     needs_issue: whether it is told of tickets too (ISSUE), right after each was
       issued; its decision is empty then.
+    pipelines: whether a worker may hold several tickets, since it never waits
+      for others and is never restarted.
   """
 
   init: Callable[[], Any]
@@ -88,6 +90,7 @@ class Policy(NamedTuple):
   accumulates: bool = False
   needs_loss: bool = False
   needs_issue: bool = False
+  pipelines: bool = False
 
 
 def check_integer(

@@ -5,6 +5,7 @@ as a live run does, so the result has its bits.
 """
 
 import functools
+import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 from ga_jax import kernel, ledger, server
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes.checkpoints import Checkpoints
 
 
 @functools.lru_cache(maxsize=64)
@@ -62,7 +64,13 @@ class Execution:
     state: the server's state.
   """
 
-  def __init__(self, job: job_lib.Job):
+  def __init__(self, job: job_lib.Job, device=None):
+    """Starts a server.
+
+    Args:
+      job: what to compute.
+      device: where the server's arrays are; by default JAX's default device.
+    """
     self._job = job
     self._key = jax.random.key(job.seed)
     self._core = server.ServerCore(
@@ -71,6 +79,7 @@ class Execution:
       job.params,
       job.model_state,
       job.accumulates,
+      device,
     )
     self._answer, self._exchange = compiled_program(
       job.program_fn, job.loss_fn, job.source.load_fn
@@ -83,10 +92,77 @@ class Execution:
   def state(self) -> kernel.ServerState:
     return self._core.state
 
+  @property
+  def version(self) -> int:
+    """Updates made."""
+    return self._core.version
+
+  def holders(self) -> dict[int, int]:
+    """By version, how many tickets hold its snapshot."""
+    return self._core.store.holders()
+
   def loss(self, ticket: ledger.Ticket) -> float:
     """The loss of a ticket that is about to be answered."""
-    self._answers[ticket.ticket_id] = answer = self._compute(ticket)
+    answer = self._compute(ticket)
+    self.deposit(ticket, *answer)
     return float(answer[0].loss)
+
+  def save(self):
+    """All arrays: server, workers, live snapshots; a pytree."""
+    return {'core': self._core.save(), 'workers': dict(self._workers)}
+
+  def like(self, workers: Iterable[int], versions: Iterable[int]):
+    """What `save` returns, for these workers and versions: shapes to load."""
+    core = self._core.save()
+    state = self._program.init(self._job.params)
+    snapshots = dict.fromkeys(versions, self.snapshot())
+    return {
+      'core': {**core, 'snapshots': snapshots},
+      'workers': dict.fromkeys(workers, state),
+    }
+
+  def restore(self, saved, holders: dict[int, int]):
+    """Goes on where `save` was called.
+
+    Args:
+      saved: what it returned.
+      holders: by version, tickets that hold its snapshot.
+    """
+    self._core.restore(saved['core'], holders)
+    self._workers = dict(saved['workers'])
+    self._answers = {}
+
+  def snapshot(self) -> kernel.Snapshot:
+    """What a worker that starts now would be sent."""
+    return self._core.snapshot()
+
+  def warm_up(self, submission, worker_state):
+    """Compiles what arrivals are computed with; nothing is changed.
+
+    Args:
+      submission: any submission, on the server's device.
+      worker_state: its worker's program state, likewise.
+    """
+    sent = self.snapshot()
+    if self._program.exchange is not None:
+      submission, _, sent = self._exchange(
+        self._job.hparams, worker_state, submission, sent, self.state.params
+      )
+    self._core.warm_up(submission.grads, submission.model_state, sent)
+
+  def sent(self, ticket: ledger.Ticket) -> kernel.Snapshot:
+    """What the worker of an outstanding ticket was sent."""
+    return self._core.store.read(ticket.version)
+
+  def worker_state(self, worker_id: int):
+    """The program state of a worker, as its last accepted answer left it."""
+    if worker_id not in self._workers:
+      self._workers[worker_id] = self._program.init(self._job.params)
+    return self._workers[worker_id]
+
+  def deposit(self, ticket: ledger.Ticket, submission, worker_state):
+    """Brings the answer to a ticket, before its row is processed."""
+    self._answers[ticket.ticket_id] = submission, worker_state
 
   def process(self, row) -> dict[str, Any] | None:
     """Computes what a row says.
@@ -118,13 +194,11 @@ class Execution:
     return metrics
 
   def _compute(self, ticket):
-    if ticket.worker_id not in self._workers:
-      self._workers[ticket.worker_id] = self._program.init(self._job.params)
     job = self._job
     return self._answer(
       job.hparams,
-      self._workers[ticket.worker_id],
-      self._core.store.read(ticket.version),
+      self.worker_state(ticket.worker_id),
+      self.sent(ticket),
       job_lib.host_batches(job.source, ticket.first_batch, ticket.num_batches),
       job.source.resident,
       self._key,
@@ -133,7 +207,7 @@ class Execution:
     )
 
   def _enter(self, ticket, submission, worker_state, action, weight, stale):
-    sent, staleness = self._core.store.read(ticket.version), stale
+    sent, staleness = self.sent(ticket), stale
     if self._program.exchange is not None:
       staleness = 0
       submission, worker_state, sent = self._exchange(
@@ -162,6 +236,7 @@ def execute(
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
   block: int | None = None,
   align: int | None = None,
+  checkpoints: Checkpoints | None = None,
 ) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
   """Computes a trace.
 
@@ -173,32 +248,108 @@ def execute(
     block: arrivals between two observations, the last one may be shorter;
       `align` or 1 by default.
     align: see `block`.
+    checkpoints: where to save the run, and how often; what is there already is
+      gone on with, to the same bits.
 
   Returns:
     The final state, metrics per applied arrival, and how many were executed.
+
+  Raises:
+    ValueError: the checkpoint is of another run.
   """
   rows = trace.events.tolist()
-  return consume(
-    Execution(job), rows, trace.num_batches, observe, block or align
+  return Run(Execution(job), checkpoints).consume(
+    rows, trace.num_batches, observe, block or align
   )
 
 
-def consume(
-  execution: Execution, rows: Iterable, num_batches: int, observe, block
-) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
-  """Computes rows as they come; see `execute`."""
-  log, observed, batches = [], 0, 0
-  for row in rows:
-    metrics = execution.process(row)
-    if metrics is None:
-      continue
-    log.append(metrics)
-    batches += metrics['num_batches']
-    if observe and (len(log) % (block or 1) == 0 or batches == num_batches):
-      fresh, observed = stacked(log[observed:]), len(log)
-      if observe(batches, execution.state, fresh):
-        break
-  return execution.state, stacked(log), len(log)
+class Run:
+  """An execution of rows that can be saved and gone on with.
+
+  Attributes:
+    losses: by ticket, what `loss` returned; they stand for the computations of
+      an earlier process.
+  """
+
+  def __init__(
+    self, execution: Execution, checkpoints: Checkpoints | None = None
+  ):
+    self.losses = {}
+    self._execution = execution
+    self._checkpoints = checkpoints
+    self._log = []  # metrics of entered arrivals
+    self._rows = 0  # processed
+    self._digest = hashlib.sha256()  # of them
+    self._saved = checkpoints and checkpoints.resume()
+    if self._saved:
+      self.losses = dict(self._saved.host['losses'])
+      self._log = list(self._saved.host['log'])
+
+  def loss(self, ticket: ledger.Ticket) -> float:
+    """The loss of a ticket that is about to be answered."""
+    if ticket.ticket_id not in self.losses:
+      self.losses[ticket.ticket_id] = self._execution.loss(ticket)
+    return self.losses[ticket.ticket_id]
+
+  def consume(
+    self, rows: Iterable, num_batches: int, observe, block
+  ) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
+    """Computes rows as they come; see `execute`."""
+    execution, log = self._execution, self._log
+    observed = len(log)
+    batches = sum(metrics['num_batches'] for metrics in log)
+    for row in rows:
+      metrics = self._process(row)
+      if metrics is None:
+        continue
+      log.append(metrics)
+      batches += metrics['num_batches']
+      if self._checkpoints and self._checkpoints.due(execution.version):
+        self._save()
+      if observe and (len(log) % (block or 1) == 0 or batches == num_batches):
+        fresh, observed = stacked(log[observed:]), len(log)
+        if observe(batches, execution.state, fresh):
+          break
+    if self._checkpoints and self._rows:
+      self._save()
+    return execution.state, stacked(log), len(log)
+
+  def _process(self, row):
+    """Computes a row, unless an earlier process did."""
+    self._rows += 1
+    self._digest.update(repr(tuple(row)).encode())
+    if not self._saved:
+      return self._execution.process(row)
+    if self._rows == self._saved.host['rows']:
+      self._restore()
+    return None
+
+  def _restore(self):
+    host = self._saved.host
+    if self._digest.hexdigest() != host['digest']:
+      raise ValueError(
+        f'the checkpoint {self._saved.path} is of another run: its events '
+        'differ from this one'
+      )
+    like = self._execution.like(host['workers'], host['versions'])
+    self._execution.restore(self._saved.load(like), host['versions'])
+    self._saved = None
+
+  def _save(self):
+    arrays = self._execution.save()
+    self._log[:] = [
+      {name: np.asarray(value) for name, value in metrics.items()}
+      for metrics in self._log
+    ]
+    host = {
+      'rows': self._rows,
+      'digest': self._digest.hexdigest(),
+      'losses': self.losses,
+      'log': self._log,
+      'workers': sorted(arrays['workers']),
+      'versions': self._execution.holders(),
+    }
+    self._checkpoints.save(self._execution.version, arrays, host)
 
 
 def stacked(log) -> dict[str, np.ndarray]:

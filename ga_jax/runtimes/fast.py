@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ga_jax import kernel
+from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import slots
 
@@ -185,6 +186,7 @@ def execute(
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
   block: int | None = None,
   align: int | None = None,
+  checkpoints: checkpoints_lib.Checkpoints | None = None,
 ) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
   """Computes a trace.
 
@@ -198,9 +200,17 @@ def execute(
       at its multiples; what is left at the end is computed one by one, and so
       is a block with a ticket of fewer batches than the others.
     align: see `block_length`.
+    checkpoints: where to go on from the newest checkpoint, if there is one, and
+      to save at ends of blocks, after `observe`. The result has the bits of a
+      run that was never interrupted; `observe` is called for the blocks that
+      are computed now. The job must be the same and is not compared.
 
   Returns:
     The final state, metrics per executed arrival, and how many there are.
+
+  Raises:
+    ValueError: the newest checkpoint is of another trace, block length or
+      shape of parameters.
   """
   plan = slots.plan(trace)
   unrolled = unrolls(job)
@@ -217,8 +227,21 @@ def execute(
   )
   carry = _start(job, plan, trace.num_workers)
   key, log, done = jax.random.key(job.seed), [], 0
+  run = {'trace': checkpoints_lib.digest(trace), 'block length': length}
+  if checkpoints and (saved := checkpoints.resume(run)):
+    carry = saved.load(carry)
+    log, done = [saved.host['metrics']], saved.host['done']
+  at_hand = done  # what the newest checkpoint holds
   held = plan.arrivals['num_batches']
-  batches = np.cumsum(held)
+  batches, versions = np.cumsum(held), np.cumsum(plan.close)
+
+  def save():
+    nonlocal at_hand
+    at_hand = done
+    log[:] = [_concatenate(log)]
+    host = {'run': run, 'done': done, 'metrics': log[0]}
+    checkpoints.save(int(versions[done - 1]), carry, host)
+
   while done < len(held):
     whole = held[done : done + length]
     even = len(whole) == length and np.all(whole == whole[0])
@@ -235,6 +258,10 @@ def execute(
     log.append(metrics)
     if observe and observe(int(batches[done - 1]), carry.state, metrics):
       break
+    if checkpoints and checkpoints.due(int(versions[done - 1])):
+      save()
+  if checkpoints and done > at_hand:
+    save()
   return carry.state, _concatenate(log), done
 
 

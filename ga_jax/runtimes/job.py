@@ -7,7 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import programs
+from ga_jax import kernel, programs, server
+from ga_jax.policies.base import Policy
+from ga_jax.programs import gradient
 
 
 class Source(NamedTuple):
@@ -62,6 +64,42 @@ class Fixed(NamedTuple):
   def __call__(self, hparams):
     del hparams
     return self.program
+
+
+def build(
+  loss_fn: Callable[..., Any],
+  params,
+  batches: Source | Callable[[int], Any],
+  rule,
+  *,
+  policy: Policy,
+  model_state=(),
+  stats_momentum: float | None = None,
+  seed: int = 0,
+  hparams: Any = None,
+  program: Callable[..., Any] | None = None,
+) -> Job:
+  """A job from what users give; see `simulate` for the arguments."""
+  if not isinstance(batches, Source):
+    batches = Source(batches)
+  resident = jax.tree.map(jnp.asarray, batches.resident)  # moved only once
+  if hparams is None:
+    rule_fn, program_fn = server.fixed(rule), Fixed(program or gradient)
+  else:
+    rule_fn, program_fn = rule, program or Fixed(gradient)
+  return Job(
+    loss_fn=loss_fn,
+    source=batches._replace(resident=resident),
+    rule_fn=rule_fn,
+    # Arrays, so that a momentum of 0 means the same inside and outside jit.
+    hparams=() if hparams is None else jax.tree.map(jnp.asarray, hparams),
+    params=params,
+    model_state=model_state,
+    stats_momentum=kernel.check_momentum(stats_momentum, model_state),
+    program_fn=program_fn,
+    accumulates=policy.accumulates,
+    seed=seed,
+  )
 
 
 def worker_program(

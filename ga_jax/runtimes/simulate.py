@@ -9,15 +9,14 @@ by event and computed as it goes, with the exact executor's functions.
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import clocks, kernel, programs, server
+from ga_jax import clocks, kernel
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import cluster, exact, fast
 from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes.checkpoints import Checkpoints
 
 EXECUTORS = {'fast': fast.execute, 'exact': exact.execute}
 
@@ -62,6 +61,7 @@ def simulate(
   block: int | None = None,
   align: int | None = None,
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
+  checkpoints: Checkpoints | None = None,
 ) -> Result:
   """Trains with N simulated workers.
 
@@ -89,6 +89,8 @@ def simulate(
     align: batches between points of interest (an epoch); blocks are chosen to
       end there where that is possible.
     observe: `observe(batches, state, metrics) -> stop`, batches applied so far.
+    checkpoints: where to save the run, and how often; what is there already is
+      gone on with, to the same bits as a run that was never stopped.
 
   Returns:
     A `Result`.
@@ -111,23 +113,17 @@ def simulate(
     raise ValueError(
       f'executor must be one of {sorted(EXECUTORS)}, got {executor!r}'
     )
-  if not isinstance(batches, job_lib.Source):
-    batches = job_lib.Source(batches)
-  resident = jax.tree.map(jnp.asarray, batches.resident)  # moved only once
-  if hparams is None:
-    program = job_lib.Fixed(program or programs.gradient)
-  job = job_lib.Job(
-    loss_fn=loss_fn,
-    source=batches._replace(resident=resident),
-    rule_fn=server.fixed(rule) if hparams is None else rule,
-    # Arrays, so that a momentum of 0 means the same inside and outside jit.
-    hparams=() if hparams is None else jax.tree.map(jnp.asarray, hparams),
-    params=params,
+  job = job_lib.build(
+    loss_fn,
+    params,
+    batches,
+    rule,
+    policy=policy,
     model_state=model_state,
-    stats_momentum=kernel.check_momentum(stats_momentum, model_state),
-    program_fn=program or job_lib.Fixed(programs.gradient),
-    accumulates=policy.accumulates,
+    stats_momentum=stats_momentum,
     seed=seed,
+    hparams=hparams,
+    program=program,
   )
   kernel.check_rule(job.rule_fn(job.hparams), job.accumulates, num_workers)
   worker_program = job_lib.program_of(job)
@@ -141,18 +137,27 @@ def simulate(
     'overlaps': worker_program.overlaps,
   }
   if policy.needs_loss:
-    return _interleaved(job, policy, clock, settings, observe, block or align)
+    return _interleaved(
+      job, policy, clock, settings, observe, block or align, checkpoints
+    )
   trace = cluster.schedule(policy, clock, **settings)
   state, metrics, executed = EXECUTORS[executor](
-    job, trace, observe=observe, block=block, align=align
+    job,
+    trace,
+    observe=observe,
+    block=block,
+    align=align,
+    checkpoints=checkpoints,
   )
   return Result(state, trace, metrics, executed)
 
 
-def _interleaved(job, policy, clock, settings, observe, block) -> Result:
+def _interleaved(
+  job, policy, clock, settings, observe, block, checkpoints
+) -> Result:
   """Plays the cluster and computes what happens as it happens."""
-  execution = exact.Execution(job)
-  books = cluster.play(policy, clock, loss_fn=execution.loss, **settings)
+  run = exact.Run(exact.Execution(job), checkpoints)
+  books = cluster.play(policy, clock, loss_fn=run.loss, **settings)
   book = None
 
   def rows():
@@ -162,7 +167,7 @@ def _interleaved(job, policy, clock, settings, observe, block) -> Result:
       yield from book.rows(start)
       start = book.num_rows
 
-  state, metrics, executed = exact.consume(
-    execution, rows(), settings['num_batches'], observe, block
+  state, metrics, executed = run.consume(
+    rows(), settings['num_batches'], observe, block
   )
   return Result(state, book.trace(settings['num_workers']), metrics, executed)

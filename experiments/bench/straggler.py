@@ -1,0 +1,146 @@
+"""What a slow worker costs: asynchronous threads against synchronous ones.
+
+  python -m experiments.bench.straggler --figure=results/straggler/straggler.png
+
+Four workers whose gradient takes 20 ms, one of them 5 times slower. The
+gradient sleeps, so that cores are not the limit. The yardstick is the sum of
+the workers' own rates, each measured alone; the runs take turns. The last line
+is the utilisation of two workers whose gradient computes for 20 ms and more.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+import ga_jax
+from experiments import cli
+from experiments.bench import timing
+from ga_jax import plots, policies
+
+_SECONDS = flags.DEFINE_float('gradient_seconds', 0.02, 'of a fast worker')
+_FACTOR = flags.DEFINE_float('factor', 5.0, 'by which the straggler is slower')
+_WORKERS = flags.DEFINE_integer('workers', 4, 'one of them is the straggler')
+_UPDATES = flags.DEFINE_integer('batches', 240, 'per run of all workers')
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'runs of each')
+_JSON = flags.DEFINE_string('json', '', 'also write the figures here')
+_FIGURE = flags.DEFINE_string('figure', '', 'also draw them here (.png)')
+
+ALL = 'sum of the workers alone'
+ASYNCHRONOUS = 'asynchronous'
+SYNCHRONOUS = 'SSGD'
+
+
+def prepare():
+  """Makes a CPU device per worker before JAX starts."""
+  jax.config.update('jax_num_cpu_devices', _WORKERS.value)
+
+
+def main(_):
+  where = timing.machine()
+  fast, slow = _SECONDS.value, _SECONDS.value * _FACTOR.value
+  everybody = (slow,) + (fast,) * (_WORKERS.value - 1)
+  measured = timing.alternate(
+    {
+      'fast worker alone': lambda: sleeping_rate((fast,)),
+      'straggler alone': lambda: sleeping_rate((slow,)),
+      ASYNCHRONOUS: lambda: sleeping_rate(everybody),
+      SYNCHRONOUS: lambda: sleeping_rate(everybody, policies.synchronous),
+    },
+    _ROUNDS.value,
+  )
+  measured[ALL] = [
+    (_WORKERS.value - 1) * one + other
+    for one, other in zip(
+      measured['fast worker alone'], measured['straggler alone'], strict=True
+    )
+  ]
+  print(where)
+  print(f'{"":26} batches/s                 part of the sum')
+  results = {'machine': where, 'rows': []}
+  for name, rates in measured.items():
+    part = timing.figure(
+      [r / whole for r, whole in zip(rates, measured[ALL], strict=True)]
+    )
+    print(f'{name:26} {timing.figure(rates)!s:25} {part}')
+    results['rows'].append(
+      {'name': name, 'batches_per_second': rates, 'part': part._asdict()}
+    )
+  results['utilisation'] = [computing() for _ in range(_ROUNDS.value)]
+  for name in results['utilisation'][0]:
+    values = [one[name] for one in results['utilisation']]
+    print(f'{name:52} {timing.figure(values)}')
+  timing.write(_JSON.value, results)
+  if _FIGURE.value:
+    shown = (ALL, ASYNCHRONOUS, SYNCHRONOUS)
+    plots.bars(
+      _FIGURE.value,
+      {name: measured[name] for name in shown},
+      title=f'{_WORKERS.value} workers, one {_FACTOR.value:g} times slower',
+      label='batches per second',
+    )
+
+
+def sleeping_rate(sleeps, policy=policies.asynchronous) -> float:
+  """Batches per second of workers whose gradients take these seconds."""
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    return jnp.mean((batch - params) ** 2), model_state
+
+  batches = max(20, _UPDATES.value * len(sleeps) // _WORKERS.value)
+  result = ga_jax.run_on_threads(
+    loss_fn,
+    np.zeros(100, np.float32),
+    lambda batch_id: np.ones((4, 100), np.float32),
+    ga_jax.gap_aware(0.01),
+    policy=policy(),
+    num_workers=len(sleeps),
+    num_batches=batches,
+    delay_fn=lambda worker, spent: sleeps[worker] - spent,
+  )
+  times = result.trace.applied()['time']
+  begin = 2 * len(sleeps)  # the first batches only fill the pipeline
+  return (len(times) - 1 - begin) / (times[-1] - times[begin])
+
+
+@functools.cache
+def _matrix(size: int):
+  return np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
+
+
+def computing(workers: int = 2, size: int = 320, products: int = 8):
+  """How busy workers are whose gradient really computes; and for how long."""
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+
+    def product(x, _):
+      return jnp.tanh(x @ params), None
+
+    x, _ = jax.lax.scan(product, batch, None, length=products)
+    return jnp.mean(x**2), model_state
+
+  result = ga_jax.run_on_threads(
+    loss_fn,
+    _matrix(size),
+    lambda batch_id: _matrix(size),
+    ga_jax.gap_aware(1e-6),
+    policy=policies.asynchronous(),
+    num_workers=workers,
+    num_batches=200,
+  )
+  telemetry = result.workers.values()
+  answers = sum(one.answers for one in telemetry)
+  return {
+    f'utilisation of {workers} computing workers': float(
+      np.mean([one.utilisation for one in telemetry])
+    ),
+    'seconds of one gradient': sum(one.compute for one in telemetry) / answers,
+  }
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)

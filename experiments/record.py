@@ -1,0 +1,197 @@
+"""The record of a run: what it leaves in its folder, and what reads it.
+
+A finished run has config.json (its settings), environment.json and
+versions.json (what its bits depend on), metrics.jsonl, trace.npz (everything
+that happened), params/ (Orbax) and summary.json.
+"""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import ga_jax
+from experiments import environment, run, task
+from experiments import settings as settings_lib
+from ga_jax import checkpoint, metrics
+
+
+class Leaf(NamedTuple):
+  """An array that has other bits than the saved one."""
+
+  name: str
+  differing: int
+  size: int
+  largest: float  # difference
+
+
+def save_config(workdir: str, settings: settings_lib.Settings):
+  """Writes config.json, versions.json and environment.json."""
+  config = dataclasses.asdict(settings)
+  if math.isinf(config['bandwidth']):
+    del config['bandwidth']  # JSON knows no infinity; it is the default
+  metrics.write_json(os.path.join(workdir, 'config.json'), config)
+  metrics.write_json(
+    os.path.join(workdir, 'versions.json'), environment.versions()
+  )
+  metrics.write_json(
+    os.path.join(workdir, 'environment.json'), environment.environment()
+  )
+
+
+def save(workdir: str, done: run.Run):
+  """Writes what came out; summary.json comes last and says it is whole."""
+  result = done.result
+  result.trace.save(os.path.join(workdir, 'trace.npz'))
+  checkpoint.save_params(
+    os.path.join(workdir, 'params'),
+    result.state.params,
+    result.state.model_state,
+  )
+  metrics.write_json(os.path.join(workdir, 'summary.json'), done.summary)
+
+
+def how_to_load(workdir: str) -> str:
+  """The line of Python that loads a trained model."""
+  return (
+    'from experiments import record; '
+    f'predict = record.load({workdir!r}); classes = predict(images)'
+  )
+
+
+def load(workdir: str) -> Callable[[Any], np.ndarray]:
+  """Loads a trained model for inference.
+
+  Args:
+    workdir: of a finished run.
+
+  Returns:
+    `predict(inputs) -> classes [n]`, for inputs as the data set stores them.
+
+  Raises:
+    SettingError: there is no finished run.
+  """
+  settings = load_settings(workdir)
+  the_task = task.task_of(settings)
+  params, model_state = load_params(workdir, settings)
+
+  def predict(inputs):
+    return np.asarray(the_task.predict(params, model_state, inputs).argmax(-1))
+
+  return predict
+
+
+def load_params(workdir: str, settings: settings_lib.Settings):
+  """The parameters and model statistics of a finished run.
+
+  Raises:
+    SettingError: they are not there.
+  """
+  path = os.path.join(workdir, 'params')
+  like = jax.eval_shape(lambda: run.initial(settings))
+  try:
+    return checkpoint.load_params(path, like)
+  except FileNotFoundError as error:
+    raise _missing(workdir, 'params') from error
+
+
+def load_settings(workdir: str) -> settings_lib.Settings:
+  """The settings that `save_config` wrote.
+
+  Raises:
+    SettingError: they are not there, or are no settings of this version.
+  """
+  config = load_json(workdir, 'config.json')
+  try:
+    return settings_lib.Settings(**{k: _tuples(v) for k, v in config.items()})
+  except TypeError as error:
+    raise settings_lib.SettingError(
+      'workdir', workdir, f'config.json is of another version: {error}'
+    ) from error
+
+
+def load_trace(workdir: str) -> ga_jax.Trace:
+  """The trace of a run.
+
+  Raises:
+    SettingError: it is not there.
+    TraceError: it is no trace.
+  """
+  try:
+    return ga_jax.Trace.load(os.path.join(workdir, 'trace.npz'))
+  except OSError as error:
+    raise _missing(workdir, 'trace.npz') from error
+
+
+def load_json(workdir: str, name: str) -> dict[str, Any]:
+  """One of the JSON files of a run.
+
+  Raises:
+    SettingError: it is not there, or is damaged.
+  """
+  try:
+    with open(os.path.join(workdir, name)) as file:
+      return json.load(file)
+  except OSError as error:
+    raise _missing(workdir, name) from error
+  except ValueError as error:
+    raise settings_lib.SettingError(
+      'workdir', workdir, f'{name} is damaged: {error}'
+    ) from error
+
+
+def differing(saved: Any, now: Any) -> list[Leaf]:
+  """The arrays that have other bits.
+
+  Args:
+    saved: (params, model_state).
+    now: another, of the same tree and shapes.
+
+  Returns:
+    One entry per array that differs.
+  """
+  found = []
+  names = dict(zip(('params', 'model_state'), saved, strict=True))
+  leaves = jax.tree_util.tree_leaves_with_path(names)
+  others = jax.tree.leaves(dict(zip(names, now, strict=True)))
+  for (path, a), b in zip(leaves, others, strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    bits = f'u{a.dtype.itemsize}'
+    count = int(np.sum(a.view(bits) != b.view(bits)))
+    if count:
+      far = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      found.append(Leaf(name, count, a.size, float(far)))
+  return found
+
+
+def distance(saved: Any, now: Any) -> float:
+  """The norm of a difference of two trees, in parts of the first one's."""
+
+  def norm(trees):
+    squares = (np.sum(np.square(x)) for x in trees)
+    return float(np.sqrt(sum(squares)))
+
+  a, b = (
+    [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+    for tree in (saved, now)
+  )
+  return norm(x - y for x, y in zip(a, b, strict=True)) / norm(a)
+
+
+def _tuples(value):
+  """Lists, which is what JSON makes of tuples, as tuples again."""
+  if isinstance(value, list):
+    return tuple(map(_tuples, value))
+  return value
+
+
+def _missing(workdir: str, name: str) -> settings_lib.SettingError:
+  return settings_lib.SettingError(
+    'workdir', workdir, f'holds no finished run: no {name} there'
+  )

@@ -1,0 +1,310 @@
+"""Computes a finished run again from its record, and compares the bits.
+
+Question: is what the record holds all that the result depends on?
+
+  python -m experiments.replay --workdir=runs/ga16
+
+reads config.json, trace.npz, environment.json and params/, computes the trace
+event by event and says whether parameters and model statistics are the same
+bits (exit code 0, else 1). Where the environment is another one the script
+starts itself again with that of the run, or refuses where it cannot.
+
+  --fast       through compiled blocks: the same bits as a run that was made by
+               them, else how far off the parameters are
+  --until=100  stops after update 100 and saves the state in replay-100/
+  --method=sa  what if the same arrivals had met another rule? Likewise --rule,
+               --learning_rate, --momentum ...
+"""
+
+import os
+import shutil
+import sys
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from absl import flags
+
+import ga_jax
+from experiments import (
+  cli,
+  environment,
+  parts,
+  record,
+  run,
+  task,
+  watch,
+  what_if,
+)
+from experiments import settings as settings_lib
+from ga_jax import checkpoint, kernel, metrics
+from ga_jax.policies.base import Action
+from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes import simulate
+
+cli.define_run_flags()
+_WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
+_FAST = flags.DEFINE_bool('fast', False, 'through compiled blocks')
+_UNTIL = flags.DEFINE_integer(
+  'until', None, 'the update after which to stop and save the state'
+)
+_ANYWAY = flags.DEFINE_bool(
+  'anyway', False, 'go on where the environment cannot be that of the run'
+)
+flags.DEFINE_string('method', None, "what if: instead of the run's")
+flags.DEFINE_float('learning_rate', None, "what if: instead of the run's")
+flags.DEFINE_float('momentum', None, "what if: instead of the run's")
+
+_SHOWN = 5  # leaves that differ
+_LAST = 10  # arrivals in the summary of --until
+
+
+class Prepared(NamedTuple):
+  """What is to be computed again.
+
+  Attributes:
+    workdir: of the run.
+    settings: of the run.
+    trace: of the run.
+    other: settings for the same trace, or None.
+    remaining: differences of the environment that --anyway passes over.
+  """
+
+  workdir: str
+  settings: settings_lib.Settings
+  trace: ga_jax.Trace
+  other: settings_lib.Settings | None
+  remaining: list[environment.Difference]
+
+
+def prepare() -> Prepared:
+  """Reads the record, checks every flag; may start the process again."""
+  workdir = _WORKDIR.value
+  settings = record.load_settings(workdir)
+  remaining = _same_environment(workdir)
+  trace = _trace(workdir, settings)
+  other = _what_if(settings)
+  if _UNTIL.value is not None:
+    last = trace.updates()
+    if not 1 <= _UNTIL.value <= last:
+      _refuse('until', _UNTIL.value, f'must be an update from 1 to {last}')
+    if _FAST.value or other:
+      _refuse('until', _UNTIL.value, 'is for the run itself, event by event')
+  return Prepared(workdir, settings, trace, other, remaining)
+
+
+def _refuse(flag: str, got, why: str):
+  raise settings_lib.SettingError(flag, got, why)
+
+
+def _trace(workdir, settings) -> ga_jax.Trace:
+  """The trace, which must be right in itself and be of this run."""
+  try:
+    trace = record.load_trace(workdir)
+    trace.verify(complete=False)
+  except ga_jax.TraceError as error:
+    _refuse('workdir', workdir, f'trace.npz is wrong: {error}')
+  wanted = settings.workers, run.total_batches(settings)
+  if (trace.num_workers, trace.num_batches) != wanted:
+    _refuse(
+      'workdir',
+      workdir,
+      f'trace.npz is of {trace.num_workers} workers and {trace.num_batches} '
+      f'batches, config.json of {wanted[0]} and {wanted[1]}',
+    )
+  return trace
+
+
+def _same_environment(workdir) -> list[environment.Difference]:
+  """Makes the environment that of the run, by another start if need be."""
+  recorded = record.load_json(workdir, 'environment.json')
+  found = environment.differences(recorded, environment.environment())
+  variables, remaining = environment.restorable(found)
+  if remaining and not _ANYWAY.value:
+    named = '; '.join(map(str, remaining))
+    _refuse('workdir', workdir, f'{named} (--anyway goes on all the same)')
+  if variables:
+    environment.restart(variables)
+  return remaining
+
+
+def _what_if(settings) -> settings_lib.Settings | None:
+  """The settings of the run with what was given as flags; None without."""
+  given = {
+    name: flags.FLAGS[name].value
+    for name in (*vars(settings), *parts.PARAMETERS)
+    if name in flags.FLAGS and flags.FLAGS[name].present
+  }
+  if 'boundaries' in given:
+    given['boundaries'] = cli.number_list(
+      'boundaries', given['boundaries'], float
+    )
+  return what_if.settings_with(settings, given) if given else None
+
+
+def _job(settings) -> job_lib.Job:
+  return job_lib.build(**run.arguments(settings, run.method_of(settings)))
+
+
+def main(prepared: Prepared):
+  for difference in prepared.remaining:
+    print(f'not as recorded: {difference}')
+  if prepared.other is not None:
+    imagine(prepared)
+  elif _UNTIL.value is not None:
+    stop_early(prepared, _UNTIL.value)
+  elif not compare(prepared):
+    sys.exit(1)
+
+
+def compare(prepared: Prepared) -> bool:
+  """Computes the run again and says what came out.
+
+  Args:
+    prepared: see `Prepared`.
+
+  Returns:
+    Whether the bits are those that they had to be.
+  """
+  workdir, settings, trace, *_ = prepared
+  executor = 'fast' if _FAST.value else 'exact'
+  state, _ = computed(settings, trace, executor, _executed(workdir, trace))
+  saved = record.load_params(workdir, settings)
+  found = record.differing(saved, (state.params, state.model_state))
+  updates = f'after {int(state.version):,} updates'
+  if not found:
+    parameters, statistics = map(_size, saved)
+    more = f' and {statistics:,} statistics' if statistics else ''
+    print(f'same bits: {parameters:,} parameters{more} {updates}')
+    return True
+  apart = f'apart by {record.distance(saved[0], state.params):.1e} (parameters)'
+  if jax.tree.leaves(saved[1]):
+    far = record.distance(saved[1], state.model_state)
+    apart += f' and {far:.1e} (statistics)'
+  apart += f' of their norm {updates}'
+  made_by = _made_by(settings)
+  if made_by != executor:
+    print(
+      f'the run has the bits of the {made_by} executor, which the {executor} '
+      f'one does not give: {apart}'
+    )
+    return True
+  print(f'OTHER bits: {apart}')
+  found.sort(key=lambda leaf: -leaf.differing)
+  for leaf in found[:_SHOWN]:
+    print(
+      f'  {leaf.name}: {leaf.differing:,} of {leaf.size:,} values differ, by '
+      f'at most {leaf.largest:.1e}'
+    )
+  if len(found) > _SHOWN:
+    print(f'  and {len(found) - _SHOWN} more')
+  return False
+
+
+def imagine(prepared: Prepared):
+  """Computes the trace with other settings and prints both test errors."""
+  workdir, settings, trace, other, _ = prepared
+  executor = 'fast' if _FAST.value else 'exact'
+  state, _ = computed(other, trace, executor, trace.num_batches)
+  saved = kernel.Snapshot(*record.load_params(workdir, settings))
+  print(f'as it was, {settings.method}: {_error(settings, saved)}')
+  changed = what_if.changes(settings, other)
+  print(f'what if {changed}: {_error(other, state)}')
+
+
+def stop_early(prepared: Prepared, update: int):
+  """Computes the trace up to an update and saves the state."""
+  workdir, settings, trace, *_ = prepared
+  last = np.flatnonzero(trace.events['action'] == Action.APPLY)[update - 1]
+  cut = trace._replace(events=trace.events[: last + 1])
+  state, seen = computed(settings, cut, 'exact', trace.num_batches)
+  folder = os.path.join(workdir, f'replay-{update}')
+  shutil.rmtree(folder, ignore_errors=True)
+  checkpoint.save_params(
+    os.path.join(folder, 'params'), state.params, state.model_state
+  )
+  arrivals = cut.applied()
+  summary = {
+    'update': int(state.version),
+    'batches': int(arrivals['num_batches'].sum()),
+    'time': float(cut.events['time'][-1]),
+    'last_arrivals': [
+      {
+        'worker_id': int(arrivals['worker_id'][i]),
+        **{name: seen[name][i] for name in ('loss', 'gap', 'staleness')},
+      }
+      for i in range(len(arrivals))[-_LAST:]
+    ],
+  }
+  if run.finite(state):
+    summary |= watch.evaluate(task.task_of(settings), state)
+  metrics.write_json(os.path.join(folder, 'summary.json'), summary)
+  print(
+    f'update {update}, {summary["batches"]} batches: '
+    f'{_error(settings, state)}; written to {folder}'
+  )
+
+
+def computed(
+  settings: settings_lib.Settings,
+  trace: ga_jax.Trace,
+  executor: str,
+  num_batches: int,
+) -> tuple[kernel.ServerState, dict[str, np.ndarray]]:
+  """Computes a trace.
+
+  Args:
+    settings: of what is computed.
+    trace: what happened.
+    executor: 'exact' or 'fast'.
+    num_batches: after how many applied batches to stop, where the trace goes
+      on: a run that diverged ended before its schedule did.
+
+  Returns:
+    The state, and metrics per applied arrival.
+  """
+  job = _job(settings)
+  per_ticket = job_lib.program_of(job).num_batches
+
+  def observe(batches, state, metrics):
+    del state, metrics
+    return batches >= num_batches
+
+  applied = int(trace.applied()['num_batches'].sum())
+  state, seen, _ = simulate.EXECUTORS[executor](
+    job,
+    trace,
+    observe=observe if num_batches < applied else None,
+    align=max(1, task.batches_per_epoch(settings) // per_ticket),
+  )
+  return state, seen
+
+
+def _executed(workdir, trace) -> int:
+  """The applied batches that the run computed: fewer where it diverged."""
+  if not os.path.exists(os.path.join(workdir, 'summary.json')):
+    return trace.num_batches
+  return record.load_json(workdir, 'summary.json')['batches']
+
+
+def _made_by(settings) -> str:
+  """The executor whose bits a run has: live ones have the exact one's."""
+  live = settings.runtime != 'simulate'
+  if live or run.method_of(settings).policy.needs_loss:
+    return 'exact'
+  return settings.executor
+
+
+def _error(settings, state) -> str:
+  if not run.finite(state):
+    return 'DIVERGED'
+  errors = watch.evaluate(task.task_of(settings), state)
+  return f'test error {100 * errors["test_error"]:.2f} %'
+
+
+def _size(tree) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)

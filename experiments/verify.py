@@ -1,0 +1,135 @@
+"""Checks the record of a run: did every batch count exactly once?
+
+  python -m experiments.verify --workdir=runs/ga16
+
+reads trace.npz, config.json and summary.json; nothing is computed. It prints
+what happened in a few lines, or what is wrong first, with exit code 1.
+"""
+
+import sys
+
+import numpy as np
+from absl import flags
+
+import ga_jax
+from experiments import cli, record
+from ga_jax.policies.base import Action, Kind
+
+_WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
+
+_ROWS = 8  # of the histogram
+_WIDTH = 40  # of its longest bar
+
+
+def prepare():
+  """Reads everything but the trace, which may be wrong in itself."""
+  workdir = _WORKDIR.value
+  settings = record.load_settings(workdir)
+  return workdir, settings, record.load_json(workdir, 'summary.json')
+
+
+def main(prepared):
+  workdir, settings, summary = prepared
+  try:
+    trace = record.load_trace(workdir)
+    stopped = summary['batches'] < trace.num_batches
+    trace.verify(complete=not stopped)
+    check(trace, settings, summary, stopped)
+  except ga_jax.TraceError as error:
+    print(f'WRONG: {error}')
+    sys.exit(1)
+  print('\n'.join(report(trace, summary, stopped)))
+
+
+def check(trace: ga_jax.Trace, settings, summary, stopped: bool):
+  """Checks a trace against settings and summary.
+
+  Args:
+    trace: right in itself.
+    settings: of the run.
+    summary: of the run.
+    stopped: whether the run ended before its schedule did.
+
+  Raises:
+    TraceError: naming what they say differently.
+  """
+  per_epoch = round(summary['batches'] / summary['epochs'])
+  said = [
+    ('workers', 'config.json', settings.workers, trace.num_workers),
+    (
+      'batches',
+      'config.json',
+      max(1, round(settings.epochs * per_epoch)),
+      trace.num_batches,
+    ),
+  ]
+  if not stopped:
+    applied = trace.applied()
+    said += [
+      ('batches', 'summary.json', summary['batches'], trace.num_batches),
+      ('updates', 'summary.json', summary['updates'], trace.updates()),
+      (
+        'max_staleness',
+        'summary.json',
+        summary['max_staleness'],
+        int(applied['staleness'].max()),
+      ),
+    ]
+  for name, file, wanted, got in said:
+    if wanted != got:
+      raise ga_jax.TraceError(f'{name}: {file} says {wanted}, trace.npz {got}')
+
+
+def report(trace: ga_jax.Trace, summary, stopped: bool) -> list[str]:
+  """What happened, in lines.
+
+  Args:
+    trace: checked.
+    summary: of the run.
+    stopped: see `check`.
+
+  Returns:
+    The lines.
+  """
+  staleness = trace.applied()['staleness']
+  actions = trace.events['action']
+  counts = {
+    'refused': np.sum(actions == Action.REFUSE),
+    'discarded': np.sum(actions == Action.DISCARD),
+    'restarted': trace.number_of(Kind.RESTART),
+    'expired': trace.number_of(Kind.EXPIRE),
+  }
+  lines = [
+    f'{len(trace.events):,} events of {trace.num_workers} workers',
+    f'{trace.num_batches:,} batches, each in exactly one applied round',
+  ]
+  if stopped:
+    lines[-1] = (
+      f'{trace.num_batches:,} batches, none of them in two applied rounds; '
+      f'{summary["batches"]:,} were computed when the run ended'
+    )
+  return [
+    *lines,
+    f'{trace.updates():,} updates',
+    f'staleness mean {staleness.mean():.1f}, max {staleness.max()}:',
+    *histogram(staleness),
+    ', '.join(f'{count} {name}' for name, count in counts.items()),
+    f'wasted work {100 * trace.wasted():.0f} %',
+  ]
+
+
+def histogram(values: np.ndarray) -> list[str]:
+  """A text histogram of whole numbers from 0 on; at most `_ROWS` lines."""
+  width = -(-(int(values.max()) + 1) // _ROWS)  # values per line
+  counts = np.bincount(values // width)
+  lines = []
+  for i, count in enumerate(counts.tolist()):
+    first, last = i * width, (i + 1) * width - 1
+    label = f'{first}' if width == 1 else f'{first}-{last}'
+    bar = '#' * round(_WIDTH * count / counts.max())
+    lines.append(f'{label:>9} {bar:{_WIDTH}} {count:,}')
+  return lines
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)

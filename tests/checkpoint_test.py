@@ -1,0 +1,435 @@
+"""Parameters and checkpoints on disk, and what is left when a save fails."""
+
+import json
+import os
+import pathlib
+import random
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ga_jax import checkpoint
+from tests import cases
+
+# Parameters.
+
+
+def saved_params():
+  keys = jax.random.split(jax.random.key(0), 2)
+  return {
+    'Dense_0': {'kernel': jax.random.normal(keys[0], (3, 4))},
+    'Dense_1': {'bias': jax.random.normal(keys[1], (4,)).astype(jnp.bfloat16)},
+  }
+
+
+STATISTICS = {'BatchNorm_0': {'mean': np.arange(4.0, dtype=np.float32)}}
+
+
+@pytest.mark.parametrize('model_state', [(), STATISTICS])
+@pytest.mark.parametrize('like', ['none', 'arrays', 'shapes'])
+def test_params_round_trip(tmp_path, model_state, like):
+  path, params = str(tmp_path / 'params'), saved_params()
+  checkpoint.save_params(path, params, model_state)
+  shapes = jax.eval_shape(lambda: (params, model_state))
+  target = {'none': None, 'arrays': (params, model_state), 'shapes': shapes}
+  loaded = checkpoint.load_params(path, target[like])
+  wanted = (params, model_state)
+  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
+  for a, b in zip(
+    jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True
+  ):
+    assert a.dtype == b.dtype
+    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+
+
+def test_params_that_are_not_there_are_named(tmp_path):
+  path = str(tmp_path / 'params')
+  with pytest.raises(FileNotFoundError, match=path):
+    checkpoint.load_params(path)
+  (tmp_path / 'params').mkdir()  # a folder, but nobody saved into it
+  with pytest.raises(FileNotFoundError, match=path):
+    checkpoint.load_params(path)
+
+
+def test_params_of_another_model_are_refused(tmp_path):
+  path, params = str(tmp_path / 'params'), saved_params()
+  checkpoint.save_params(path, params)
+  other = {'Dense_0': {'kernel': jnp.zeros((3, 4))}}
+  with pytest.raises(ValueError):
+    checkpoint.load_params(path, (other, ()))
+  wider = jax.tree.map(lambda leaf: jnp.zeros((9, *leaf.shape)), params)
+  with pytest.raises(ValueError):
+    checkpoint.load_params(path, (wider, ()))
+
+
+def test_params_are_not_overwritten(tmp_path):
+  path, params = str(tmp_path / 'params'), saved_params()
+  checkpoint.save_params(path, params)
+  with pytest.raises(ValueError, match='exists'):
+    checkpoint.save_params(path, jax.tree.map(jnp.zeros_like, params))
+  loaded, _ = checkpoint.load_params(path)
+  kernel = params['Dense_0']['kernel']
+  assert np.array_equal(loaded['Dense_0']['kernel'], kernel)
+
+
+# Checkpoints.
+
+
+def values(step=0):
+  """Every kind of leaf; another step, other values."""
+  key = jax.random.key(step)
+  return {
+    'keys': (key, jax.random.split(jax.random.key(step, impl='rbg'), (2, 3))),
+    'bf16': jax.random.normal(key, (4,)).astype(jnp.bfloat16),
+    'scalars': [jnp.float32(step), np.float64(step), np.array(step % 2 == 0)],
+    'nothing': (),
+    'none': None,
+    'empty': (
+      jnp.zeros((0, 3), jnp.int8),
+      np.zeros(0),
+      jax.random.split(key, 0),
+    ),
+    'host': np.full((3, 4), step),
+  }
+
+
+def bits(tree):
+  def plain(leaf):
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+
+  return jax.tree.map(plain, tree)
+
+
+def assert_same(loaded, wanted):
+  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
+  for a, b in zip(
+    jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True
+  ):
+    assert (a.shape, a.dtype) == (b.shape, b.dtype)
+    assert isinstance(a, jax.Array) == isinstance(b, jax.Array)
+  assert cases.same_bits(bits(loaded), bits(wanted))
+
+
+def saved_store(folder, steps, keep=3):
+  store = checkpoint.CheckpointStore(folder, keep)
+  for step in steps:
+    store.save(step, values(step), {'step': step})
+  return store
+
+
+def assert_newest(store, step, warnings=0):
+  """The newest one is whole, of that step, after so many warnings."""
+  said = []
+  newest = store.newest(said.append)
+  assert newest.step == newest.host['step'] == step
+  assert_same(newest.load(values()), values(step))
+  assert len(said) == warnings, said
+
+
+def test_round_trip(tmp_path):
+  store = checkpoint.CheckpointStore(tmp_path / 'not' / 'there')
+  assert store.newest() is None
+  assert store.steps() == []
+  host = {'deep': [(1, 2.5), {3}, b'4', None], 'array': np.arange(3)}
+  store.save(np.int64(12), values(5), host)
+  newest = checkpoint.CheckpointStore(store.folder).newest()
+  assert newest.step == 12
+  assert newest.host.pop('array').tolist() == [0, 1, 2]
+  assert newest.host == {'deep': host['deep']}
+  assert_same(newest.load(values(0)), values(5))
+
+
+@pytest.mark.parametrize('arrays', [(), {'a': None}, {'a': np.zeros((2, 0))}])
+def test_round_trip_without_a_number(tmp_path, arrays):
+  store = checkpoint.CheckpointStore(tmp_path)
+  store.save(0, arrays)
+  assert_same(store.newest().load(arrays), arrays)
+
+
+def test_shapes_and_shardings_are_taken(tmp_path):
+  store = checkpoint.CheckpointStore(tmp_path)
+  arrays = {'x': jnp.arange(4.0), 'key': jax.random.key(3), 'root': np.ones(2)}
+  store.save(0, arrays)
+  mesh = jax.sharding.Mesh(jax.devices(), ('a',))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('a'))
+  like = jax.eval_shape(lambda: {**arrays, 'root': jnp.ones(2)})
+  loaded = store.newest().load(
+    {
+      'x': jax.ShapeDtypeStruct((4,), np.float32, sharding=split),
+      'key': like['key'],
+      'root': np.ones(2),
+    }
+  )
+  assert loaded['x'].sharding == split
+  assert_same(loaded, arrays)
+  again = store.newest().load(arrays)
+  assert not again['x'].committed  # as jnp.arange has it
+
+
+def test_arrays_may_be_donated_afterwards(tmp_path):
+  store = checkpoint.CheckpointStore(tmp_path)
+  x = jnp.arange(100_000.0)
+  wanted = np.array(x)
+  store.save(0, {'x': x})
+  jax.jit(lambda x: x + 1, donate_argnums=0)(x)
+  assert x.is_deleted()
+  assert_same(store.newest().load({'x': wanted}), {'x': wanted})
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'bf16': np.zeros(5, jnp.bfloat16)}, r"bfloat16\[4\] at \['bf16'\], not"),
+    ({'bf16': np.zeros(4, np.float16)}, r"\['bf16'\], not float16\[4\]"),
+    ({'more': np.zeros(2)}, r"nothing at \['more'\], not float64\[2\]"),
+    ({'host': None}, r"int64\[3, 4\] at \['host'\], not nothing"),
+    ({'keys': (np.zeros(2, np.uint32),) * 2}, r"key<fry>\[\] at \['keys'\]\[0"),
+  ],
+)
+def test_another_tree_is_refused(tmp_path, change, message):
+  store = saved_store(tmp_path, [3])
+  with pytest.raises(ValueError, match=message):
+    store.newest().load({**values(), **change})
+
+
+def test_arguments(tmp_path):
+  with pytest.raises(ValueError, match='keep must be at least 1, got 0'):
+    checkpoint.CheckpointStore(tmp_path, keep=0)
+  store = checkpoint.CheckpointStore(tmp_path)
+  with pytest.raises(ValueError, match='step must be at least 0, got -1'):
+    store.save(-1, ())
+  with pytest.raises(TypeError, match=r"leaf \['a'\]\[1\] is no array: 2\.5"):
+    store.save(0, {'a': (np.ones(1), 2.5)})
+  assert os.listdir(tmp_path) == []
+
+
+def test_the_last_few_are_kept(tmp_path):
+  store = saved_store(tmp_path, range(5), keep=3)
+  assert store.steps() == [2, 3, 4]
+  assert len(os.listdir(tmp_path)) == 3
+  saved_store(tmp_path, [9], keep=1)
+  assert store.steps() == [9]
+  assert_newest(store, 9)
+
+
+def test_a_step_is_replaced(tmp_path):
+  store = saved_store(tmp_path, [1, 2, 3])
+  store.save(2, values(7), {'step': 2, 'again': True})
+  assert store.steps() == [1, 3, 2]  # the newest is the one saved last
+  assert store.newest().host['again']
+  assert_same(store.newest().load(values()), values(7))
+
+
+def test_other_files_are_left_alone(tmp_path):
+  (tmp_path / 'notes.txt').write_text('mine')
+  (tmp_path / '.partial-000003-step-9' / 'arrays').mkdir(parents=True)
+  store = saved_store(tmp_path, [1])
+  assert sorted(os.listdir(tmp_path)) == ['000000-step-1', 'notes.txt']
+  assert_newest(store, 1)
+
+
+# Damage.
+
+
+def test_any_damage_is_found(tmp_path):
+  store = saved_store(tmp_path / 'store', [1, 2])
+  newest = pathlib.Path(store.newest().path)
+  good = shutil.copytree(newest, tmp_path / 'good')
+  files = [p.relative_to(good) for p in good.rglob('*') if p.is_file()]
+  assert {'host.pickle', 'manifest.json'} < {str(name) for name in files}
+  for name in files:
+    content = (good / name).read_bytes()
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 1])
+    for damaged in (
+      None,
+      b'',
+      content[:-1],
+      content + b' ',
+      content[:middle] + flipped + content[middle + 1 :],
+    ):
+      if name.name == 'manifest.json' and damaged == content + b' ':
+        continue
+      (newest / name).unlink()
+      if damaged is not None:
+        (newest / name).write_bytes(damaged)
+      assert_newest(store, 1, warnings=1)
+      (newest / name).write_bytes(content)
+    assert_newest(store, 2)
+
+
+@pytest.mark.parametrize(
+  'content', ['', '{', '[]', 'null', '{}', '{"step": 2, "files": [1]}', '\xff']
+)
+def test_a_garbled_manifest_is_found(tmp_path, content):
+  store = saved_store(tmp_path, [1, 2])
+  manifest = pathlib.Path(store.newest().path, 'manifest.json')
+  manifest.write_bytes(content.encode('latin1'))
+  assert_newest(store, 1, warnings=1)
+
+
+def test_no_flipped_bit_of_a_manifest_matters(tmp_path):
+  store = saved_store(tmp_path, [1, 2])
+  manifest = pathlib.Path(store.newest().path, 'manifest.json')
+  content = manifest.read_bytes()
+  json.loads(content)
+  rng = random.Random(0)
+  for i in range(len(content)):
+    flipped = content[i] ^ 1 << rng.randrange(8)
+    manifest.write_bytes(content[:i] + bytes([flipped]) + content[i + 1 :])
+    newest = store.newest(warn=lambda message: None)
+    assert newest.host['step'] == newest.step
+    # Where it is still taken, nothing but white space was changed.
+    assert newest.step == 1 or content[i : i + 1].isspace()
+
+
+def test_damage_is_told_in_one_line(tmp_path, capsys):
+  store = saved_store(tmp_path, [1, 2, 3])
+  paths = sorted(tmp_path.iterdir())
+  (paths[2] / 'manifest.json').unlink()
+  (paths[1] / 'host.pickle').write_bytes(b'')
+  assert store.newest().step == 1
+  assert capsys.readouterr().err.splitlines() == [
+    f'checkpoint {paths[2]} is damaged (manifest.json is missing): that of '
+    'step 2 is used instead',
+    f'checkpoint {paths[1]} is damaged (host.pickle has changed): that of '
+    'step 1 is used instead',
+  ]
+  shutil.rmtree(paths[0] / 'arrays')
+  said = []
+  assert store.newest(said.append) is None
+  assert said[-1].endswith('is missing): none is used instead')
+  store.save(4, values(4), {'step': 4})  # and life goes on
+  assert_newest(store, 4)
+
+
+# Failures while saving.
+
+
+@pytest.mark.parametrize('function', ['mkdir', 'fsync', 'rename'])
+@pytest.mark.parametrize('steps', [[], [1, 2]])
+def test_a_failed_save_leaves_the_others(
+  tmp_path, monkeypatch, function, steps
+):
+  store = saved_store(tmp_path, steps)
+
+  def fail(*args, **kwargs):
+    raise PermissionError(13, 'nobody may do this')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, function, fail)
+    with pytest.raises(OSError, match=r'step 3 cannot be saved.*nobody may'):
+      store.save(3, values(3), {'step': 3})
+  assert store.steps() == steps
+  assert len(os.listdir(tmp_path)) == len(steps)
+  store.save(3, values(3), {'step': 3})
+  assert_newest(store, 3)
+
+
+def test_a_full_disk_leaves_the_others(tmp_path):
+  store = saved_store(tmp_path, [1])
+  large = np.random.default_rng(0).integers(0, 256, 4_000_000, np.uint8)
+  soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+  try:
+    with pytest.raises(OSError, match=r'step 2 cannot be saved.*too large'):
+      store.save(2, {'large': large}, {'step': 2})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+  assert len(os.listdir(tmp_path)) == 1
+  assert_newest(store, 1)
+
+
+def test_a_folder_that_cannot_be_is_named(tmp_path):
+  (tmp_path / 'file').write_text('')
+  store = checkpoint.CheckpointStore(tmp_path / 'file' / 'store')
+  with pytest.raises(
+    OSError, match=f'cannot be saved in {store.folder}: .*Not'
+  ):
+    store.save(0, values())
+
+
+def test_a_host_value_that_cannot_be_pickled_writes_nothing(tmp_path):
+  store = checkpoint.CheckpointStore(tmp_path)
+  with pytest.raises((TypeError, AttributeError)):
+    store.save(0, values(), lambda: None)
+  assert os.listdir(tmp_path) == []
+
+
+# Death while saving.
+
+# Forks a process for every line it reads. That saves each step twice, for ever,
+# and says so. The imports are shared.
+SAVER = """
+import os, sys
+import jax, numpy as np, orbax.checkpoint
+from ga_jax import checkpoint
+
+def save_for_ever():
+  print('pid', os.getpid(), flush=True)
+  store = checkpoint.CheckpointStore(sys.argv[1], keep=1)
+  newest = store.newest()
+  count = newest.host['count'] if newest else 0
+  while True:
+    count += 1
+    arrays = {'count': np.int64(count), 'x': np.full(count % 50_000, count)}
+    store.save(count // 2, arrays, {'count': count})
+    print(count, flush=True)
+
+for _ in sys.stdin:
+  pid = os.fork()
+  if not pid:
+    save_for_ever()
+  os.waitpid(pid, 0)
+  print('dead', flush=True)
+"""
+
+
+@pytest.mark.parametrize(
+  'kills', [8, pytest.param(200, marks=pytest.mark.slow)]
+)
+def test_killed_while_saving(tmp_path, kills):
+  store = checkpoint.CheckpointStore(tmp_path, keep=1)
+  rng = random.Random(0)
+  last = 0
+  with subprocess.Popen(
+    [sys.executable, '-c', SAVER, str(tmp_path)],
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    text=True,
+  ) as saver:
+    for _ in range(kills):
+      saver.stdin.write('next\n')
+      saver.stdin.flush()
+      for line in saver.stdout:
+        word, *number = line.split()
+        if word == 'dead':
+          break
+        if word == 'pid':
+          pid = int(number[0])
+          continue
+        last = int(word)
+        if pid:
+          time.sleep(rng.uniform(0, 0.05))
+          os.kill(pid, signal.SIGKILL)
+          pid = None
+      assert pid is None  # it did not fail
+      newest = store.newest(warn=pytest.fail)
+      assert newest.host['count'] >= last  # what was said to be saved is
+      assert newest.step == newest.host['count'] // 2
+      count = newest.host['count']
+      like = {'count': np.int64(0), 'x': np.zeros(count % 50_000, np.int64)}
+      arrays = newest.load(like)
+      assert arrays['count'] == count
+      assert np.all(arrays['x'] == count)
+  store.save(0, (), {'count': 0})
+  assert len(os.listdir(tmp_path)) == 1

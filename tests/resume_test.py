@@ -1,0 +1,204 @@
+"""A run that is interrupted and resumed has the bits of one that is not."""
+
+import contextlib
+import functools
+import pathlib
+import shutil
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from ga_jax import checkpoint, clocks, policies, programs, rules, server
+from ga_jax.policies.base import Kind
+from ga_jax.runtimes import checkpoints, cluster, fast
+from ga_jax.runtimes import job as job_lib
+from tests import cases
+
+BLOCK = 8
+EVERY = 10  # updates; no multiple of the block
+
+
+class Case(NamedTuple):
+  """What is trained; the tiny problem has running statistics."""
+
+  rule: object
+  policy: str = 'asynchronous'
+  program: object = programs.gradient
+  num_batches: int = 60  # leaves 4 arrivals after the last whole block
+  clock: clocks.Clock = clocks.heterogeneous(0)
+
+
+CASES = {
+  'plain': Case(cases.rule('ga', 0.02)),
+  'a momentum per worker': Case(cases.rule('dana_ga', 0.02)),
+  'rounds': Case(cases.rule('ga', 0.02), policy='softsync'),
+  'a worker that keeps a momentum and is lost': Case(
+    rules.asgd(0.02, momentum=0.0),
+    program=programs.dana_slim,
+    clock=clocks.with_fault(clocks.homogeneous(1), worker_id=1, time=9.0),
+  ),
+  'several batches per ticket, fewer in the last one': Case(
+    rules.asgd(1.0, momentum=0.0),
+    program=functools.partial(
+      programs.local_sgd,
+      learning_rate=0.02,
+      local_steps=2,
+      local_momentum=0.5,
+    ),
+    num_batches=77,
+  ),
+}
+
+
+class Interrupted(Exception):
+  """The power was cut."""
+
+
+@functools.cache
+def prepared(name):
+  """(job, trace) of a case."""
+  case = CASES[name]
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  policy = policies.make(case.policy, cases.WORKERS)
+  job = job_lib.Job(
+    loss_fn=loss_fn,
+    source=job_lib.Source(batch_fn),
+    rule_fn=server.fixed(case.rule),
+    hparams=(),
+    params=params,
+    model_state=stats,
+    stats_momentum=0.9,
+    program_fn=job_lib.Fixed(case.program),
+    accumulates=policy.accumulates,
+    seed=0,
+  )
+  trace = cluster.schedule(
+    policy,
+    case.clock,
+    num_workers=cases.WORKERS,
+    num_batches=case.num_batches,
+    batches_per_ticket=job_lib.program_of(job).num_batches,
+  )
+  return job, trace
+
+
+class Watcher:
+  """An `observe` that writes down what it sees, and interrupts at a moment."""
+
+  def __init__(self, stop_at=float('inf'), raise_at=float('inf')):
+    self.seen = []
+    self._stop_at, self._raise_at = stop_at, raise_at
+
+  def __call__(self, batches, state, metrics):
+    assert int(state.count) <= batches  # less where a round is open
+    self.seen.append((batches, metrics['loss'].tolist()))
+    if batches >= self._raise_at:
+      raise Interrupted
+    return batches >= self._stop_at
+
+
+def execute(name, store=None, observe=None):
+  where = checkpoints.Checkpoints(store, EVERY) if store else None
+  return fast.execute(*prepared(name), observe, BLOCK, checkpoints=where)
+
+
+@functools.cache
+def uninterrupted(name):
+  """(result, what `observe` saw)."""
+  watcher = Watcher()
+  return execute(name, observe=watcher), watcher.seen
+
+
+def assert_same_run(result, wanted):
+  state, metrics, done = result
+  assert cases.same_bits(state, wanted[0])
+  assert metrics.keys() == wanted[1].keys()
+  for key, values in wanted[1].items():
+    assert metrics[key].dtype == values.dtype
+    np.testing.assert_array_equal(metrics[key], values)
+  assert done == wanted[2]
+
+
+def blocks_done(store, seen):
+  """How many of the blocks of a run its newest checkpoint holds."""
+  done = store.newest().host['done'] if store.steps() else 0
+  ends = np.cumsum([len(losses) for _, losses in seen])
+  return int(np.searchsorted(ends, done, 'right'))
+
+
+@pytest.mark.parametrize('how', ['stop_at', 'raise_at'])
+@pytest.mark.parametrize('name', CASES)
+def test_resumed_has_the_same_bits(name, how, tmp_path):
+  wanted, all_seen = uninterrupted(name)
+  store = checkpoint.CheckpointStore(tmp_path, keep=1)
+  for block in (0, len(all_seen) // 2, len(all_seen) - 2):
+    start = blocks_done(store, all_seen)
+    watcher = Watcher(**{how: all_seen[block][0]})
+    with contextlib.suppress(Interrupted):
+      execute(name, store, watcher)
+    assert watcher.seen == all_seen[start : block + 1]
+    saved = blocks_done(store, all_seen)
+    assert (saved == block + 1) if how == 'stop_at' else (saved <= block)
+  assert saved > 0
+  watcher = Watcher()
+  assert_same_run(execute(name, store, watcher), wanted)
+  assert watcher.seen == all_seen[saved:]
+
+
+def test_the_cases_are_what_they_say():
+  for name, case in CASES.items():
+    job, trace = prepared(name)
+    held = trace.applied()['num_batches']
+    assert len(held) % BLOCK
+    assert job.accumulates == (name == 'rounds')
+    assert (trace.updates() < len(held)) == job.accumulates
+    assert (trace.number_of(Kind.LEAVE) > 0) == ('lost' in name)
+    assert (len(set(held.tolist())) > 1) == ('fewer' in name), case
+
+
+def test_checkpoints_change_nothing_and_fall_on_blocks(tmp_path):
+  store = checkpoint.CheckpointStore(tmp_path, keep=9)
+  watcher = Watcher()
+  result = execute('plain', store, watcher)
+  assert_same_run(result, uninterrupted('plain')[0])
+  assert watcher.seen == uninterrupted('plain')[1]
+  assert store.steps() == [16, 24, 32, 40, 56, 60]
+  # What was finished is only loaded.
+  assert_same_run(execute('plain', store, pytest.fail), result)
+  # A resumed run saves where the other one did.
+  for path in sorted(tmp_path.iterdir())[2:]:
+    shutil.rmtree(path)
+  execute('plain', store)
+  assert store.steps() == [16, 24, 32, 40, 56, 60]
+
+
+def test_a_damaged_checkpoint_costs_only_time(tmp_path, capsys):
+  store = checkpoint.CheckpointStore(tmp_path)
+  execute('plain', store, Watcher(stop_at=40))
+  assert store.steps() == [24, 32, 40]
+  pathlib.Path(store.newest().path, 'host.pickle').unlink()
+  watcher = Watcher()
+  result = execute('plain', store, watcher)
+  assert_same_run(result, uninterrupted('plain')[0])
+  assert watcher.seen[0][0] == 40  # the block after 32
+  assert 'host.pickle is missing' in capsys.readouterr().err
+
+
+def test_another_run_is_refused(tmp_path):
+  store = checkpoint.CheckpointStore(tmp_path)
+  where = checkpoints.Checkpoints(store, EVERY)
+  job, trace = prepared('plain')
+  fast.execute(job, trace, block=BLOCK, checkpoints=where)
+  _, other = prepared('rounds')
+  with pytest.raises(ValueError, match='is of a run with another trace'):
+    fast.execute(job, other, block=BLOCK, checkpoints=where)
+  with pytest.raises(ValueError, match='with another block length'):
+    fast.execute(job, trace, block=BLOCK + 1, checkpoints=where)
+  with pytest.raises(ValueError, match=r'holds .* at \.state\.opt_state'):
+    fast.execute(
+      job._replace(rule_fn=server.fixed(cases.rule('dana_ga', 0.02))),
+      trace,
+      block=BLOCK,
+      checkpoints=where,
+    )

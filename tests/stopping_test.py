@@ -1,0 +1,225 @@
+"""Stopped and killed runs go on where they were."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+import ga_jax
+from experiments import control as control_lib
+from experiments import record, run
+from experiments import settings as settings_lib
+from ga_jax import clocks, policies, programs, rules
+from ga_jax.checkpoint import CheckpointStore
+from ga_jax.runtimes.checkpoints import Checkpoints
+from tests import cases
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+def simulated(name, folder=None, stop_at=10**9):
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  store = folder and CheckpointStore(str(folder))
+  return ga_jax.simulate(
+    loss_fn,
+    params,
+    batch_fn,
+    rules.gap_aware(0.02, 0.0),
+    policy=policies.make(name, 6),
+    clock=clocks.with_fault(clocks.heterogeneous(0), worker_id=2, time=9.0),
+    num_workers=6,
+    num_batches=150,
+    model_state=stats,
+    stats_momentum=0.9,
+    program=programs.dana_slim,  # workers have a state
+    executor='exact',
+    block=7,
+    observe=lambda batches, state, metrics: batches >= stop_at,
+    checkpoints=store and Checkpoints(store, 15),
+  )
+
+
+@pytest.mark.parametrize(
+  'name', ['asynchronous', 'k_sync', 'abs', 'adasync', 'ringmaster_stops']
+)
+def test_the_exact_executor_goes_on_to_the_same_bits(name, tmp_path):
+  whole = simulated(name)
+  for stop_at in (20, 63, 64, 10**9):
+    part = simulated(name, tmp_path, stop_at)
+  assert part.executed == whole.executed == 150
+  assert cases.same_bits(whole.state, part.state)
+  assert cases.same_bits(whole.metrics, part.metrics)
+  assert (whole.trace.events == part.trace.events).all()
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+  simulated('asynchronous', tmp_path, 30)
+  with pytest.raises(ValueError, match='of another run'):
+    simulated('k_sync', tmp_path)
+
+
+@pytest.fixture
+def relaxed():
+  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.mark.parametrize(
+  'fields',
+  [
+    {'executor': 'fast'},
+    {'executor': 'exact', 'method': 'abs'},
+    {'runtime': 'threads'},
+  ],
+)
+def test_a_run_that_is_told_to_stop_goes_on(fields, tmp_path, relaxed):
+  del relaxed
+  settings = settings_lib.check(
+    settings_lib.Settings(
+      **{
+        'model': 'mlp',
+        'epochs': 3.0,
+        'workers': 3,
+        'learning_rate': 0.02,
+        **fields,
+      }
+    )
+  )
+  keeping = run.Keeping(str(tmp_path), every_updates=20)
+  rows, control = [], control_lib.Control()
+
+  def observe(now):
+    if now.row:
+      rows.append(now.row)
+      control.stop()
+
+  first = run.train(settings, observe=observe, keeping=keeping, control=control)
+  assert first.summary['stopped']
+  assert len(rows) == 1
+  second = run.train(
+    settings,
+    observe=lambda now: now.row and rows.append(now.row),
+    keeping=keeping,
+  )
+  assert not second.summary['stopped']
+  assert second.summary['batches'] == 3 * 44
+  second.result.trace.verify()
+  assert [row['batches'] for row in rows][-1] == 3 * 44
+  assert [round(row['epoch']) for row in rows] == [1, 2, 3]
+  if settings.runtime == 'simulate':
+    whole = run.train(settings)
+    assert cases.same_bits(whole.result.state, second.result.state)
+    assert whole.summary['test_error'] == second.summary['test_error']
+
+
+def script(*arguments, **options):
+  return subprocess.Popen(
+    [sys.executable, '-m', 'experiments.train', *arguments],
+    cwd=ROOT,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+    **options,
+  )
+
+
+def wait_for_rows(workdir, number, process):
+  """Waits until a run has written so many epochs."""
+  path = os.path.join(workdir, 'metrics.jsonl')
+  deadline = time.monotonic() + 120
+  while time.monotonic() < deadline and process.poll() is None:
+    if os.path.exists(path):
+      with open(path) as file:
+        if len(file.readlines()) >= number:
+          return
+    time.sleep(0.02)
+  raise AssertionError(process.communicate())
+
+
+def test_sigint_finishes_the_update_and_says_how_to_go_on(tmp_path):
+  workdir = str(tmp_path / 'run')
+  arguments = ['--runtime=threads', '--workers=2', '--model=mlp']
+  process = script(
+    *arguments,
+    '--epochs=2000',
+    '--checkpoint_every=100',
+    f'--workdir={workdir}',
+  )
+  wait_for_rows(workdir, 3, process)
+  process.send_signal(signal.SIGINT)
+  out, err = process.communicate(timeout=60)
+  assert process.returncode == 0, err
+  assert 'once more stops at once' in err
+  assert f'go on: python -m experiments.train --resume --workdir={workdir}' in (
+    out
+  )
+  with open(os.path.join(workdir, 'summary.json')) as file:
+    summary = json.load(file)
+  assert summary['stopped'] is True
+  trace = ga_jax.Trace.load(os.path.join(workdir, 'trace.npz'))
+  trace.verify(complete=False)
+  assert summary['updates'] == trace.updates() > 3 * 44 - 1
+  refused = script('--resume', f'--workdir={workdir}', '--workers=3')
+  _, err = refused.communicate(timeout=60)
+  assert refused.returncode == 2
+  assert err.startswith('error: --workers=3: --resume takes it from')
+
+
+KILLS = 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('runtime', ['simulate', 'threads'])
+def test_killed_again_and_again(runtime, tmp_path):
+  """SIGKILL at random moments, also in the middle of a checkpoint."""
+  rng = random.Random(0)
+  workdir, whole = str(tmp_path / 'killed'), str(tmp_path / 'whole')
+  arguments = [
+    f'--runtime={runtime}',
+    '--workers=3',
+    '--model=mlp',
+    '--epochs=300',
+    '--method=ga',
+    '--checkpoint_every=25',
+  ]
+  kills, begin = 0, [*arguments]
+  while True:
+    process = script(*begin, f'--workdir={workdir}')
+    if kills == KILLS:
+      _, err = process.communicate(timeout=600)
+      assert process.returncode == 0, err
+      break
+    folder = os.path.join(workdir, run.CHECKPOINTS)
+    while not (os.path.isdir(folder) and os.listdir(folder)):
+      assert process.poll() is None, process.communicate()
+      time.sleep(0.01)
+    time.sleep(rng.uniform(0.0, 3.0) + (2.5 if kills else 0.0))
+    process.kill()
+    process.communicate()
+    kills += 1
+    begin = ['--resume', '--checkpoint_every=25']
+  settings = record.load_settings(workdir)
+  trace = ga_jax.Trace.load(os.path.join(workdir, 'trace.npz'))
+  trace.verify()  # every batch in exactly one applied round
+  assert trace.num_batches == 300 * 44
+  with open(os.path.join(workdir, 'metrics.jsonl')) as file:
+    batches = [json.loads(line)['batches'] for line in file]
+  assert batches == sorted(set(batches))
+  if runtime == 'simulate':
+    process = script(*arguments, f'--workdir={whole}')
+    _, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    like = jax.eval_shape(lambda: run.initial(settings))
+    both = [
+      ga_jax.checkpoint.load_params(os.path.join(folder, 'params'), like)
+      for folder in (workdir, whole)
+    ]
+    assert cases.same_bits(*both)
+    assert np.isfinite(cases.flat(both[0])).all()
