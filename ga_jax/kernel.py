@@ -239,6 +239,7 @@ def close(rule: base.AsyncOptimizer, state: ServerState) -> ServerState:
 class Compiled(NamedTuple):
   """The kernel compiled for one rule; every function takes `hparams` first."""
 
+  rule: Callable[..., base.AsyncOptimizer]  # (hparams), not compiled
   init: Callable[..., ServerState]  # (hparams, params, model_state)
   snapshot: Callable[..., Snapshot]  # (hparams, state)
   apply: Callable[..., tuple[ServerState, Metrics]]  # (hparams, state, arrival)
@@ -281,7 +282,7 @@ def compiled(
     return init(rule, params, model_state, accumulates=accumulates)
 
   return Compiled(
-    start, jax.jit(snap), jax.jit(one), jax.jit(add), jax.jit(end)
+    rule_fn, start, jax.jit(snap), jax.jit(one), jax.jit(add), jax.jit(end)
   )
 
 

@@ -53,6 +53,7 @@ class ServerCore:
     self._compiled = compiled
     self._hparams = hparams
     self._accumulates = accumulates
+    self._looks_ahead = compiled.rule(hparams).looks_ahead
     self.state = compiled.init(hparams, params, model_state)
     if device is not None:
       self.state = jax.device_put(self.state, device)
@@ -80,6 +81,10 @@ class ServerCore:
 
   def snapshot(self) -> kernel.Snapshot:
     """What is sent at the version that was published last."""
+    if not self._looks_ahead:  # the server's own arrays: nothing is donated
+      return kernel.Snapshot(
+        self._published.params, self._published.model_state
+      )
     return self._compiled.snapshot(self._hparams, self._published)
 
   def release(self, version: int):

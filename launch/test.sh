@@ -9,4 +9,4 @@ install dev --editable "$root[dev]"
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest -n auto --maxprocesses=4 --dist worksteal "$@"
+exec "$python" -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"

@@ -55,10 +55,9 @@ def accidents(name: str, seed: int, tmp_path, num_batches: int = 48):
   return policy, trace, ga_jax.Trace.load(path)
 
 
-@pytest.mark.parametrize('seed', [0, 1])
 @pytest.mark.parametrize('name', policies.POLICIES)
-def test_a_loaded_trace_executes_to_the_same_bits(name, seed, tmp_path):
-  policy, trace, loaded = accidents(name, seed, tmp_path)
+def test_a_loaded_trace_executes_to_the_same_bits(name, tmp_path):
+  policy, trace, loaded = accidents(name, 0, tmp_path)
   assert trace.number_of(Kind.LEAVE)
   job = job_of(policy.accumulates)
   state, metrics, executed = exact.execute(job, trace)

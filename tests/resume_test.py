@@ -127,7 +127,9 @@ def blocks_done(store, seen):
   return int(np.searchsorted(ends, done, 'right'))
 
 
-@pytest.mark.parametrize('how', ['stop_at', 'raise_at'])
+@pytest.mark.parametrize(
+  'how', ['stop_at', pytest.param('raise_at', marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize('name', CASES)
 def test_resumed_has_the_same_bits(name, how, tmp_path):
   wanted, all_seen = uninterrupted(name)

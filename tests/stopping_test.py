@@ -47,7 +47,15 @@ def simulated(name, folder=None, stop_at=10**9):
 
 
 @pytest.mark.parametrize(
-  'name', ['asynchronous', 'k_sync', 'abs', 'adasync', 'ringmaster_stops']
+  'name',
+  [
+    'k_sync',
+    'abs',
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('asynchronous', 'adasync', 'ringmaster_stops')
+    ),
+  ],
 )
 def test_the_exact_executor_goes_on_to_the_same_bits(name, tmp_path):
   whole = simulated(name)

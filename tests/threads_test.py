@@ -63,8 +63,8 @@ def test_every_policy_replays_to_the_same_bits(name):
   assert replays(job, run(job, policy))
 
 
-@pytest.mark.parametrize('name', programs.PROGRAMS)
-def test_every_program_replays_to_the_same_bits(name):
+@pytest.mark.parametrize('name', ['local_sgd', 'easgd', 'dana_slim'])
+def test_every_kind_of_program_replays_to_the_same_bits(name):
   policy = policies.asynchronous()
   arguments = {
     'local_sgd': {'learning_rate': 0.02},
@@ -503,7 +503,7 @@ def test_batches_are_prepared_while_the_device_computes():
   assert (stolen.first_batch, stolen.attempt) == (2, 1)
 
 
-@pytest.mark.parametrize('policy_name', ['asynchronous', 'k_async', 'abs'])
+@pytest.mark.parametrize('policy_name', ['asynchronous', 'abs'])
 def test_a_stopped_run_goes_on_where_it_was(policy_name, tmp_path):
   policy = policies.make(policy_name, WORKERS)
   job = tiny_job(rules.gap_aware(0.01, 0.0), policy, programs.dana_slim)

@@ -30,8 +30,8 @@ class Seconds(NamedTuple):
   """Where a worker's time went, in seconds."""
 
   wait: float = 0.0  # for an order
-  transfer: float = 0.0  # of batches, snapshots and gradients
-  compute: float = 0.0  # from dispatch until the answer was there
+  transfer: float = 0.0  # of batches that were not prepared
+  compute: float = 0.0  # from dispatch until the server's device has the answer
 
 
 class Answer(NamedTuple):
@@ -86,9 +86,13 @@ class Machine(NamedTuple):
     return jax.device_put(batches, self.device)
 
   def dispatch(self, order: Order, batches):
-    """Starts the computation of an order; returns futures."""
+    """Starts the computation of an order.
+
+    Returns:
+      ((submission, program state), whether it is finite), all of them futures.
+    """
     sent, state = jax.device_put((order.sent, order.worker_state), self.device)
-    return self.answer(
+    answer = self.answer(
       self.hparams,
       state,
       sent,
@@ -98,6 +102,15 @@ class Machine(NamedTuple):
       np.int32(order.ticket.first_batch),
       np.int32(order.ticket.attempt),
     )
+    return answer, self.finite(answer[0])
+
+  def to_server(self, answer):
+    """Moves what the server needs to its device."""
+    submission, state = answer
+    submission = jax.device_put(submission, self.server_device)
+    if self.exchanges:
+      state = jax.device_put(state, self.server_device)
+    return submission, state
 
 
 class Worker:
@@ -152,26 +165,18 @@ class Worker:
     begun = time.perf_counter()
     batches = self._batches(ticket)
     dispatched = time.perf_counter()
-    submission, state = machine.dispatch(order, batches)
+    answer, finite = machine.dispatch(order, batches)
+    submission, state = machine.to_server(answer)  # as soon as it is there
     self._prepare(order.reserved)
-    jax.block_until_ready((submission, state))
+    jax.block_until_ready((submission, state, finite))
     done = time.perf_counter()
     if self._delay_fn is not None:
       seconds = self._delay_fn(self.worker_id, done - dispatched)
       if seconds > 0:
         self._stopping.wait(seconds)
       done = time.perf_counter()
-    finite = bool(machine.finite(submission))
-    submission = jax.device_put(submission, machine.server_device)
-    if machine.exchanges:
-      state = jax.device_put(state, machine.server_device)
-    jax.block_until_ready((submission, state))
-    seconds = Seconds(
-      wait,
-      (dispatched - begun) + (time.perf_counter() - done),
-      done - dispatched,
-    )
-    return Answer(ticket, submission, state, finite, seconds)
+    seconds = Seconds(wait, dispatched - begun, done - dispatched)
+    return Answer(ticket, submission, state, bool(finite), seconds)
 
   def _batches(self, ticket: ledger.Ticket):
     wanted = ticket.first_batch, ticket.num_batches
