@@ -1,5 +1,7 @@
 """Figures, from plain numbers; no JAX here."""
 
+import textwrap
+
 import numpy as np
 
 # Okabe and Ito's palette, safe for colour-blind readers; with the markers the
@@ -114,7 +116,7 @@ def bars(path: str, values: dict[str, list[float]], title: str, label: str):
     middle = float(np.median(measured))
     spread = [[middle - min(measured)], [max(measured) - middle]]
     axes.bar(
-      name,
+      i,
       middle,
       yerr=spread,
       capsize=4,
@@ -128,6 +130,8 @@ def bars(path: str, values: dict[str, list[float]], title: str, label: str):
       va='center',
       bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 1.5},
     )
+  names = [textwrap.fill(name, 16) for name in values]
+  axes.set_xticks(range(len(values)), names)
   axes.set_ylabel(label)
   axes.set_title(title, fontsize=10)
   axes.grid(axis='y', alpha=0.3)

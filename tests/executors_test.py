@@ -152,7 +152,7 @@ def image_batches(batch_id):
 @pytest.mark.parametrize(
   ('model_name', 'nesterov', 'weight_decay'),
   [
-    ('mlp_bn', False, 0.0),
+    pytest.param('mlp_bn', False, 0.0, marks=pytest.mark.slow),
     ('mlp_bn', True, 1e-3),
     ('cnn_bn', True, 0.0),
     pytest.param('cnn_bn', False, 1e-3, marks=pytest.mark.slow),

@@ -168,3 +168,11 @@ def test_every_method_has_its_own_look(monkeypatch):
     for line in axes.lines
   }
   assert len(looks) == len(CELLS['many methods'])
+
+
+def test_bars_are_drawn(tmp_path):
+  path = str(tmp_path / 'bars.png')
+  values = {'a long name that is wrapped': [1.0, 2.0, 4.0], 'b': [3.0]}
+  plots.bars(path, values, title='title', label='batches per second')
+  with open(path, 'rb') as file:
+    assert file.read(4) == b'\x89PNG'

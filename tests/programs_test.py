@@ -68,11 +68,19 @@ def outer(program):
 
 
 EVERY_STAGE = [  # a plain gradient is executors_test.py's
-  *((name, 'none') for name in programs.PROGRAMS if name != 'gradient'),
+  ('local_sgd', 'none'),
+  ('easgd', 'none'),
+  ('dana_slim', 'none'),
+  ('gradient', 'topk'),
   *(
-    ('gradient', stage) for stage in compression.COMPRESSIONS if stage != 'none'
+    pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in (
+      ('laga', 'none'),
+      ('gradient', 'bf16'),
+      ('gradient', 'terngrad'),
+      ('local_sgd', 'topk'),
+    )
   ),
-  ('local_sgd', 'topk'),
 ]
 
 

@@ -83,7 +83,9 @@ def relaxed():
   'fields',
   [
     {'executor': 'fast'},
-    {'executor': 'exact', 'method': 'abs'},
+    pytest.param(
+      {'executor': 'exact', 'method': 'abs'}, marks=pytest.mark.slow
+    ),
     {'runtime': 'threads'},
   ],
 )

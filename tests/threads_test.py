@@ -381,11 +381,11 @@ def test_chaos():
     # Some of them came too late anyhow.
     assert 0 < refused['misshapen'] <= done['shape'] + done['dtype']
     assert 0 < refused['non-finite'] <= done['nan'] + done['inf']
-    assert refused['forged'] == done['forged']
+    assert 0 < refused['forged'] <= done['forged']  # or late already
     assert refused['doubled'] <= done['doubled']
     assert refused['lease'] >= 1
     events = wild.trace.events
-    assert (events['event'] == Kind.LEAVE).sum() == done['died']
+    assert 0 < (events['event'] == Kind.LEAVE).sum() <= done['died']
     refusals = (events['action'] == Action.REFUSE).sum()
     causes = ('doubled', 'forged', 'late')
     assert refusals == sum(refused.get(cause, 0) for cause in causes)

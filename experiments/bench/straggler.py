@@ -4,8 +4,9 @@
 
 Four workers whose gradient takes 20 ms, one of them 5 times slower. The
 gradient sleeps, so that cores are not the limit. The yardstick is the sum of
-the workers' own rates, each measured alone; the runs take turns. The last line
-is the utilisation of two workers whose gradient computes for 20 ms and more.
+the workers' own rates, each measured alone; the runs take turns. The last
+lines are the utilisation of two workers whose gradient computes for 20 ms and
+more, with and without a snapshot read ahead.
 """
 
 import functools
@@ -68,7 +69,9 @@ def main(_):
     results['rows'].append(
       {'name': name, 'batches_per_second': rates, 'part': part._asdict()}
     )
-  results['utilisation'] = [computing() for _ in range(_ROUNDS.value)]
+  results['utilisation'] = [
+    computing(0) | computing(1) for _ in range(_ROUNDS.value)
+  ]
   for name in results['utilisation'][0]:
     values = [one[name] for one in results['utilisation']]
     print(f'{name:52} {timing.figure(values)}')
@@ -111,7 +114,7 @@ def _matrix(size: int):
   return np.random.default_rng(0).normal(size=(size, size)).astype(np.float32)
 
 
-def computing(workers: int = 2, size: int = 320, products: int = 8):
+def computing(depth: int, workers: int = 2, size: int = 448, products: int = 8):
   """How busy workers are whose gradient really computes; and for how long."""
 
   def loss_fn(params, model_state, batch, key):
@@ -131,14 +134,18 @@ def computing(workers: int = 2, size: int = 320, products: int = 8):
     policy=policies.asynchronous(),
     num_workers=workers,
     num_batches=200,
+    pipeline_depth=depth,
   )
   telemetry = result.workers.values()
   answers = sum(one.answers for one in telemetry)
   return {
-    f'utilisation of {workers} computing workers': float(
+    f'utilisation, {workers} that compute, depth {depth}': float(
       np.mean([one.utilisation for one in telemetry])
     ),
-    'seconds of one gradient': sum(one.compute for one in telemetry) / answers,
+    f'seconds of one gradient, depth {depth}': sum(
+      one.compute for one in telemetry
+    )
+    / answers,
   }
 
 
