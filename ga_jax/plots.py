@@ -112,7 +112,7 @@ def bars(path: str, values: dict[str, list[float]], title: str, label: str):
   figure = Figure(figsize=(5, 3.2), layout='constrained')
   FigureCanvasAgg(figure)
   axes = figure.subplots()
-  for i, (name, measured) in enumerate(values.items()):
+  for i, measured in enumerate(values.values()):
     middle = float(np.median(measured))
     spread = [[middle - min(measured)], [max(measured) - middle]]
     axes.bar(
