@@ -31,7 +31,7 @@ from experiments import (
   task,
 )
 from experiments import settings as settings_lib
-from ga_jax import metrics, plots
+from ga_jax import plots
 
 cli.define_run_flags()
 _METHODS = flags.DEFINE_list(
@@ -127,18 +127,8 @@ def main(prepared):
     for outcome in outcomes
     for line in [*_section(plan, outcome), _draw(plan, outcome, workdir), '']
   )
-  metrics.write_json(
-    os.path.join(workdir, 'results.json'),
-    {outcome.name: outcome.results for outcome in outcomes},
-  )
-  metrics.write_json(
-    os.path.join(workdir, 'versions.json'), environment.versions()
-  )
-  table = os.path.join(workdir, 'table.md')
-  with metrics.replacing(table) as partial, open(partial, 'w') as file:
-    file.write(text)
-  print(text)
-  print(f'Written to {table}')
+  results = {outcome.name: outcome.results for outcome in outcomes}
+  tables.write(workdir, results, text)
 
 
 def _section(plan, outcome) -> list[str]:

@@ -72,6 +72,15 @@ def steps_locally(program: str) -> bool:
   return 'learning_rate' in reads('program', program)
 
 
+def read_by(method: methods.Method) -> frozenset[str]:
+  """Names of the parameters that any part of a method reads."""
+  local = steps_locally(method.program)
+  return frozenset.union(
+    *(reads(part, getattr(method, part)) for part in methods.PARTS),
+    {'outer_learning_rate'} if local else set(),
+  )
+
+
 def arguments(
   method: methods.Method, given: dict[str, Any], num_workers: int
 ) -> dict[str, dict[str, Any]]:
@@ -94,10 +103,8 @@ def arguments(
     raise ParameterError(
       'outer_learning_rate', f'must be positive and finite, got {outer_rate}'
     )
-  local = steps_locally(method.program)
-  outer = {'outer_learning_rate'} if local else set()
   chosen = {part: reads(part, getattr(method, part)) for part in methods.PARTS}
-  known = frozenset.union(*chosen.values(), outer)
+  known = read_by(method)
   for name in values:
     if name not in known:
       names = ', '.join(sorted(known & set(PARAMETERS))) or 'none'
@@ -115,6 +122,7 @@ def arguments(
     if 'num_workers' in chosen[part]:
       own['num_workers'] = num_workers
     found[part] = own
+  local = steps_locally(method.program)
   if 'momentum' in chosen['rule'] and (local or 'momentum' in taken):
     found['rule'].setdefault('momentum', 0.0)  # no momentum on momentum
   return found

@@ -145,6 +145,20 @@ def load_json(workdir: str, name: str) -> dict[str, Any]:
     ) from error
 
 
+def environment_of(workdir: str):
+  """What differs of the environment that a run began in.
+
+  Returns:
+    As `environment.restorable`: what another start can undo, and what remains.
+
+  Raises:
+    SettingError: the record is not there.
+  """
+  recorded = load_json(workdir, 'environment.json')
+  found = environment.differences(recorded, environment.environment())
+  return environment.restorable(found)
+
+
 def differing(saved: Any, now: Any) -> list[Leaf]:
   """The arrays that have other bits.
 

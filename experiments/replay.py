@@ -117,9 +117,7 @@ def _trace(workdir, settings) -> ga_jax.Trace:
 
 def _same_environment(workdir) -> list[environment.Difference]:
   """Makes the environment that of the run, by another start if need be."""
-  recorded = record.load_json(workdir, 'environment.json')
-  found = environment.differences(recorded, environment.environment())
-  variables, remaining = environment.restorable(found)
+  variables, remaining = record.environment_of(workdir)
   if remaining and not _ANYWAY.value:
     named = '; '.join(map(str, remaining))
     _refuse('workdir', workdir, f'{named} (--anyway goes on all the same)')

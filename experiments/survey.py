@@ -31,7 +31,6 @@ from experiments import (
   task,
 )
 from experiments import settings as settings_lib
-from ga_jax import metrics
 
 cli.define_run_flags(without=('clock',))
 _METHODS = flags.DEFINE_list('methods', list(methods.METHODS), 'default: all')
@@ -118,22 +117,11 @@ def main(prepared):
     cells = grid.Cells(os.path.join(workdir, 'cells'), advance)
     for clock, plan in plans.items():
       found[clock] = protocols.sweep(plan, cells)
-  metrics.write_json(
-    os.path.join(workdir, 'results.json'),
-    {
-      clock: {outcome.name: outcome.results for outcome in outcomes}
-      for clock, outcomes in found.items()
-    },
-  )
-  metrics.write_json(
-    os.path.join(workdir, 'versions.json'), environment.versions()
-  )
-  text = page(plans, found)
-  path = os.path.join(workdir, 'table.md')
-  with metrics.replacing(path) as partial, open(partial, 'w') as file:
-    file.write(text)
-  print(text)
-  print(f'Written to {path}')
+  results = {
+    clock: {outcome.name: outcome.results for outcome in outcomes}
+    for clock, outcomes in found.items()
+  }
+  tables.write(workdir, results, page(plans, found))
 
 
 def page(plans, found) -> str:

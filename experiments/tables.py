@@ -1,8 +1,12 @@
 """Markdown tables of grids."""
 
+import os
 from typing import Any
 
 import numpy as np
+
+from experiments import environment
+from ga_jax import metrics
 
 
 def errors(summaries: list[dict[str, Any]]) -> list[float | None]:
@@ -58,6 +62,19 @@ def markdown(head: list[str], rows: list[list[str]]) -> str:
 
   rule = '|' + '|'.join('-' * (w + 2) for w in widths) + '|'
   return '\n'.join([line(head), rule, *map(line, rows)])
+
+
+def write(workdir: str, results, text: str):
+  """Writes results.json, versions.json and table.md, and prints the table."""
+  metrics.write_json(os.path.join(workdir, 'results.json'), results)
+  metrics.write_json(
+    os.path.join(workdir, 'versions.json'), environment.versions()
+  )
+  path = os.path.join(workdir, 'table.md')
+  with metrics.replacing(path) as partial, open(partial, 'w') as file:
+    file.write(text)
+  print(text)
+  print(f'Written to {path}')
 
 
 def totals(results) -> tuple[int, float]:

@@ -1,4 +1,4 @@
-"""Trains once with N asynchronous workers on the simulated cluster.
+"""Trains once with N asynchronous workers, simulated or on this machine.
 
 Question: what does one method do to one model, with how many workers?
 
@@ -53,8 +53,6 @@ _WORKDIR = flags.DEFINE_string(
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'replace an earlier run in --workdir'
 )
-
-
 _CHECKPOINT_EVERY = flags.DEFINE_string(
   'checkpoint_every', '', 'server updates (500), or seconds (30s)'
 )
@@ -115,9 +113,7 @@ def resumed() -> settings_lib.Settings:
 
 def as_before(workdir: str):
   """Makes the environment that the run began in, or says what differs."""
-  recorded = record.load_json(workdir, 'environment.json')
-  found = environment.differences(recorded, environment.environment())
-  variables, remaining = environment.restorable(found)
+  variables, remaining = record.environment_of(workdir)
   if remaining:
     named = '; '.join(map(str, remaining))
     print(

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 from experiments import task
+from ga_jax.runtimes import job
 
 
 class Progress(NamedTuple):
@@ -70,10 +71,7 @@ class Watch:
     return self._timed / self._spent if self._timed else None
 
   def _epoch_row(self, batches, state):
-    seen = {
-      name: np.concatenate([np.asarray(block[name]) for block in self._blocks])
-      for name in self._blocks[0]
-    }
+    seen = job.joined(self._blocks)
     self._blocks = []
     row = {
       'epoch': batches / self._per_epoch,

@@ -7,9 +7,8 @@ does not say so may be another: the rule, its numbers, the learning rate.
 import dataclasses
 from typing import Any
 
-from experiments import methods, parts, run
+from experiments import methods, parts, run, task
 from experiments import settings as settings_lib
-from ga_jax.runtimes import job as job_lib
 
 # Of the settings, what may be another, beside the parameters of the parts. Of
 # policies and programs only those that fit may.
@@ -63,7 +62,9 @@ def settings_with(
     )
   )
   parameters = {
-    **{k: v for k, v in settings.parameters if k in _read_by(other)},
+    **{
+      k: v for k, v in settings.parameters if k in parts.read_by(other.parts())
+    },
     **{k: v for k, v in given.items() if k not in FIELDS},
   }
   other = settings_lib.check(
@@ -84,17 +85,6 @@ def changes(
   was = {**vars(settings), **dict(settings.parameters)}
   changed = [f'{k}={v}' for k, v in fields.items() if was.get(k) != v]
   return ', '.join(changed) or 'nothing changes'
-
-
-def _read_by(settings) -> set[str]:
-  """Names of the parameters that a method's parts read."""
-  chosen = settings.parts()
-  names = set().union(
-    *(parts.reads(part, getattr(chosen, part)) for part in methods.PARTS)
-  )
-  if parts.steps_locally(chosen.program):
-    names.add('outer_learning_rate')
-  return names
 
 
 def _check_fits(settings, other):
@@ -121,5 +111,5 @@ def _check_fits(settings, other):
 def _shape(settings) -> tuple[bool, int]:
   """Whether rounds hold several gradients; batches per ticket."""
   method = run.method_of(settings)
-  job = job_lib.build(**run.arguments(settings, method))
-  return job.accumulates, job_lib.program_of(job).num_batches
+  program = method.program(task.task_of(settings).loss_fn)
+  return method.policy.accumulates, program.num_batches

@@ -17,25 +17,8 @@ from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
 
 _WIDTH = len(trace_lib.EVENT_DTYPE.names)
-# What a ledger is, beside its policy and the rows it has written.
-_SAVED = (
-  'version',
-  'num_batches',
-  'refused',
-  'ready',
-  'workers',
-  '_policy_state',
-  '_per_ticket',
-  '_next_batch',
-  '_next_ticket',
-  '_returned',
-  '_reserved',
-  '_outstanding',
-  '_revoked',
-  '_depth',
-  '_in_round',
-  '_forgotten',
-)
+# What is not saved: the policy is code, the rows are written elsewhere.
+_NOT_SAVED = ('_policy', '_cells')
 
 
 class Ticket(NamedTuple):
@@ -328,14 +311,13 @@ class Ledger:
 
   def save(self) -> dict[str, Any]:
     """Everything but the rows so far, as plain values."""
-    kept = {name: getattr(self, name) for name in _SAVED}
+    kept = {k: v for k, v in vars(self).items() if k not in _NOT_SAVED}
     kept['_forgotten'] = self.num_rows
     return copy.deepcopy(kept)
 
   def restore(self, saved: dict[str, Any]):
     """Goes on where `save` was called, with the rows before forgotten."""
-    for name, value in copy.deepcopy(saved).items():
-      setattr(self, name, value)
+    vars(self).update(copy.deepcopy(saved))
     self._cells = []
 
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:

@@ -13,10 +13,10 @@ References:
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import optax
 
 from ga_jax.programs import base
+from ga_jax.programs.gradient import gradient
 from ga_jax.rules.base import check_number, decayed_weights
 
 
@@ -40,14 +40,13 @@ def dana_slim(
     decayed_weights(weight_decay),
     optax.trace(momentum, nesterov=True),  # v ← γ v + g; γ v + g
   )
-  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  plain = gradient(loss_fn)
 
   def run(worker_state, sent, work):
-    batch = jax.tree.map(lambda x: x[0], work.batches)
-    (loss, model_state), grads = value_and_grad(
-      sent.params, sent.model_state, batch, work.keys[0]
+    submission, _ = plain.run((), sent, work)
+    direction, worker_state = worker.update(
+      submission.grads, worker_state, sent.params
     )
-    direction, worker_state = worker.update(grads, worker_state, sent.params)
-    return base.Submission(direction, model_state, loss), worker_state
+    return submission._replace(grads=direction), worker_state
 
   return base.Program(init=worker.init, run=run)

@@ -23,8 +23,8 @@ def compiled_program(program_fn, loss_fn, load_fn):
   """Compiles what a worker does, and what is done with its answer at arrival.
 
   Returns:
-    `answer(hparams, worker_state, sent, host_batches, resident, key,
-    first_batch, attempt) -> (Submission, worker_state)` and
+    `answer(hparams, worker_state, sent, host_batches, resident, key, ticket)
+    -> (Submission, worker_state)` and
     `exchange(hparams, worker_state, submission, sent, params) -> (Submission,
     worker_state, sent)`.
   """
@@ -35,7 +35,7 @@ def compiled_program(program_fn, loss_fn, load_fn):
     )
 
   @jax.jit
-  def answer(
+  def compute(
     hparams,
     worker_state,
     sent,
@@ -47,6 +47,22 @@ def compiled_program(program_fn, loss_fn, load_fn):
   ):
     work = job_lib.work(key, host_batches, first_batch, attempt)
     return program(hparams, resident).run(worker_state, sent, work)
+
+  def answer(hparams, worker_state, sent, host_batches, resident, key, ticket):
+    first_batch, attempt = (
+      np.int32(ticket.first_batch),
+      np.int32(ticket.attempt),
+    )
+    return compute(
+      hparams,
+      worker_state,
+      sent,
+      host_batches,
+      resident,
+      key,
+      first_batch,
+      attempt,
+    )
 
   @jax.jit
   def exchange(hparams, worker_state, submission, sent, params):
@@ -202,8 +218,7 @@ class Execution:
       job_lib.host_batches(job.source, ticket.first_batch, ticket.num_batches),
       job.source.resident,
       self._key,
-      np.int32(ticket.first_batch),
-      np.int32(ticket.attempt),
+      ticket,
     )
 
   def _enter(self, ticket, submission, worker_state, action, weight, stale):

@@ -238,7 +238,7 @@ def execute(
   def save():
     nonlocal at_hand
     at_hand = done
-    log[:] = [_concatenate(log)]
+    log[:] = [job_lib.joined(log)]
     host = {'run': run, 'done': done, 'metrics': log[0]}
     checkpoints.save(int(versions[done - 1]), carry, host)
 
@@ -262,7 +262,7 @@ def execute(
       save()
   if checkpoints and done > at_hand:
     save()
-  return carry.state, _concatenate(log), done
+  return carry.state, job_lib.joined(log), done
 
 
 def _start(job: job_lib.Job, plan: slots.Plan, num_workers: int) -> Carry:
@@ -308,12 +308,3 @@ def _steps(job: job_lib.Job, plan: slots.Plan, part: slice) -> Step:
     read_slot=plan.read_slot[part],
     write_slot=plan.write_slot[part],
   )
-
-
-def _concatenate(log) -> dict[str, np.ndarray]:
-  if not log:
-    return {}
-  return {
-    name: np.concatenate([np.asarray(block[name]) for block in log])
-    for name in log[0]
-  }

@@ -186,3 +186,13 @@ def record(submission: programs.Submission, metrics, staleness, num_batches):
     'num_batches': num_batches,
     **metrics._asdict(),
   }
+
+
+def joined(blocks) -> dict[str, np.ndarray]:
+  """Blocks of metrics by name, one after the other, on the host."""
+  if not blocks:
+    return {}
+  return {
+    name: np.concatenate([np.asarray(block[name]) for block in blocks])
+    for name in blocks[0]
+  }

@@ -26,6 +26,7 @@ from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import exact, worker
 from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes import observer as observer_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
 
 MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
@@ -165,7 +166,7 @@ class Threads:
     self._deliver_fn = deliver_fn
     self._clock_fn = clock_fn
     self._started = clock_fn()
-    program = job_lib.program_of(job)
+    self._program = program = job_lib.program_of(job)
     if pipeline_depth and jax.tree.leaves(program.init(job.params)):
       raise ValueError(
         f'pipeline_depth must be 0 with a worker program that keeps a state, '
@@ -189,6 +190,7 @@ class Threads:
     self._stopping = threading.Event()
     self._stop_wanted = False
     self._workers = {}  # worker_id -> Worker, those that live
+    self._last_error = ''  # of a worker that died
     self._orders = collections.Counter()  # worker_id -> orders in its hands
     self._deadlines = []  # heap of (time, ticket)
     self._telemetry = collections.defaultdict(Telemetry)
@@ -231,7 +233,7 @@ class Threads:
       WorkersLostError: every worker died and batches are left.
     """
     self._warm_up()
-    observer = _Observer(observe, block or 64, self.stop)
+    observer = observer_lib.Observer(observe, block or 64, self.stop)
     try:
       self._begin(observer)
       while not (self._book.done or self._stop_wanted):
@@ -312,9 +314,7 @@ class Threads:
 
   def _warm_up(self):
     """Compiles everything before any thread starts: compiling holds the GIL."""
-    number = min(
-      job_lib.program_of(self._job).num_batches, self._book.num_batches
-    )
+    number = min(self._program.num_batches, self._book.num_batches)
     ticket = ledger.Ticket(-1, 0, 0, 0, number, 0)
     order = worker.Order(
       ticket, self._execution.snapshot(), self._execution.worker_state(0), None
@@ -338,7 +338,7 @@ class Threads:
       finite,
       job.hparams,
       jax.random.key(job.seed),
-      job_lib.program_of(job).exchange is not None,
+      self._program.exchange is not None,
     )
 
   def _join(self, worker_id: int):
@@ -368,8 +368,6 @@ class Threads:
         f'all workers have left or died at version {self._book.version}; the '
         'last one: ' + (self._last_error or 'was removed')
       )
-
-  _last_error = ''
 
   def _deliver(self, message):
     if self._deliver_fn is None:
@@ -556,76 +554,3 @@ def _spec(submission):
   return structure, tuple(
     (jnp.shape(leaf), jnp.result_type(leaf)) for leaf in leaves
   )
-
-
-class _Observer:
-  """Collects metrics and shows them, in a thread that may wait for devices."""
-
-  def __init__(self, observe, block: int, stop: Callable[[], None]):
-    self._observe = observe
-    self._block = block
-    self._stop = stop
-    self._open = []  # metrics of the block that is not full yet
-    self._batches = 0
-    self._done = []  # blocks on the host
-    self._queue = queue.SimpleQueue()
-    self._error = None
-    self._thread = threading.Thread(
-      target=self._run, name='observer', daemon=True
-    )
-    self._thread.start()
-
-  def take(self, metrics, state):
-    """One more gradient entered a round."""
-    self._open.append(metrics)
-    self._batches += metrics['num_batches']
-    if len(self._open) == self._block:
-      self._hand_over(state)
-
-  def save(self):
-    """What was seen so far, on the host; waits for it."""
-    seen = threading.Event()
-    self._queue.put(seen)
-    seen.wait()
-    log = [{k: np.asarray(v) for k, v in row.items()} for row in self._open]
-    return self._batches, list(self._done), log
-
-  def restore(self, batches, done, log):
-    """Goes on where `save` was called."""
-    self._batches, self._done, self._open = batches, list(done), list(log)
-
-  def end(self, state) -> dict[str, np.ndarray]:
-    """Waits for everything; the metrics of all arrivals."""
-    if self._open:
-      self._hand_over(state)
-    self._queue.put(None)
-    self._thread.join()
-    if self._error is not None:
-      raise self._error
-    if not self._done:
-      return {}
-    return {
-      name: np.concatenate([block[name] for block in self._done])
-      for name in self._done[0]
-    }
-
-  def _hand_over(self, state):
-    self._queue.put((self._batches, state, self._open))
-    self._open = []
-
-  def _run(self):
-    while (item := self._queue.get()) is not None:
-      if isinstance(item, threading.Event):
-        item.set()
-        continue
-      batches, state, log = item
-      block = exact.stacked(log)
-      self._done.append(block)
-      if self._observe is None or self._error is not None:
-        continue
-      try:
-        if self._observe(batches, state, block):
-          self._stop()
-      except Exception as error:  # shown where the run ends
-        self._error = error
-        self._stop()

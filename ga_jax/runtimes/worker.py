@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 
 from ga_jax import ledger
 from ga_jax.runtimes import job as job_lib
@@ -42,12 +41,6 @@ class Answer(NamedTuple):
   worker_state: Any
   finite: bool
   seconds: Seconds
-
-
-class Asks(NamedTuple):
-  """A worker is there and wants an order."""
-
-  worker_id: int
 
 
 class Died(NamedTuple):
@@ -99,8 +92,7 @@ class Machine(NamedTuple):
       batches,
       self.source.resident,
       self.key,
-      np.int32(order.ticket.first_batch),
-      np.int32(order.ticket.attempt),
+      order.ticket,
     )
     return answer, self.finite(answer[0])
 
@@ -131,7 +123,7 @@ class Worker:
       worker_id: who it is.
       machine: what it computes with.
       mailbox: a queue of `Order`s; None ends the thread.
-      deliver: takes `Asks`, `Answer` and `Died`.
+      deliver: takes `Answer` and `Died`.
       delay_fn: `delay_fn(worker_id, compute_seconds) -> seconds` to sleep after
         a computation, for stragglers.
       stopping: set when the run is over; wakes a worker that sleeps.
@@ -150,7 +142,6 @@ class Worker:
 
   def _run(self):
     try:
-      self._deliver(Asks(self.worker_id))
       waited = time.perf_counter()
       while (order := self.mailbox.get()) is not None:
         wait = time.perf_counter() - waited
