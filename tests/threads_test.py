@@ -13,7 +13,7 @@ import ga_jax
 from ga_jax import data, models, policies, programs, rules
 from ga_jax.checkpoint import CheckpointStore
 from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import exact, threads, worker
+from ga_jax.runtimes import exact, live, threads, worker
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
 from tests import cases
@@ -239,7 +239,7 @@ def test_when_all_workers_die_the_last_error_is_shown():
   def delay(worker_id, seconds):
     raise RuntimeError(f'worker {worker_id} is gone')
 
-  with pytest.raises(threads.WorkersLostError, match=r'worker \d is gone'):
+  with pytest.raises(live.WorkersLostError, match=r'worker \d is gone'):
     run(tiny_job(cases.rule('ga', 0.02), policy), policy, delay_fn=delay)
 
 
@@ -251,7 +251,7 @@ def test_gradients_that_are_never_finite_end_the_run():
     x, y = batch_fn(batch_id)
     return (x * np.float32(np.nan) if batch_id == 17 else x), y
 
-  with pytest.raises(threads.NotFiniteError, match='batch 17 gave no finite'):
+  with pytest.raises(live.NotFiniteError, match='batch 17 gave no finite'):
     ga_jax.run_on_threads(
       loss_fn,
       params,

@@ -86,10 +86,14 @@ def compressed(
     submission, own = program.run(own, sent, work)
     key = jax.random.fold_in(work.keys[0], _STREAM)
     message, kept = stage.encode(submission.grads, kept, key)
-    grads = stage.decode(message, submission.grads)
-    return submission._replace(grads=grads), (own, kept)
+    return submission._replace(grads=message), (own, kept)
 
-  return program._replace(init=init, run=run, message_bytes=stage.message_bytes)
+  return program._replace(
+    init=init,
+    run=run,
+    message_bytes=stage.message_bytes,
+    decode=stage.decode,
+  )
 
 
 def check_real(grads):

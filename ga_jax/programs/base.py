@@ -25,7 +25,8 @@ class Submission(NamedTuple):
   """What a worker answers, in gradient sign.
 
   Attributes:
-    grads: pytree like the parameters.
+    grads: pytree like the parameters; a message where the program has a
+      `decode`.
     model_state: the model's statistics after the batches.
     loss: mean training loss over the batches, scalar.
   """
@@ -57,6 +58,8 @@ class Program(NamedTuple):
     overlaps: whether the worker computes while its messages are under way.
     message_bytes: `message_bytes(params) -> int`, bytes of one submission on
       the wire, model statistics not counted.
+    decode: `decode(message, params) -> grads`, done at arrival where what is
+      submitted is a message; None where it is the gradients themselves.
   """
 
   init: Callable[[Any], Any]
@@ -65,6 +68,7 @@ class Program(NamedTuple):
   exchange: Callable[..., tuple[Submission, Any]] | None = None
   overlaps: bool = False
   message_bytes: Callable[[Any], int] = nbytes
+  decode: Callable[[Any, Any], Any] | None = None
 
 
 def fold_batches(step, carry, work: Work):

@@ -7,7 +7,7 @@ as a live run does, so the result has its bits.
 import functools
 import hashlib
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -16,18 +16,28 @@ from ga_jax import kernel, ledger, server
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax.runtimes.placement import Placement
+
+
+class CompiledProgram(NamedTuple):
+  """What a worker does, and what is done with its answer at arrival.
+
+  Attributes:
+    answer: `answer(hparams, worker_state, sent, host_batches, resident, key,
+      ticket) -> (Submission, worker_state)`.
+    decode: `decode(hparams, message, params) -> grads`.
+    exchange: `exchange(hparams, worker_state, submission, sent, params) ->
+      (Submission, worker_state, sent)`.
+  """
+
+  answer: Callable[..., Any]
+  decode: Callable[..., Any]
+  exchange: Callable[..., Any]
 
 
 @functools.lru_cache(maxsize=64)
-def compiled_program(program_fn, loss_fn, load_fn):
-  """Compiles what a worker does, and what is done with its answer at arrival.
-
-  Returns:
-    `answer(hparams, worker_state, sent, host_batches, resident, key, ticket)
-    -> (Submission, worker_state)` and
-    `exchange(hparams, worker_state, submission, sent, params) -> (Submission,
-    worker_state, sent)`.
-  """
+def compiled_program(program_fn, loss_fn, load_fn) -> CompiledProgram:
+  """Compiles a worker program; each of its steps on its own."""
 
   def program(hparams, resident=()):
     return job_lib.worker_program(
@@ -65,12 +75,16 @@ def compiled_program(program_fn, loss_fn, load_fn):
     )
 
   @jax.jit
+  def decode(hparams, message, params):
+    return program(hparams).decode(message, params)
+
+  @jax.jit
   def exchange(hparams, worker_state, submission, sent, params):
-    return job_lib.exchange(
+    return job_lib.received(
       program(hparams), worker_state, submission, sent, params
     )
 
-  return answer, exchange
+  return CompiledProgram(answer, decode, exchange)
 
 
 class Execution:
@@ -80,12 +94,16 @@ class Execution:
     state: the server's state.
   """
 
-  def __init__(self, job: job_lib.Job, device=None):
+  def __init__(
+    self, job: job_lib.Job, device=None, placement: Placement | None = None
+  ):
     """Starts a server.
 
     Args:
       job: what to compute.
       device: where the server's arrays are; by default JAX's default device.
+      placement: where workers compute that are played here; by default where
+        the server is.
     """
     self._job = job
     self._key = jax.random.key(job.seed)
@@ -97,10 +115,11 @@ class Execution:
       job.accumulates,
       device,
     )
-    self._answer, self._exchange = compiled_program(
+    self._compiled = compiled_program(
       job.program_fn, job.loss_fn, job.source.load_fn
     )
     self._program = job_lib.program_of(job)
+    self._device, self._placement = device, placement
     self._workers = {}  # worker_id -> committed program state
     self._answers = {}  # ticket_id -> (submission, program state), not entered
 
@@ -159,12 +178,18 @@ class Execution:
       submission: any submission, on the server's device.
       worker_state: its worker's program state, likewise.
     """
-    sent = self.snapshot()
-    if self._program.exchange is not None:
-      submission, _, sent = self._exchange(
-        self._job.hparams, worker_state, submission, sent, self.state.params
-      )
+    submission, _, sent, _ = self._receive(
+      submission, worker_state, self.snapshot(), 0
+    )
     self._core.warm_up(submission.grads, submission.model_state, sent)
+
+  def answer_shape(self, num_batches: int):
+    """Shapes and dtypes of (submission, program state) for so many batches."""
+    ticket = ledger.Ticket(-1, 0, 0, 0, num_batches, 0)
+    return jax.eval_shape(
+      lambda *args: self._compiled.answer(*args, ticket),
+      *self._inputs(ticket, self._program.init(self._job.params)),
+    )
 
   def sent(self, ticket: ledger.Ticket) -> kernel.Snapshot:
     """What the worker of an outstanding ticket was sent."""
@@ -210,28 +235,42 @@ class Execution:
     return metrics
 
   def _compute(self, ticket):
+    inputs = self._inputs(
+      ticket, self.worker_state(ticket.worker_id), self.sent(ticket)
+    )
+    if self._placement is None:
+      return self._compiled.answer(*inputs, ticket)
+    answer = self._compiled.answer(*self._placement.inputs(*inputs), ticket)
+    return jax.device_put(answer, self._device)
+
+  def _inputs(self, ticket, worker_state, sent=None):
     job = self._job
-    return self._answer(
+    return (
       job.hparams,
-      self.worker_state(ticket.worker_id),
-      self.sent(ticket),
+      worker_state,
+      sent or self.snapshot(),
       job_lib.host_batches(job.source, ticket.first_batch, ticket.num_batches),
       job.source.resident,
       self._key,
-      ticket,
     )
 
-  def _enter(self, ticket, submission, worker_state, action, weight, stale):
-    sent, staleness = self.sent(ticket), stale
+  def _receive(self, submission, worker_state, sent, staleness):
+    """What an answer is to the server: see `job.received`."""
+    params, hparams = self._core.state.params, self._job.hparams
     if self._program.exchange is not None:
-      staleness = 0
-      submission, worker_state, sent = self._exchange(
-        self._job.hparams,
-        worker_state,
-        submission,
-        sent,
-        self._core.state.params,
+      received = self._compiled.exchange(
+        hparams, worker_state, submission, sent, params
       )
+      return (*received, 0)
+    if self._program.decode is not None:
+      grads = self._compiled.decode(hparams, submission.grads, params)
+      submission = submission._replace(grads=grads)
+    return submission, worker_state, sent, staleness
+
+  def _enter(self, ticket, submission, worker_state, action, weight, stale):
+    submission, worker_state, sent, staleness = self._receive(
+      submission, worker_state, self.sent(ticket), stale
+    )
     self._workers[ticket.worker_id] = worker_state
     metrics = self._core.enter(
       ticket,
@@ -252,6 +291,8 @@ def execute(
   block: int | None = None,
   align: int | None = None,
   checkpoints: Checkpoints | None = None,
+  device=None,
+  placement: Placement | None = None,
 ) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
   """Computes a trace.
 
@@ -265,6 +306,8 @@ def execute(
     align: see `block`.
     checkpoints: where to save the run, and how often; what is there already is
       gone on with, to the same bits.
+    device: of the server, see `Execution`.
+    placement: of the workers, see `Execution`.
 
   Returns:
     The final state, metrics per applied arrival, and how many were executed.
@@ -273,7 +316,7 @@ def execute(
     ValueError: the checkpoint is of another run.
   """
   rows = trace.events.tolist()
-  return Run(Execution(job), checkpoints).consume(
+  return Run(Execution(job, device, placement), checkpoints).consume(
     rows, trace.num_batches, observe, block or align
   )
 

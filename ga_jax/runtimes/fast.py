@@ -140,7 +140,7 @@ def compiled_block(
         sent,
         job_lib.work(key, step.host_batches, step.first_batch, step.attempt),
       )
-      submission, worker, sent = job_lib.exchange(
+      submission, worker, sent = job_lib.received(
         program, worker, submission, sent, state.params
       )
       workers = jax.tree.map(

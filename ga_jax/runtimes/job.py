@@ -158,8 +158,8 @@ def host_batches(source: Source, first_batch: int, num_batches: int):
   return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
 
 
-def exchange(program: programs.Program, worker_state, submission, sent, params):
-  """What is done at arrival where a program exchanges with the server.
+def received(program: programs.Program, worker_state, submission, sent, params):
+  """What the server makes of a submission at arrival.
 
   Args:
     program: the worker program.
@@ -169,9 +169,13 @@ def exchange(program: programs.Program, worker_state, submission, sent, params):
     params: the server's parameters now.
 
   Returns:
-    (submission, worker_state, sent): an exchanged submission was computed at
-    the parameters of now, so these take the place of those that were sent.
+    (submission, worker_state, sent): a message is decoded to gradients. An
+    exchanged submission was computed at the parameters of now, so these take
+    the place of those that were sent.
   """
+  if program.decode is not None:
+    grads = program.decode(submission.grads, params)
+    submission = submission._replace(grads=grads)
   if program.exchange is None:
     return submission, worker_state, sent
   submission, worker_state = program.exchange(worker_state, submission, params)

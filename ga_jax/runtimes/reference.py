@@ -62,7 +62,7 @@ def execute(job: job_lib.Job, trace):
       answer, own = program.run(
         workers.get(worker, program.init(job.params)), snapshot, work
       )
-      answer, workers[worker], snapshot = job_lib.exchange(
+      answer, workers[worker], snapshot = job_lib.received(
         program, own, answer, snapshot, params
       )
       stale = 0 if program.exchange else row['staleness']

@@ -1,7 +1,6 @@
-"""A worker of the threads runtime: one thread that drives one device.
+"""A worker: it takes orders, computes their answers and sends them back.
 
-It takes an order, computes its answer on its device, waits for it and sends it
-back. While the device computes, it prepares the batches of its next order.
+While its devices compute, it prepares the batches of its next order.
 """
 
 import threading
@@ -11,9 +10,12 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from ga_jax import ledger
+from ga_jax.runtimes import exact
 from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes.placement import Placement
 
 
 class Order(NamedTuple):
@@ -29,7 +31,7 @@ class Seconds(NamedTuple):
   """Where a worker's time went, in seconds."""
 
   wait: float = 0.0  # for an order
-  transfer: float = 0.0  # of batches that were not prepared
+  transfer: float = 0.0  # of what was not there when it was needed
   compute: float = 0.0  # from dispatch until the server's device has the answer
 
 
@@ -43,40 +45,46 @@ class Answer(NamedTuple):
   seconds: Seconds
 
 
+class Here(NamedTuple):
+  """A worker is able to take orders."""
+
+  worker_id: int
+
+
 class Died(NamedTuple):
-  """A worker's thread ended with an error."""
+  """A worker is lost."""
 
   worker_id: int
   error: str
+  gone: bool = True  # for good
 
 
 class Machine(NamedTuple):
   """What a worker computes with; shared by the workers of a device.
 
   Attributes:
-    device: where it computes.
-    server_device: where its answers go.
-    source: where batches come from, `resident` on the device.
+    placement: where it computes.
+    server_device: where its answers go; None where they leave the process.
+    source: where batches come from, `resident` on the devices.
     answer: the compiled program, see `exact.compiled_program`.
-    finite: compiled, whether all of a submission is finite.
     hparams: for the program.
     key: of the run.
     exchanges: whether the program state goes to the server too.
   """
 
-  device: Any
+  placement: Placement
   server_device: Any
   source: job_lib.Source
   answer: Callable[..., Any]
-  finite: Callable[..., Any]
   hparams: Any
   key: Any
   exchanges: bool
 
   def load(self, first_batch: int, num_batches: int):
-    """The host batches of a ticket, on the device."""
-    batches = job_lib.host_batches(self.source, first_batch, num_batches)
-    return jax.device_put(batches, self.device)
+    """The host batches of a ticket, on the devices."""
+    return self.placement.batches(
+      job_lib.host_batches(self.source, first_batch, num_batches)
+    )
 
   def dispatch(self, order: Order, batches):
     """Starts the computation of an order.
@@ -84,7 +92,7 @@ class Machine(NamedTuple):
     Returns:
       ((submission, program state), whether it is finite), all of them futures.
     """
-    sent, state = jax.device_put((order.sent, order.worker_state), self.device)
+    sent, state = self.placement.replicated((order.sent, order.worker_state))
     answer = self.answer(
       self.hparams,
       state,
@@ -94,80 +102,104 @@ class Machine(NamedTuple):
       self.key,
       order.ticket,
     )
-    return answer, self.finite(answer[0])
+    return answer, finite(answer[0])
 
   def to_server(self, answer):
     """Moves what the server needs to its device."""
     submission, state = answer
-    submission = jax.device_put(submission, self.server_device)
-    if self.exchanges:
-      state = jax.device_put(state, self.server_device)
+    if self.server_device is not None:
+      submission = jax.device_put(submission, self.server_device)
+      if self.exchanges:
+        state = jax.device_put(state, self.server_device)
     return submission, state
 
 
-class Worker:
-  """A worker's thread and its mailbox."""
+def machine_of(
+  job: job_lib.Job, placement: Placement, server_device: Any = None
+) -> Machine:
+  """What a worker of a job computes with.
+
+  Args:
+    job: what to compute.
+    placement: where.
+    server_device: where answers go; None where they leave the process.
+
+  Returns:
+    A `Machine`; nothing is compiled yet.
+  """
+  compiled = exact.compiled_program(
+    job.program_fn, job.loss_fn, job.source.load_fn
+  )
+  resident, hparams, key = placement.replicated(
+    (job.source.resident, job.hparams, jax.random.key(job.seed))
+  )
+  return Machine(
+    placement,
+    server_device,
+    job.source._replace(resident=resident),
+    compiled.answer,
+    hparams,
+    key,
+    job_lib.program_of(job).exchange is not None,
+  )
+
+
+@jax.jit
+def finite(submission) -> jax.Array:
+  """Whether every number of a submission is finite."""
+  leaves = [
+    jnp.all(jnp.isfinite(leaf))
+    for leaf in jax.tree.leaves(submission)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
+  ]
+  return jnp.all(jnp.stack(leaves))
+
+
+class Hands:
+  """Computes orders one after the other, with the next batches at hand."""
 
   def __init__(
     self,
-    worker_id: int,
     machine: Machine,
-    mailbox,
-    deliver: Callable[[Any], None],
-    delay_fn: Callable[[int, float], float] | None,
-    stopping: threading.Event,
+    delay_fn: Callable[[float], float] | None = None,
+    stopping: threading.Event | None = None,
   ):
-    """Starts the thread.
+    """Begins with nothing prepared.
 
     Args:
-      worker_id: who it is.
-      machine: what it computes with.
-      mailbox: a queue of `Order`s; None ends the thread.
-      deliver: takes `Answer` and `Died`.
-      delay_fn: `delay_fn(worker_id, compute_seconds) -> seconds` to sleep after
-        a computation, for stragglers.
+      machine: what to compute with.
+      delay_fn: `delay_fn(compute_seconds) -> seconds` to sleep after a
+        computation, for stragglers.
       stopping: set when the run is over; wakes a worker that sleeps.
     """
-    self.worker_id = worker_id
-    self.mailbox = mailbox
     self._machine = machine
-    self._deliver = deliver
     self._delay_fn = delay_fn
-    self._stopping = stopping
+    self._stopping = stopping or threading.Event()
     self._prepared = None  # (first_batch, num_batches, batches)
-    self.thread = threading.Thread(
-      target=self._run, name=f'worker-{worker_id}', daemon=True
-    )
-    self.thread.start()
 
-  def _run(self):
-    try:
-      waited = time.perf_counter()
-      while (order := self.mailbox.get()) is not None:
-        wait = time.perf_counter() - waited
-        answer = self._compute(order, wait)
-        waited = time.perf_counter()
-        self._deliver(answer)
-    except Exception:  # whatever it was: the others go on without this worker
-      self._deliver(Died(self.worker_id, traceback.format_exc()))
+  def compute(self, order: Order, wait: float = 0.0) -> Answer:
+    """Computes an order and waits for it.
 
-  def _compute(self, order: Order, wait: float) -> Answer:
+    Args:
+      order: the order.
+      wait: seconds that were waited for it.
+    """
     machine, ticket = self._machine, order.ticket
     begun = time.perf_counter()
     batches = self._batches(ticket)
     dispatched = time.perf_counter()
-    answer, finite = machine.dispatch(order, batches)
+    answer, is_finite = machine.dispatch(order, batches)
     submission, state = machine.to_server(answer)  # as soon as it is there
     self._prepare(order.reserved)
-    jax.block_until_ready((submission, state, finite))
+    jax.block_until_ready((submission, state, is_finite))
     done = time.perf_counter()
     if self._delay_fn is not None:
-      seconds = self._delay_fn(self.worker_id, done - dispatched)
+      seconds = self._delay_fn(done - dispatched)
       if seconds > 0:
         self._stopping.wait(seconds)
       done = time.perf_counter()
     seconds = Seconds(wait, dispatched - begun, done - dispatched)
-    return Answer(ticket, submission, state, bool(finite), seconds)
+    return Answer(ticket, submission, state, bool(is_finite), seconds)
 
   def _batches(self, ticket: ledger.Ticket):
     wanted = ticket.first_batch, ticket.num_batches
@@ -180,3 +212,45 @@ class Worker:
     if reserved is not None:
       first, number, _ = reserved
       self._prepared = first, number, self._machine.load(first, number)
+
+
+class Worker:
+  """A worker's thread and its mailbox."""
+
+  def __init__(
+    self, worker_id: int, hands: Hands, mailbox, deliver: Callable[[Any], None]
+  ):
+    """Starts the thread.
+
+    Args:
+      worker_id: who it is.
+      hands: what it computes with.
+      mailbox: a queue of `Order`s; None ends the thread.
+      deliver: takes `Answer` and `Died`.
+    """
+    self.worker_id = worker_id
+    self._mailbox = mailbox
+    self._hands = hands
+    self._deliver = deliver
+    self.thread = threading.Thread(
+      target=self._run, name=f'worker-{worker_id}', daemon=True
+    )
+    self.thread.start()
+
+  def give(self, order: Order):
+    """Tells it what to compute next."""
+    self._mailbox.put(order)
+
+  def dismiss(self):
+    """Ends it after the order in hand."""
+    self._mailbox.put(None)
+
+  def _run(self):
+    try:
+      waited = time.perf_counter()
+      while (order := self._mailbox.get()) is not None:
+        answer = self._hands.compute(order, time.perf_counter() - waited)
+        waited = time.perf_counter()
+        self._deliver(answer)
+    except Exception:  # whatever it was: the others go on without this worker
+      self._deliver(Died(self.worker_id, traceback.format_exc()))

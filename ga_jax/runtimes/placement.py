@@ -1,0 +1,80 @@
+"""Where a worker computes: one device, or several that share its batches."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+_AXIS = 'batch'
+
+
+class Placement(NamedTuple):
+  """The devices of one worker.
+
+  With several of them parameters are on each, and every batch is cut into equal
+  parts along its examples, the second axis of host batches [num_batches, B,
+  ...]; XLA sums the gradients.
+
+  Attributes:
+    devices: at least one.
+  """
+
+  devices: tuple[Any, ...]
+
+  def replicated(self, tree):
+    """A tree on every device."""
+    return jax.device_put(tree, self._sharding())
+
+  def batches(self, host_batches):
+    """Host batches, their examples shared out.
+
+    Raises:
+      ValueError: a batch does not divide evenly.
+    """
+    if len(self.devices) == 1:
+      return jax.device_put(host_batches, self.devices[0])
+    return jax.tree.map(self._share, host_batches)
+
+  def inputs(self, hparams, worker_state, sent, host_batches, resident, key):
+    """The inputs of a worker's computation, on its devices."""
+    hparams, worker_state, sent, resident, key = self.replicated(
+      (hparams, worker_state, sent, resident, key)
+    )
+    batches = self.batches(host_batches)
+    return hparams, worker_state, sent, batches, resident, key
+
+  def _sharding(self, *axes):
+    if len(self.devices) == 1:
+      return jax.sharding.SingleDeviceSharding(self.devices[0])
+    mesh = jax.sharding.Mesh(np.array(self.devices), (_AXIS,))
+    spec = jax.sharding.PartitionSpec(*axes)
+    return jax.sharding.NamedSharding(mesh, spec)
+
+  def _share(self, leaf):
+    leaf = np.asarray(leaf)
+    if leaf.ndim < 2:  # one number per batch
+      return jax.device_put(leaf, self._sharding())
+    if leaf.shape[1] % len(self.devices):
+      raise ValueError(
+        f'batches of {leaf.shape[1]} examples cannot be shared by the '
+        f'{len(self.devices)} devices of a worker: take a multiple'
+      )
+    return jax.device_put(leaf, self._sharding(None, _AXIS))
+
+
+def shared_out(devices: Sequence[Any], size: int) -> list[Placement]:
+  """Placements of `size` devices each; what is left over is not used.
+
+  Raises:
+    ValueError: there are fewer than `size`.
+  """
+  if not 1 <= size <= len(devices):
+    raise ValueError(
+      f'devices_per_worker must be from 1 to {len(devices)}, the devices here, '
+      f'got {size}'
+    )
+  last = len(devices) - size
+  return [
+    Placement(tuple(devices[i : i + size])) for i in range(0, last + 1, size)
+  ]
