@@ -87,18 +87,36 @@ def define_runtime_flags():
     'local devices that the threads use (0: all of an accelerator, on the CPU '
     'one per worker up to its cores)',
   )
+  flags.DEFINE_integer(
+    'devices_per_worker',
+    d.devices_per_worker,
+    'devices that share the batches of a worker (threads, ray)',
+  )
   flags.DEFINE_float(
     'lease_seconds',
     d.lease_seconds,
-    'how long a worker may take for a ticket (threads)',
+    'how long a worker may take for a ticket (threads, ray)',
   )
   flags.DEFINE_integer(
     'pipeline_depth',
     d.pipeline_depth,
-    'snapshots that a worker reads ahead (threads)',
+    'snapshots that a worker reads ahead (threads, ray)',
   )
   flags.DEFINE_list(
-    'straggler', [], 'WORKER:FACTOR,...: slows workers down (threads)'
+    'straggler', [], 'WORKER:FACTOR,...: slows workers down (threads, ray)'
+  )
+  flags.DEFINE_string(
+    'address',
+    d.address,
+    'auto (the cluster of this machine)|local (a new one here)|HOST:PORT (ray)',
+  )
+  flags.DEFINE_string(
+    'accelerator',
+    d.accelerator,
+    f'of the workers: {_names(settings_lib.ACCELERATORS)} (ray)',
+  )
+  flags.DEFINE_integer(
+    'server_shards', d.server_shards, 'actors that share the parameters (ray)'
   )
 
 

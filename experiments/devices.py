@@ -1,4 +1,4 @@
-"""Which devices a run on threads uses; said before JAX starts."""
+"""Which devices a live run uses here; said before JAX starts."""
 
 import contextlib
 import os
@@ -12,22 +12,30 @@ from experiments import settings as settings_lib
 def use(settings: settings_lib.Settings):
   """Makes CPU devices for the workers, and checks that there are enough.
 
-  Nothing is done for the simulated cluster. On the CPU one device per worker is
-  made, up to the cores, where --devices does not say how many.
+  Nothing is done for the simulated cluster. On the CPU the devices of one
+  worker are made for each worker, up to the cores, where --devices does not say
+  how many; on Ray every process has those of one worker.
 
   Raises:
     SettingError: there are fewer devices than asked for.
   """
-  if settings.runtime != 'threads':
+  if settings.runtime == 'simulate':
     return
-  cores = len(os.sched_getaffinity(0))
-  wanted = settings.devices or min(settings.workers, cores)
+  cores, each = len(os.sched_getaffinity(0)), settings.devices_per_worker
+  workers = 1
+  if settings.runtime == 'threads':
+    workers = min(settings.workers, max(1, cores // each))
+  wanted = settings.devices or workers * each
   with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
     jax.config.update('jax_num_cpu_devices', wanted)
   found = len(jax.local_devices())
   if settings.devices > found:
     raise settings_lib.SettingError(
       'devices', settings.devices, f'this machine has {found}'
+    )
+  if settings.runtime == 'threads' and found < each:
+    raise settings_lib.SettingError(
+      'devices_per_worker', each, f'there are {found} devices'
     )
   if jax.default_backend() == 'cpu' and settings.workers > cores:
     print(

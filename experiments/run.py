@@ -30,12 +30,14 @@ class Keeping(NamedTuple):
     every_updates: server updates between two checkpoints.
     every_seconds: seconds between two checkpoints.
     keep: how many checkpoints are kept.
+    resume: whether to go on with what is there.
   """
 
   folder: str = ''
   every_updates: int | None = None
   every_seconds: float | None = None
   keep: int = 3
+  resume: bool = False
 
   def rows_path(self) -> str | None:
     """The file of the events as they happen."""
@@ -109,27 +111,57 @@ def train(
   control, keeping = control or control_lib.Control(), keeping or Keeping()
   started = time.perf_counter()
   the_task = task.task_of(settings)
-  per_epoch, total = task.batches_per_epoch(settings), total_batches(settings)
+  total = total_batches(settings)
   method = method_of(settings)
   work = arguments(settings, method)
   messages = message_bytes(
     the_task, method, work['params'], work['model_state']
   )
-  follow = watch.Watch(
-    the_task, per_epoch, total, observe, evaluate_epochs, control
-  )
+  rates = [None]  # the last one is the run's
+
+  def seen(progress):
+    rates.append(progress.batches_per_second)
+    if observe:
+      observe(progress)
+
+  follow = following(settings, seen, evaluate_epochs, control)
   if settings.runtime == 'threads':
     result, own = _on_threads(settings, work, total, follow, keeping, control)
+  elif settings.runtime == 'ray':
+    from experiments import on_ray  # Ray is an extra
+
+    result, own = on_ray.run(settings, seen, evaluate_epochs, keeping, control)
   else:
     result, own = _simulated(settings, work, total, messages, follow, keeping)
+  if settings.runtime != 'simulate':
+    own |= {
+      'stopped': result.stopped,
+      'refused': result.refused,
+      'worker_seconds': {
+        str(worker): {**one._asdict(), 'utilisation': one.utilisation}
+        for worker, one in sorted(result.workers.items())
+      },
+    }
   summary = {**_summarise(settings, the_task, result, messages), **own}
   wall = time.perf_counter() - started
-  rate = follow.rate()
+  rate = rates[-1]
   summary['wall_seconds'] = wall
   summary['updates_per_second'] = (
     rate and rate * summary['updates'] / summary['batches']
   )
   return Run(summary, result)
+
+
+def following(settings, observe, evaluate_epochs, control) -> watch.Watch:
+  """What follows a run while it goes on; see `train` for the arguments."""
+  return watch.Watch(
+    task.task_of(settings),
+    task.batches_per_epoch(settings),
+    total_batches(settings),
+    observe,
+    evaluate_epochs,
+    control,
+  )
 
 
 def _simulated(settings, work, total, messages, follow, keeping):
@@ -157,31 +189,35 @@ def _simulated(settings, work, total, messages, follow, keeping):
 
 def _on_threads(settings, work, total, follow, keeping, control):
   """Runs on this machine's devices: the result, and its own part."""
-  policy = work['policy']
-  factors = dict(settings.straggler)
   run = threads.Threads(
     job.build(**work),
-    policy,
+    work['policy'],
     num_workers=settings.workers,
     num_batches=total,
     devices=jax.local_devices()[: settings.devices or None],
     lease_seconds=settings.lease_seconds,
     pipeline_depth=settings.pipeline_depth,
-    delay_fn=lambda worker, spent: (factors.get(worker, 1.0) - 1.0) * spent,
+    devices_per_worker=settings.devices_per_worker,
+    delay_fn=Slower(settings.straggler),
     trace_path=keeping.rows_path(),
     checkpoints=keeping.checkpoints(),
   )
   control.on_stop(run.stop)
-  per_epoch = task.batches_per_epoch(settings)
-  result = run.run(follow, block=fast.block_length(False, per_epoch))
-  return result, {
-    'stopped': result.stopped,
-    'refused': result.refused,
-    'worker_seconds': {
-      str(worker): {**one._asdict(), 'utilisation': one.utilisation}
-      for worker, one in sorted(result.workers.items())
-    },
-  }
+  return run.run(follow, block=observed_every(settings)), {}
+
+
+class Slower(NamedTuple):
+  """Stragglers: `(worker_id, seconds) -> seconds` to sleep after them."""
+
+  factors: tuple[tuple[int, float], ...]
+
+  def __call__(self, worker: int, seconds: float) -> float:
+    return (dict(self.factors).get(worker, 1.0) - 1.0) * seconds
+
+
+def observed_every(settings: settings_lib.Settings) -> int:
+  """Arrivals between two observations of a live run."""
+  return fast.block_length(False, task.batches_per_epoch(settings))
 
 
 def total_batches(settings: settings_lib.Settings) -> int:

@@ -9,7 +9,8 @@ from ga_jax import clocks, data, models
 
 SCHEDULES = ('constant', 'step', 'cosine')
 EXECUTORS = ('fast', 'exact')
-RUNTIMES = ('simulate', 'threads')
+RUNTIMES = ('simulate', 'threads', 'ray')
+ACCELERATORS = ('auto', 'cpu', 'gpu', 'tpu')
 CLOCKS = (*clocks.CLOCKS, 'recorded')
 
 
@@ -53,9 +54,13 @@ class Settings:
   executor: str = 'fast'
   runtime: str = 'simulate'
   devices: int = 0
+  devices_per_worker: int = 1
   lease_seconds: float = 60.0
   pipeline_depth: int = 0
   straggler: tuple[tuple[int, float], ...] = ()
+  address: str = 'local'
+  accelerator: str = 'auto'
+  server_shards: int = 1
 
   def data_name(self) -> str:
     """The data set, or the name of the file or folder it is read from."""
@@ -110,6 +115,7 @@ def _check_names(s: Settings):
     ('schedule', SCHEDULES),
     ('executor', EXECUTORS),
     ('runtime', RUNTIMES),
+    ('accelerator', ACCELERATORS),
   ):
     _one_of(flag, getattr(s, flag), table)
   for flag, table in parts.TABLES.items():
@@ -185,33 +191,44 @@ def _check_faults(s: Settings):
     raise SettingError('deaths', len(s.deaths), 'must leave a worker alive')
 
 
-# What only one runtime reads.
-_ONLY = {
-  'simulate': (
-    'clock',
-    'clock_times',
-    'latency',
-    'bandwidth',
-    'stalls',
-    'deaths',
-    'executor',
+# Which runtimes read what the others do not.
+_READ_BY = {
+  **dict.fromkeys(
+    (
+      'clock',
+      'clock_times',
+      'latency',
+      'bandwidth',
+      'stalls',
+      'deaths',
+      'executor',
+    ),
+    ('simulate',),
   ),
-  'threads': ('devices', 'lease_seconds', 'pipeline_depth', 'straggler'),
+  'devices': ('threads',),
+  **dict.fromkeys(
+    ('devices_per_worker', 'lease_seconds', 'pipeline_depth', 'straggler'),
+    ('threads', 'ray'),
+  ),
+  **dict.fromkeys(('address', 'accelerator', 'server_shards'), ('ray',)),
 }
 
 
 def _check_runtime(s: Settings):
-  for runtime, names in _ONLY.items():
-    for name in names:
-      default = Settings.__dataclass_fields__[name].default
-      if s.runtime != runtime and getattr(s, name) != default:
-        raise SettingError(
-          name,
-          getattr(s, name),
-          f'read by --runtime={runtime} only, not by {s.runtime}',
-        )
+  for name, runtimes in _READ_BY.items():
+    default = Settings.__dataclass_fields__[name].default
+    if s.runtime not in runtimes and getattr(s, name) != default:
+      readers = ' and '.join(f'--runtime={runtime}' for runtime in runtimes)
+      raise SettingError(
+        name, getattr(s, name), f'read by {readers} only, not by {s.runtime}'
+      )
   for flag in ('devices', 'pipeline_depth'):
     _require(flag, getattr(s, flag), getattr(s, flag) >= 0, 'at least 0')
+  for flag in ('devices_per_worker', 'server_shards'):
+    _require(flag, getattr(s, flag), getattr(s, flag) >= 1, 'at least 1')
+  divides = s.batch_size % s.devices_per_worker == 0
+  accepted = f'a divisor of --batch_size={s.batch_size}'
+  _require('devices_per_worker', s.devices_per_worker, divides, accepted)
   _finite('lease_seconds', s.lease_seconds, 'positive', lambda v: v > 0)
   for worker, factor in s.straggler:
     fine = 0 <= worker < s.workers and 1 <= factor < math.inf

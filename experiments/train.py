@@ -133,7 +133,7 @@ def keeping(workdir: str) -> run.Keeping:
     )
   if not text:
     seconds = CHECKPOINT_SECONDS if _RESUME.value else None
-    return run.Keeping(workdir, None, seconds, _KEEP.value)
+    return run.Keeping(workdir, None, seconds, _KEEP.value, _RESUME.value)
   try:
     if text.endswith('s'):
       found = run.Keeping(workdir, None, float(text[:-1]), _KEEP.value)
@@ -145,7 +145,7 @@ def keeping(workdir: str) -> run.Keeping:
     raise settings_lib.SettingError(
       'checkpoint_every', text, 'must be a number of updates, or seconds: 30s'
     ) from error
-  return found
+  return found._replace(resume=_RESUME.value)
 
 
 # What a run writes when it ends, and while it goes on.

@@ -7,6 +7,7 @@ of the corrected gradients (momentum, learning rate). `update` is the one after
 the other, so every rule is an `optax.GradientTransformationExtraArgs`.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -82,6 +83,15 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
     self.num_workers = num_workers
     self.averages = num_workers is None if averages is None else averages
     return self
+
+  def __reduce__(self):
+    made = (self.init, self.correct, self.step)
+    return functools.partial(
+      AsyncOptimizer,
+      lookahead=self.lookahead,
+      num_workers=self.num_workers,
+      averages=self.averages,
+    ), made
 
   @property
   def looks_ahead(self) -> bool:

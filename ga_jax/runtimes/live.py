@@ -13,6 +13,7 @@ import collections
 import functools
 import heapq
 import itertools
+import math
 import queue
 import time
 from collections.abc import Callable
@@ -23,11 +24,12 @@ import numpy as np
 
 from ga_jax import kernel, ledger, recovery
 from ga_jax import trace as trace_lib
-from ga_jax.policies.base import Policy
+from ga_jax.policies.base import Kind, Policy
 from ga_jax.runtimes import exact, worker
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import observer as observer_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax.runtimes.placement import Placement
 
 MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
 
@@ -153,6 +155,7 @@ class Live:
     trace_path: str | None = None,
     checkpoints: Checkpoints | None = None,
     recover: bool = False,
+    placement: Placement | None = None,
     clock_fn: Callable[[], float] = time.monotonic,
   ):
     """Prepares a run; nothing is computed yet.
@@ -161,7 +164,7 @@ class Live:
       job: what to compute.
       policy: whom the server waits for.
       staff: where workers come from.
-      num_workers: how many are hired at the start.
+      num_workers: how many are hired at the start, also of a run that goes on.
       num_batches: batches to apply.
       device: where the server's arrays are; by default JAX's default device.
       lease_seconds: how long a ticket may be out, in seconds.
@@ -172,10 +175,12 @@ class Live:
         memory.
       checkpoints: where to save the run, and how often; what is there already
         is gone on with (`trace_path` must be the one of then): what the record
-        holds beyond it is computed again, to the same bits. Tickets that were
+        holds beyond it is computed again, to the same bits. Batches that were
         out are issued again.
       recover: whether to go on with the record at `trace_path` where there is
         no checkpoint yet.
+      placement: where workers compute, for what is computed again; by default
+        the server's device alone.
       clock_fn: seconds, for the trace and the leases.
 
     Raises:
@@ -185,6 +190,8 @@ class Live:
       raise ValueError(f'num_workers must be at least 1, got {num_workers}')
     if not lease_seconds > 0:
       raise ValueError(f'lease_seconds must be positive, got {lease_seconds}')
+    if (checkpoints or recover) and trace_path is None:
+      raise ValueError('a run can only go on with a record: give a trace_path')
     kernel.check_rule(job.rule_fn(job.hparams), job.accumulates, num_workers)
     self._job = job
     self._needs_loss = policy.needs_loss
@@ -195,6 +202,7 @@ class Live:
     self._deliver_fn = deliver_fn
     self._clock_fn = clock_fn
     self._started = clock_fn()
+    self._latest = 0.0  # time
     self._program = program = job_lib.program_of(job)
     if pipeline_depth and jax.tree.leaves(program.init(job.params)):
       raise ValueError(
@@ -207,7 +215,7 @@ class Live:
       batches_per_ticket=program.num_batches,
       depth=pipeline_depth,
     )
-    self._execution = exact.Execution(job, device)
+    self._execution = exact.Execution(job, device, placement)
     self._expected = None  # shapes and dtypes of a submission
     self._checkpoints = checkpoints
     self._trace_path = trace_path
@@ -218,6 +226,7 @@ class Live:
     self._hands = {}  # worker_id -> Hand, those that were hired
     self._here = set()  # worker_ids of those that take orders
     self._last_error = ''  # of a worker that died
+    self._not_finite = collections.Counter()  # first_batch -> answers
     self._orders = collections.Counter()  # worker_id -> orders in its hands
     self._deadlines = []  # heap of (time, serial, still wanted, do)
     self._serial = itertools.count()
@@ -226,6 +235,11 @@ class Live:
     self._first_workers = range(num_workers)
 
   # What other threads may call.
+
+  @property
+  def version(self) -> int:
+    """Updates made."""
+    return self._book.version
 
   def add_worker(self, worker_id: int):
     """A worker comes in while the run goes on."""
@@ -258,6 +272,8 @@ class Live:
 
     Raises:
       NotFiniteError: the same batches gave no finite gradient again and again.
+      RecoveryError: the record is of another run than the checkpoint, or than
+        this one.
       WorkersLostError: every worker died and batches are left.
     """
     self._warm_up()
@@ -281,8 +297,8 @@ class Live:
       metrics = observer.end(self._execution.state)
       if self._writer is not None:
         self._writer.flush()
+        self._writer.close()
     trace = self._writer.trace(self._largest + 1, self._book.num_batches)
-    self._writer.close()
     return Result(
       self._execution.state,
       trace,
@@ -293,26 +309,30 @@ class Live:
     )
 
   def _now(self) -> float:
-    return self._clock_fn() - self._started
+    """Seconds; never the same twice: `recovery` tells events apart by them."""
+    now = self._clock_fn() - self._started
+    self._latest = max(now, math.nextafter(self._latest, math.inf))
+    return self._latest
 
   def _begin(self, observer):
     """Hires the workers; goes on with a checkpoint or a record, if any."""
     saved = self._checkpoints and self._checkpoints.resume()
-    rows = []
+    rows, done = [], saved.host['rows'] if saved else 0
     if saved or self._recover:
       rows = trace_lib.read_rows(self._trace_path)
+    if len(rows) < done:
+      raise recovery.RecoveryError(
+        f'{self._trace_path} holds {len(rows)} rows, but {saved.path} was saved '
+        f'after {done}: it is another record'
+      )
     self._writer = trace_lib.TraceWriter(self._trace_path, len(rows))
-    wanted = set(self._first_workers)
     if saved:
       self._restore(saved.host, saved.load, observer)
-      wanted = self._book.workers
-      rows = rows[saved.host['rows'] :]
-    if rows:
-      self._follow(rows, observer)
-      wanted = wanted | self._book.workers
+    if rows[done:]:
+      self._follow(rows[done:], observer)
     for ticket in list(self._book.outstanding.values()):
       self._book.expire(ticket, self._now(), 'restart')
-    for worker_id in sorted(wanted):
+    for worker_id in sorted(self._book.workers.union(self._first_workers)):
       self._hire(worker_id)
     for worker_id in self._book.workers:
       self._at(
@@ -326,7 +346,7 @@ class Live:
   def _restore(self, host, load, observer):
     """Goes on where a checkpoint was saved."""
     self._book.restore(host['book'])
-    self._started = self._clock_fn() - host['elapsed']
+    self._go_on_at(host['elapsed'])
     self._telemetry.update(host['telemetry'])
     self._largest = host['largest']
     observer.restore(*host['observer'])
@@ -354,8 +374,13 @@ class Live:
       loss=self._execution.loss if self._needs_loss else None,
     )
     self._book.forget_rows()
-    self._largest = max(self._largest, *(row[2] for row in rows))
-    self._started = min(self._started, self._clock_fn() - rows[-1][0])
+    joined = (row[2] for row in rows if row[1] == Kind.JOIN)
+    self._largest = max(self._largest, *joined)
+    self._go_on_at(max(self._latest, rows[-1][0]))
+
+  def _go_on_at(self, seconds):
+    """Sets the time."""
+    self._started, self._latest = self._clock_fn() - seconds, seconds
 
   def _save(self, observer):
     """Writes a checkpoint of everything; none where a worker is just lost."""
@@ -503,7 +528,8 @@ class Live:
     cause = self._no_use(answer) if stands else ''
     if cause:
       self._book.expire(ticket, now, cause)
-      if ticket.attempt + 1 >= MAX_ATTEMPTS and cause == 'non-finite':
+      self._not_finite[ticket.first_batch] += cause == 'non-finite'
+      if self._not_finite[ticket.first_batch] == MAX_ATTEMPTS:
         raise NotFiniteError(
           f'batch {ticket.first_batch} gave no finite gradient in '
           f'{MAX_ATTEMPTS} attempts, the last at version {ticket.version}'

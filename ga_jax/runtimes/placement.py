@@ -24,7 +24,7 @@ class Placement(NamedTuple):
 
   def replicated(self, tree):
     """A tree on every device."""
-    return jax.device_put(tree, self._sharding())
+    return jax.device_put(tree, self.sharding())
 
   def batches(self, host_batches):
     """Host batches, their examples shared out.
@@ -44,7 +44,8 @@ class Placement(NamedTuple):
     batches = self.batches(host_batches)
     return hparams, worker_state, sent, batches, resident, key
 
-  def _sharding(self, *axes):
+  def sharding(self, *axes):
+    """On every device; along `axes` shared out."""
     if len(self.devices) == 1:
       return jax.sharding.SingleDeviceSharding(self.devices[0])
     mesh = jax.sharding.Mesh(np.array(self.devices), (_AXIS,))
@@ -54,13 +55,13 @@ class Placement(NamedTuple):
   def _share(self, leaf):
     leaf = np.asarray(leaf)
     if leaf.ndim < 2:  # one number per batch
-      return jax.device_put(leaf, self._sharding())
+      return jax.device_put(leaf, self.sharding())
     if leaf.shape[1] % len(self.devices):
       raise ValueError(
         f'batches of {leaf.shape[1]} examples cannot be shared by the '
         f'{len(self.devices)} devices of a worker: take a multiple'
       )
-    return jax.device_put(leaf, self._sharding(None, _AXIS))
+    return jax.device_put(leaf, self.sharding(None, _AXIS))
 
 
 def shared_out(devices: Sequence[Any], size: int) -> list[Placement]:

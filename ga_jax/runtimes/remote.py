@@ -1,0 +1,395 @@
+"""A worker in a process of its own, on any machine of a Ray cluster.
+
+`Station` is the actor: it computes orders. `RemoteHand` is what the server sees
+of it: a thread that sends orders and waits for answers. Between processes of
+one host what is sent goes through a shared-memory channel of each worker, to
+other hosts through the object store, one object for each version.
+"""
+
+import collections
+import os
+import queue
+import threading
+import time
+import traceback
+import weakref
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import ray
+from ray import exceptions
+from ray.experimental.channel import shared_memory_channel
+from ray.experimental.channel import utils as channel_utils
+
+from ga_jax import kernel, ledger
+from ga_jax.runtimes import exact, placement, wire, worker
+from ga_jax.runtimes import job as job_lib
+
+READ_SECONDS = 60.0  # what was announced is in the channel long before
+RETRY_SECONDS = 0.5  # between two tries to reach a worker
+_SLACK = 4096  # bytes of a channel for what is not numbers
+
+
+class Kept(NamedTuple):
+  """The program state that an answer left, kept by its worker."""
+
+  ticket_id: int
+
+
+class Note(NamedTuple):
+  """An order without what is large in it."""
+
+  ticket: ledger.Ticket
+  worker_state: Any  # `Kept`, or a pytree of NumPy arrays
+  reserved: tuple[int, int, int] | None
+
+
+class Reply(NamedTuple):
+  """An answer without what is large in it.
+
+  Attributes:
+    worker_state: NumPy arrays where the server takes part in it, else None.
+    finite: whether every number is.
+    seconds: where the worker's time went.
+    buffers: the submission; () where it went through the channel.
+  """
+
+  worker_state: Any
+  finite: bool
+  seconds: worker.Seconds
+  buffers: tuple[np.ndarray, ...]
+
+
+class Facts(NamedTuple):
+  """Who a worker is.
+
+  Attributes:
+    node_id: of its machine, as Ray names it.
+    pid: of its process.
+    device: what it computes with.
+    found: see `Station`'s `facts_fn`.
+  """
+
+  node_id: str
+  pid: int
+  device: str
+  found: Any
+
+
+class Layouts(NamedTuple):
+  """How what is sent lies in buffers."""
+
+  sent: wire.Layout
+  submission: wire.Layout
+
+
+def layouts_of(job: job_lib.Job, execution: exact.Execution) -> Layouts:
+  """The layouts of a job; the same in every process."""
+  number = job_lib.program_of(job).num_batches
+  submission, _ = execution.answer_shape(number)
+  return Layouts(wire.Layout(execution.snapshot()), wire.Layout(submission))
+
+
+class Station:
+  """A worker's process. To be made an actor by `ray.remote`."""
+
+  def __init__(
+    self,
+    worker_id: int,
+    make_fn: Callable[[], Any],
+    devices_per_worker: int = 1,
+    delay_fn: Callable[[int, float], float] | None = None,
+    facts_fn: Callable[[], Any] | None = None,
+  ):
+    """Builds the job here and compiles it.
+
+    Args:
+      worker_id: who it is.
+      make_fn: `make_fn() -> (job, policy)`.
+      devices_per_worker: how many of this process's devices it shares its
+        batches over.
+      delay_fn: see `threads.Threads`.
+      facts_fn: `facts_fn() -> anything` that the server is to know of here.
+    """
+    job, _ = make_fn()
+    execution = exact.Execution(job)
+    (where, *_) = placement.shared_out(jax.local_devices(), devices_per_worker)
+    self._placement = where
+    self._layouts = layouts_of(job, execution)
+    delay = delay_fn and (lambda seconds: delay_fn(worker_id, seconds))
+    machine = worker.machine_of(job, where)
+    self._hands = worker.Hands(machine, delay)
+    self._exchanges = machine.exchanges
+    self._states = {}  # ticket_id -> program state that its answer left
+    self._orders = self._answers = None  # channels
+    self._read = None  # the order's buffers, where they came through a channel
+    self._waited = time.perf_counter()
+    self._facts_fn = facts_fn
+    number = job_lib.program_of(job).num_batches
+    ticket = ledger.Ticket(-1, worker_id, 0, 0, number, 0)
+    state = execution.worker_state(worker_id)
+    order = worker.Order(ticket, execution.snapshot(), state, None)
+    machine.dispatch(order, machine.load(0, number))  # compiles
+
+  def facts(self) -> Facts:
+    """Who this is."""
+    where = ray.get_runtime_context().get_node_id()
+    device = self._placement.devices[0].device_kind
+    found = self._facts_fn() if self._facts_fn else None
+    return Facts(where, os.getpid(), device, found)
+
+  def connect(self, orders, server, node_id: str):
+    """Reads orders from a channel from now on.
+
+    Args:
+      orders: the channel; None for orders that come with their snapshots.
+      server: handle of the actor that reads the answers.
+      node_id: where it is.
+
+    Returns:
+      The channel of the answers, or None.
+    """
+    self._orders = orders
+    self._answers = orders and channel_to(
+      server, node_id, self._layouts.submission.nbytes
+    )
+    return self._answers
+
+  def compute(self, note: Note, *sent) -> Reply:
+    """Computes an order; `sent` are its buffers where no channel is used."""
+    begun = time.perf_counter()
+    wait = begun - self._waited
+    through = not sent
+    if through:  # copied, so that the channel is free for the next order
+      self._read = self._layouts.sent.copied(
+        self._orders.read(READ_SECONDS), self._read
+      )
+    snapshot = self._layouts.sent.unpack(
+      self._read if through else sent[0], self._placement.sharding()
+    )
+    ticket, state = note.ticket, note.worker_state
+    if isinstance(state, Kept):
+      state = self._states[state.ticket_id]
+    order = worker.Order(ticket, snapshot, state, note.reserved)
+    answer = self._hands.compute(order, wait)
+    self._keep(note, answer)
+    buffers = self._layouts.submission.pack(answer.submission)
+    if through:
+      self._answers.write(buffers, READ_SECONDS)
+      buffers = ()
+    self._waited = time.perf_counter()
+    seconds = answer.seconds._replace(
+      transfer=self._waited - begun - answer.seconds.compute
+    )
+    state = wire.to_host(answer.worker_state) if self._exchanges else None
+    return Reply(state, answer.finite, seconds, buffers)
+
+  def state(self, ticket_id: int):
+    """The program state that an answer left, as NumPy arrays."""
+    return wire.to_host(self._states[ticket_id])
+
+  def _keep(self, note: Note, answer: worker.Answer):
+    """Keeps what may be asked for: the last accepted state, and this one."""
+    if self._exchanges or not jax.tree.leaves(answer.worker_state):
+      return
+    # Copied, for what a program passes on may share memory with the order.
+    state = jax.tree.map(jnp.copy, answer.worker_state)
+    kept = {note.ticket.ticket_id: state}
+    if isinstance(note.worker_state, Kept):
+      accepted = note.worker_state.ticket_id
+      kept[accepted] = self._states[accepted]
+    self._states = kept
+
+
+def channel_to(reader, node_id: str, nbytes: int):
+  """A shared-memory channel from this actor to another on the same host."""
+  return shared_memory_channel.Channel(
+    channel_utils.get_self_actor(), [(reader, node_id)], nbytes + _SLACK
+  )
+
+
+class _Packed:
+  """A version's buffers, and where they are in the object store."""
+
+  def __init__(self, buffers):
+    self.buffers = buffers
+    self.lock = threading.Lock()
+    self.ref = None
+
+  def stored(self):
+    """The object; put there once."""
+    with self.lock:
+      if self.ref is None:
+        self.ref = ray.put(self.buffers)
+      return self.ref
+
+
+class Shelf:
+  """What is sent, packed once for each version as long as somebody needs it."""
+
+  def __init__(self, layouts: Layouts):
+    self._layout = layouts.sent
+    self._lock = threading.Lock()
+    self._packed = weakref.WeakValueDictionary()  # version -> _Packed
+
+  def take(self, version: int, sent: kernel.Snapshot) -> _Packed:
+    """A version's buffers; the caller holds on to them while it needs them."""
+    with self._lock:
+      packed = self._packed.get(version)
+      if packed is None:
+        packed = _Packed(self._layout.pack(sent))
+        self._packed[version] = packed
+      return packed
+
+  def forget(self, version: int):
+    """A version's object was lost."""
+    with self._lock:
+      self._packed.pop(version, None)
+
+
+class _Sent(NamedTuple):
+  """An order on its way."""
+
+  order: worker.Order
+  packed: _Packed
+  reply: Any  # ray.ObjectRef of a Reply
+
+
+class RemoteHand:
+  """What the server sees of a `Station`: it sends and waits in a thread."""
+
+  def __init__(
+    self,
+    worker_id: int,
+    actor,
+    layouts: Layouts,
+    shelf: Shelf,
+    device,
+    depth: int,
+    deliver: Callable[[Any], None],
+    check_fn: Callable[[int, Facts], None] | None = None,
+  ):
+    """Starts to wait for the worker.
+
+    Args:
+      worker_id: who it is.
+      actor: handle of its `Station`.
+      layouts: of the job.
+      shelf: shared by all hands.
+      device: where submissions go.
+      depth: orders that are sent ahead.
+      deliver: takes `worker.Here`, `worker.Answer` and `worker.Died`.
+      check_fn: `check_fn(worker_id, facts)` raises where the worker cannot be
+        let in.
+    """
+    self.worker_id = worker_id
+    self.hopes = True
+    self.actor = actor
+    self._layouts = layouts
+    self._shelf = shelf
+    self._sharding = placement.Placement((device,)).sharding()
+    self._device = device
+    self._depth = depth
+    self._deliver = deliver
+    self._check_fn = check_fn
+    self._mailbox = queue.SimpleQueue()
+    self._orders = self._answers = None  # channels
+    self._dismissed = False
+    self._thread = threading.Thread(
+      target=self._run, name=f'hand-{worker_id}', daemon=True
+    )
+    self._thread.start()
+
+  def give(self, order: worker.Order):
+    """Sends an order."""
+    self._mailbox.put(order)
+
+  def dismiss(self):
+    """Ends the thread after the order in hand; the actor lives on."""
+    self._dismissed, self.hopes = True, False
+    self._mailbox.put(None)
+
+  def _run(self):
+    while not self._dismissed:
+      met = False
+      try:
+        self._meet()
+        met = True
+        self._deliver(worker.Here(self.worker_id))
+        self._serve()
+      except exceptions.ActorDiedError as error:
+        self._lost(error, gone=not met)  # else it is started again
+      except exceptions.RayTaskError as error:  # the user's own
+        self._lost(error, gone=True)
+      except exceptions.RayError as error:  # it comes back, or another does
+        self._lost(error, gone=False)
+      except Exception:
+        self._lost(traceback.format_exc(), gone=True)
+
+  def _lost(self, error, gone: bool):
+    if gone:
+      self.hopes, self._dismissed = False, True
+    while not self._mailbox.empty():  # their tickets are taken back
+      self._mailbox.get()
+    self._deliver(worker.Died(self.worker_id, str(error), gone))
+    if not gone:
+      time.sleep(RETRY_SECONDS)
+
+  def _meet(self):
+    """Waits until the worker is there, and says how to talk."""
+    facts = ray.get(self.actor.facts.remote())
+    if self._check_fn is not None:
+      self._check_fn(self.worker_id, facts)
+    here = ray.get_runtime_context().get_node_id()
+    self._orders = None
+    if facts.node_id == here and not self._depth:
+      nbytes = self._layouts.sent.nbytes
+      self._orders = channel_to(self.actor, here, nbytes)
+    me = channel_utils.get_self_actor()
+    self._answers = ray.get(self.actor.connect.remote(self._orders, me, here))
+
+  def _serve(self):
+    sent = collections.deque()
+    while True:
+      while len(sent) <= self._depth:
+        if sent and self._mailbox.empty():
+          break
+        order = self._mailbox.get()
+        if order is None:
+          return
+        sent.append(self._send(order))
+      try:
+        self._deliver(self._receive(sent[0]))
+      except exceptions.ObjectLostError:
+        self._shelf.forget(sent[0].order.ticket.version)
+        raise
+      sent.popleft()
+
+  def _send(self, order: worker.Order) -> _Sent:
+    packed = self._shelf.take(order.ticket.version, order.sent)
+    state = order.worker_state
+    if not isinstance(state, Kept):
+      state = wire.to_host(state)
+    note = Note(order.ticket, state, order.reserved)
+    if self._orders is None:
+      return _Sent(
+        order, packed, self.actor.compute.remote(note, packed.stored())
+      )
+    self._orders.write(packed.buffers, READ_SECONDS)
+    return _Sent(order, packed, self.actor.compute.remote(note))
+
+  def _receive(self, sent: _Sent) -> worker.Answer:
+    reply, ticket = ray.get(sent.reply), sent.order.ticket
+    layout, buffers = self._layouts.submission, reply.buffers
+    if not buffers:  # copied, so that the channel is free for the next answer
+      buffers = layout.copied(self._answers.read(READ_SECONDS))
+    submission = layout.unpack(buffers, self._sharding)
+    state = sent.order.worker_state
+    if reply.worker_state is not None:
+      state = jax.device_put(reply.worker_state, self._device)
+    elif jax.tree.leaves(state):
+      state = Kept(ticket.ticket_id)
+    return worker.Answer(ticket, submission, state, reply.finite, reply.seconds)
