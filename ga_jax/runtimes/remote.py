@@ -17,7 +17,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import ray
 from ray import exceptions
@@ -125,7 +124,6 @@ class Station:
     self._exchanges = machine.exchanges
     self._states = {}  # ticket_id -> program state that its answer left
     self._orders = self._answers = None  # channels
-    self._read = None  # the order's buffers, where they came through a channel
     self._waited = time.perf_counter()
     self._facts_fn = facts_fn
     number = job_lib.program_of(job).num_batches
@@ -164,12 +162,10 @@ class Station:
     wait = begun - self._waited
     through = not sent
     if through:  # copied, so that the channel is free for the next order
-      self._read = self._layouts.sent.copied(
-        self._orders.read(READ_SECONDS), self._read
-      )
-    snapshot = self._layouts.sent.unpack(
-      self._read if through else sent[0], self._placement.sharding()
-    )
+      buffers = self._layouts.sent.copied(self._orders.read(READ_SECONDS))
+    else:
+      (buffers,) = sent
+    snapshot = self._layouts.sent.unpack(buffers, self._placement.sharding())
     ticket, state = note.ticket, note.worker_state
     if isinstance(state, Kept):
       state = self._states[state.ticket_id]
@@ -195,9 +191,7 @@ class Station:
     """Keeps what may be asked for: the last accepted state, and this one."""
     if self._exchanges or not jax.tree.leaves(answer.worker_state):
       return
-    # Copied, for what a program passes on may share memory with the order.
-    state = jax.tree.map(jnp.copy, answer.worker_state)
-    kept = {note.ticket.ticket_id: state}
+    kept = {note.ticket.ticket_id: answer.worker_state}
     if isinstance(note.worker_state, Kept):
       accepted = note.worker_state.ticket_id
       kept[accepted] = self._states[accepted]

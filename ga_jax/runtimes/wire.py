@@ -1,7 +1,9 @@
 """Pytrees as contiguous buffers, which is how they leave a process."""
 
+import collections
 import functools
 import math
+import weakref
 from typing import Any, NamedTuple
 
 import jax
@@ -46,6 +48,7 @@ class Layout:
       self._slots.append(_Slot(name, offset, size, tuple(leaf.shape)))
       ends[name] = offset + _padded(size, np.dtype(leaf.dtype).itemsize)
     self._ends = ends
+    self._memory = Memory()
     self._concatenate = jax.jit(self._concatenated)
     self._split = jax.jit(self._cut)
 
@@ -55,27 +58,21 @@ class Layout:
     return sum(np.dtype(name).itemsize * n for name, n in self._ends.items())
 
   def pack(self, tree) -> tuple[np.ndarray, ...]:
-    """The buffers of a tree, on the host; one copy is made."""
-    return tuple(np.asarray(x) for x in self._concatenate(tree))
+    """The buffers of a tree, on the host; waits for it."""
+    leaves = jax.tree.leaves(tree)
+    if not all(_on_cpu(leaf.sharding) for leaf in leaves):
+      return tuple(np.asarray(x) for x in self._concatenate(tree))
+    buffers = self._empty()
+    for new, leaf in zip(self._leaves(buffers), leaves, strict=True):
+      np.copyto(new, np.asarray(leaf))
+    return buffers
 
-  def empty(self) -> tuple[np.ndarray, ...]:
-    """Buffers to be filled."""
-    return tuple(_aligned(n, np.dtype(name)) for name, n in self._ends.items())
-
-  def copied(self, buffers, into=None) -> tuple[np.ndarray, ...]:
-    """The same numbers in other memory; done when it returns.
-
-    Args:
-      buffers: from `pack`.
-      into: from `empty`; by default new memory.
-
-    Returns:
-      The buffers.
-    """
-    into = self.empty() if into is None else into
-    for new, old in zip(into, buffers, strict=True):
+  def copied(self, buffers) -> tuple[np.ndarray, ...]:
+    """The same numbers in other memory; done when it returns."""
+    copies = self._empty()
+    for new, old in zip(copies, buffers, strict=True):
       np.copyto(new, old)
-    return into
+    return copies
 
   def unpack(self, buffers, sharding):
     """A tree from its buffers.
@@ -99,19 +96,50 @@ class Layout:
       parts[slot.dtype] += [leaf.ravel(), jnp.zeros(gap, leaf.dtype)]
     return tuple(jnp.concatenate(parts[name]) for name in self._ends)
 
+  def _empty(self):
+    return tuple(
+      self._memory.take(n, np.dtype(name)) for name, n in self._ends.items()
+    )
+
   def _cut(self, buffers):
+    return self._structure.unflatten(self._leaves(buffers))
+
+  def _leaves(self, buffers):
     by_name = dict(zip(self._ends, buffers, strict=True))
-    leaves = [
+    return [
       by_name[name][offset : offset + size].reshape(shape)
       for name, offset, size, shape in self._slots
     ]
-    return self._structure.unflatten(leaves)
 
 
-def _aligned(size: int, dtype: np.dtype) -> np.ndarray:
-  raw = np.empty(size * dtype.itemsize + _ALIGNMENT, np.uint8)
+class Memory:
+  """Buffers that are used again when nobody refers to them any more.
+
+  Fresh memory costs more than what is copied into it: every page of it has to
+  be asked for and cleared.
+  """
+
+  def __init__(self):
+    self._free = collections.defaultdict(collections.deque)  # by bytes
+
+  def take(self, size: int, dtype: np.dtype) -> np.ndarray:
+    """An aligned array; it and its views may be kept for as long as wanted."""
+    nbytes = size * dtype.itemsize
+    free = self._free[nbytes]
+    try:
+      raw = free.pop()
+    except IndexError:
+      raw = _aligned(nbytes)
+    array = np.frombuffer(memoryview(raw), dtype)
+    # Every view of the array has this base, and keeps it alive.
+    weakref.finalize(array.base, free.append, raw).atexit = False
+    return array
+
+
+def _aligned(nbytes: int) -> np.ndarray:
+  raw = np.empty(nbytes + _ALIGNMENT, np.uint8)
   start = -raw.ctypes.data % _ALIGNMENT
-  return raw[start : start + size * dtype.itemsize].view(dtype)
+  return raw[start : start + nbytes]
 
 
 def _padded(size: int, itemsize: int) -> int:

@@ -1,0 +1,303 @@
+"""What the Ray runtime costs: push, apply and pull, against plain Ray.
+
+  python -m experiments.bench.ray_throughput --json=results/ray/throughput.json
+
+Three questions, each answered side by side in one run, in turns:
+
+* round trips per second (a gradient is pushed, applied, and new parameters are
+  pulled) of 1, 2 and 4 workers with the parameters of a ResNet-50 (25.6 M in
+  161 leaves) and of a ResNet-20 (0.27 M in 65), for SGD and GA with momentum;
+  the gradient costs nothing but its memory. The yardstick is as many workers
+  that only `ray.put` and `ray.get` the same bytes.
+* batches per second of two workers with a small CNN, batch 128: GA with
+  versions, leases and a record, against the asynchronous parameter server of
+  Ray's documentation, typed again for JAX, with momentum SGD.
+"""
+
+import functools
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import ray
+from absl import flags
+
+import ga_jax
+from experiments import cli
+from experiments.bench import timing
+from ga_jax import models, policies
+from ga_jax.runtimes import job
+from ga_jax.runtimes import ray as runtime
+
+_SECONDS = flags.DEFINE_float('seconds', 4.0, 'of each measurement, about')
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'measurements of each')
+_WORKERS = flags.DEFINE_list('workers', ['1', '2', '4'], 'numbers of workers')
+_ONLY = flags.DEFINE_string('only', '', 'a part of the names to be measured')
+_JSON = flags.DEFINE_string('json', '', 'also write the figures here')
+
+
+class Size(NamedTuple):
+  """Parameters of a network, as far as they matter here."""
+
+  name: str
+  leaves: int
+  parameters: int
+
+
+SIZES = (Size('ResNet-50', 161, 25_600_000), Size('ResNet-20', 65, 270_000))
+RULES = {
+  'SGD': lambda: ga_jax.rules.asgd(1e-3, momentum=0.9),
+  'GA': lambda: ga_jax.gap_aware(1e-3, momentum=0.9),
+}
+BATCH, PIXELS, CLASSES = 128, (28, 28, 1), 10
+
+
+def prepare():
+  """Starts Ray before JAX."""
+  most = max(map(int, _WORKERS.value))
+  runtime.connect('local', num_cpus=most)
+
+
+def main(_):
+  where = timing.machine()
+  print(where)
+  rows = []
+  for size in SIZES:
+    for workers in map(int, _WORKERS.value):
+      candidates = {
+        'ray.put, ray.get': functools.partial(plain_rate, size, workers),
+        **{
+          rule: functools.partial(our_rate, size, workers, rule)
+          for rule in RULES
+        },
+      }
+      rows += compared(f'{size.name}, {workers} workers', candidates)
+  candidates = {
+    "Ray's documentation": documented_rate,
+    'GA': functools.partial(network_rate, 2),
+  }
+  rows += compared('CNN, 2 workers', candidates)
+  timing.write(_JSON.value, {'machine': where, 'rows': rows})
+
+
+def compared(title: str, candidates) -> list[dict[str, object]]:
+  """Measures candidates in turns; the first is the yardstick."""
+  if _ONLY.value not in title:
+    return []
+  measured = timing.alternate(candidates, _ROUNDS.value)
+  yardstick, rows = next(iter(measured.values())), []
+  for name, rates in measured.items():
+    ratio = timing.figure(
+      [rate / one for rate, one in zip(rates, yardstick, strict=True)]
+    )
+    print(
+      f'{title:22} {name:20} {timing.figure(rates)!s:26}/s  times {ratio}',
+      flush=True,
+    )
+    rows.append(
+      {'title': title, 'name': name, 'rates': rates, 'ratio': ratio._asdict()}
+    )
+  return rows
+
+
+def parameters(size: Size) -> list[np.ndarray]:
+  """Leaves of one size."""
+  each = size.parameters // size.leaves
+  return [np.ones(each, np.float32) for _ in range(size.leaves)]
+
+
+def cheapest(params, model_state, batch, key):
+  """A loss whose gradient costs nothing but its memory."""
+  del key
+  return sum(leaf[0] for leaf in params) * batch[0], model_state
+
+
+def our_rate(size: Size, workers: int, rule: str) -> float:
+  """Round trips per second through server, record and versions."""
+
+  def make():
+    policy = policies.asynchronous()
+    return job.build(
+      cheapest, parameters(size), small_batch, RULES[rule](), policy=policy
+    ), policy
+
+  return rate_of(make, workers)
+
+
+def small_batch(batch_id: int):
+  """Almost nothing."""
+  return np.full(1, 1e-6 * (1 + batch_id % 2), np.float32)
+
+
+def rate_of(make_fn, workers: int) -> float:
+  """Applied gradients per second, the first second left out."""
+  setup = runtime.Setup(make_fn, workers, 10**8)
+  actors = runtime.start(setup, env={'JAX_NUM_CPU_DEVICES': '1'})
+  try:
+    running = actors.server.run.remote()
+    while ray.get(actors.server.version.remote()) < 2 * workers:
+      time.sleep(0.05)
+    time.sleep(1.0)
+    rate = counted(lambda: ray.get(actors.server.version.remote()))
+    ray.get(actors.server.stop.remote())
+    ray.get(running)
+    return rate
+  finally:
+    actors.end()
+
+
+def counted(count) -> float:
+  """How fast a count grows."""
+  begun, first = time.perf_counter(), count()
+  time.sleep(_SECONDS.value)
+  return (count() - first) / (time.perf_counter() - begun)
+
+
+@ray.remote
+class Plain:
+  """A worker that only moves bytes."""
+
+  def __init__(self, size: Size):
+    self._gradient = np.ones(size.parameters, np.float32)
+
+  def exchange(self, params):
+    """Reads parameters, puts a gradient."""
+    ray.get(params[0])
+    return [ray.put(self._gradient)]
+
+
+def plain_rate(size: Size, workers: int) -> float:
+  """Round trips per second of the same bytes, and nothing else."""
+  actors = [Plain.remote(size) for _ in range(workers)]
+  params = np.ones(size.parameters, np.float32)
+
+  def sent(actor):
+    return actor.exchange.remote([ray.put(params)])
+
+  running = {sent(actor): actor for actor in actors}
+  begun, count = None, 0
+  while begun is None or time.perf_counter() - begun < _SECONDS.value:
+    (ready, *_), _ = ray.wait(list(running))
+    ray.get(ray.get(ready)[0])
+    actor = running.pop(ready)
+    running[sent(actor)] = actor
+    count += 1
+    if begun is None and count == 10 * workers:
+      begun, count = time.perf_counter(), 0
+  rate = count / (time.perf_counter() - begun)
+  for actor in actors:
+    ray.kill(actor)
+  return rate
+
+
+def network():
+  """The CNN: (loss function, its parameters)."""
+  model = models.cnn(num_classes=CLASSES)
+  images = jnp.zeros((1, *PIXELS))
+  params, model_state = model.init(jax.random.key(0), images)
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    images, labels = batch
+    logits, model_state = model.apply(params, model_state, images, True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), model_state
+
+  return loss_fn, params, model_state
+
+
+def image_batch(batch_id: int):
+  """Random images and labels."""
+  rng = np.random.default_rng(batch_id)
+  images = rng.normal(size=(BATCH, *PIXELS)).astype(np.float32)
+  return images, rng.integers(0, CLASSES, BATCH).astype(np.int32)
+
+
+def network_rate(workers: int) -> float:
+  """Batches per second of ours: GA, versions, leases, a record."""
+
+  def make():
+    loss_fn, params, model_state = network()
+    policy = policies.asynchronous()
+    return job.build(
+      loss_fn,
+      params,
+      image_batch,
+      RULES['GA'](),
+      policy=policy,
+      model_state=model_state,
+      stats_momentum=0.9,
+    ), policy
+
+  return rate_of(make, workers)
+
+
+@ray.remote
+class ParameterServer:
+  """As in Ray's documentation: applies what comes and returns the weights."""
+
+  def __init__(self):
+    _, self._params, _ = network()
+    self._optimizer = optax.sgd(1e-3, momentum=0.9)
+    self._state = self._optimizer.init(self._params)
+    self._update = jax.jit(self._updated)
+
+  def get_weights(self):
+    """The weights now."""
+    return jax.tree.map(np.asarray, self._params)
+
+  def apply_gradients(self, grads):
+    """Takes a step; the weights after it."""
+    self._params, self._state = self._update(self._params, self._state, grads)
+    return self.get_weights()
+
+  def _updated(self, params, state, grads):
+    updates, state = self._optimizer.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+
+@ray.remote
+class DataWorker:
+  """As in Ray's documentation: gradients of its own batches."""
+
+  def __init__(self):
+    loss_fn, _, self._model_state = network()
+    self._gradient = jax.jit(jax.value_and_grad(loss_fn, has_aux=True))
+    self._batch_id = 0
+
+  def compute_gradients(self, weights):
+    """The gradient of the next batch."""
+    batch, self._batch_id = image_batch(self._batch_id), self._batch_id + 1
+    (_, self._model_state), grads = self._gradient(
+      weights, self._model_state, batch, None
+    )
+    return jax.tree.map(np.asarray, grads)
+
+
+def documented_rate() -> float:
+  """Batches per second of the asynchronous loop in Ray's documentation."""
+  server = ParameterServer.remote()
+  workers = [DataWorker.remote() for _ in range(2)]
+  weights = server.get_weights.remote()
+  gradients = {w.compute_gradients.remote(weights): w for w in workers}
+  begun, count = None, 0
+  while begun is None or time.perf_counter() - begun < _SECONDS.value:
+    (ready, *_), _ = ray.wait(list(gradients))
+    worker = gradients.pop(ready)
+    weights = server.apply_gradients.remote(ready)
+    gradients[worker.compute_gradients.remote(weights)] = worker
+    count += 1
+    if begun is None and count == 10:
+      ray.get(weights)
+      begun, count = time.perf_counter(), 0
+  rate = count / (time.perf_counter() - begun)
+  for actor in (server, *workers):
+    ray.kill(actor)
+  return rate
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)
