@@ -7,6 +7,7 @@ import sys
 import jax
 
 from experiments import settings as settings_lib
+from ga_jax.runtimes import placement
 
 
 def use(settings: settings_lib.Settings):
@@ -43,3 +44,21 @@ def use(settings: settings_lib.Settings):
       'they only wait for each other',
       file=sys.stderr,
     )
+
+
+def of_one_worker(
+  settings: settings_lib.Settings,
+) -> placement.Placement | None:
+  """Devices that compute again what a worker did; None where any one does.
+
+  Raises:
+    SettingError: there are fewer than it had.
+  """
+  found, each = jax.local_devices(), settings.devices_per_worker
+  if each == 1:
+    return None
+  if len(found) < each:
+    raise settings_lib.SettingError(
+      'devices_per_worker', each, f'this process has {len(found)} devices'
+    )
+  return placement.shared_out(found, each)[0]

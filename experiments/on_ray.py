@@ -18,7 +18,7 @@ from experiments import environment, watch
 from experiments import run as run_lib
 from experiments import settings as settings_lib
 from ga_jax.policies.base import Policy
-from ga_jax.runtimes import job, live, remote
+from ga_jax.runtimes import exact, job, live, remote
 from ga_jax.runtimes import ray as runtime
 
 _POLL_SECONDS = 0.2
@@ -52,6 +52,13 @@ def run(
   control: control_lib.Control,
 ) -> tuple[live.Result, dict[str, Any]]:
   """Runs to the end; see `run.train` for the arguments."""
+  try:
+    made, _ = _make(settings)
+    exact.check_shards(made, settings.server_shards)
+  except ValueError as error:
+    raise settings_lib.SettingError(
+      'server_shards', settings.server_shards, str(error)
+    ) from error
   connect(settings)
   recorded = environment.environment()
   # Other processes may be in other folders.
@@ -71,6 +78,7 @@ def run(
     block=run_lib.observed_every(settings),
     recover=keeping.resume,
     check_fn=functools.partial(check, recorded),
+    shards=settings.server_shards,
   )
   actors = runtime.start(
     setup,

@@ -28,6 +28,7 @@ from absl import flags
 import ga_jax
 from experiments import (
   cli,
+  devices,
   environment,
   parts,
   record,
@@ -82,6 +83,7 @@ def prepare() -> Prepared:
   workdir = _WORKDIR.value
   settings = record.load_settings(workdir)
   remaining = _same_environment(workdir)
+  devices.of_one_worker(settings)  # are there so many?
   trace = _trace(workdir, settings)
   other = _what_if(settings)
   if _UNTIL.value is not None:
@@ -269,11 +271,16 @@ def computed(
     return batches >= num_batches
 
   applied = int(trace.applied()['num_batches'].sum())
+  where = {}
+  if executor == 'exact':
+    where['placement'] = devices.of_one_worker(settings)
+    where['shards'] = settings.server_shards
   state, seen, _ = simulate.EXECUTORS[executor](
     job,
     trace,
     observe=observe if num_batches < applied else None,
     align=max(1, task.batches_per_epoch(settings) // per_ticket),
+    **where,
   )
   return state, seen
 

@@ -30,7 +30,8 @@ class Keeping(NamedTuple):
     every_updates: server updates between two checkpoints.
     every_seconds: seconds between two checkpoints.
     keep: how many checkpoints are kept.
-    resume: whether to go on with what is there.
+    resume: whether a live run goes on with its record where there is no
+      checkpoint.
   """
 
   folder: str = ''
@@ -201,6 +202,7 @@ def _on_threads(settings, work, total, follow, keeping, control):
     delay_fn=Slower(settings.straggler),
     trace_path=keeping.rows_path(),
     checkpoints=keeping.checkpoints(),
+    recover=keeping.resume,
   )
   control.on_stop(run.stop)
   return run.run(follow, block=observed_every(settings)), {}

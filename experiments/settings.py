@@ -226,6 +226,8 @@ def _check_runtime(s: Settings):
     _require(flag, getattr(s, flag), getattr(s, flag) >= 0, 'at least 0')
   for flag in ('devices_per_worker', 'server_shards'):
     _require(flag, getattr(s, flag), getattr(s, flag) >= 1, 'at least 1')
+  each = f'a multiple of --devices_per_worker={s.devices_per_worker}'
+  _require('devices', s.devices, s.devices % s.devices_per_worker == 0, each)
   divides = s.batch_size % s.devices_per_worker == 0
   accepted = f'a divisor of --batch_size={s.batch_size}'
   _require('devices_per_worker', s.devices_per_worker, divides, accepted)

@@ -96,11 +96,12 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
 def resumed() -> settings_lib.Settings:
   """The settings of the run in --workdir."""
   workdir = _WORKDIR.value
-  if not os.path.isdir(os.path.join(workdir, run.CHECKPOINTS)):
+  if not goes_on(workdir):
     raise settings_lib.SettingError(
       'resume',
       True,
-      f'--workdir={workdir} holds no checkpoints (--checkpoint_every)',
+      f'--workdir={workdir} holds neither checkpoints (--checkpoint_every) nor '
+      f'the record of a live run that has not ended ({run.ROWS})',
     )
   for name in flags.FLAGS:
     ours = hasattr(settings_lib.Settings, name) or name in parts.PARAMETERS
@@ -109,6 +110,14 @@ def resumed() -> settings_lib.Settings:
         name, flags.FLAGS[name].value, f'--resume takes it from {workdir}'
       )
   return settings_lib.check(record.load_settings(workdir))
+
+
+def goes_on(workdir: str) -> bool:
+  """Whether there is anything that a run can go on with."""
+  return any(
+    os.path.exists(os.path.join(workdir, name))
+    for name in (run.CHECKPOINTS, run.ROWS)
+  )
 
 
 def as_before(workdir: str):
@@ -205,14 +214,13 @@ def main(prepared):
 
     done = run.train(settings, observe=observe, keeping=keep, control=control)
   record.save(workdir, done)
-  with contextlib.suppress(FileNotFoundError):  # it is in trace.npz now
-    if not done.summary['stopped']:
-      os.unlink(os.path.join(workdir, run.ROWS))
+  if not (done.summary['stopped'] or keep.checkpoints()):
+    clear(workdir, (run.ROWS,))  # it is in trace.npz now
   report(settings, workdir, done.summary)
   if done.summary['stopped'] and not done.summary['diverged']:
     how = (
       f'go on: python -m experiments.train --resume --workdir={workdir}'
-      if keep.every_updates or keep.every_seconds
+      if goes_on(workdir)
       else 'nothing to go on with: --checkpoint_every keeps checkpoints'
     )
     print(f'stopped; {how}')

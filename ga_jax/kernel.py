@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap
+from ga_jax.rules import base, gap, reductions
 
 
 class Snapshot(NamedTuple):
@@ -237,14 +237,24 @@ def close(rule: base.AsyncOptimizer, state: ServerState) -> ServerState:
 
 
 class Compiled(NamedTuple):
-  """The kernel compiled for one rule; every function takes `hparams` first."""
+  """The kernel compiled for one rule; every function takes `hparams` first.
+
+  A server may be one shard of several. `totals` is then a tuple of the sums
+  over all shards that the rule asks for, in its order; None where the server is
+  whole. A part is the shard's own of the sum that comes after `totals`.
+  """
 
   rule: Callable[..., base.AsyncOptimizer]  # (hparams), not compiled
   init: Callable[..., ServerState]  # (hparams, params, model_state)
   snapshot: Callable[..., Snapshot]  # (hparams, state)
-  apply: Callable[..., tuple[ServerState, Metrics]]  # (hparams, state, arrival)
+  # (hparams, state, arrival, totals=None)
+  apply: Callable[..., tuple[ServerState, Metrics]]
   accumulate: Callable[..., tuple[ServerState, Metrics]]
-  close: Callable[..., ServerState]  # (hparams, state)
+  close: Callable[..., ServerState]  # (hparams, state, totals=None)
+  enter_part: Callable[..., jax.Array]  # (hparams, state, arrival, totals)
+  close_part: Callable[..., jax.Array]  # (hparams, state, totals)
+  # (hparams, state) -> sums per arrival and per close; not compiled
+  sums: Callable[..., tuple[int, int]]
 
 
 @functools.lru_cache(maxsize=128)
@@ -281,8 +291,37 @@ def compiled(
     rule = rule_fn(hparams)
     return init(rule, params, model_state, accumulates=accumulates)
 
+  enter = add if accumulates else one
+
+  def sums(hparams, state):
+    arrival = _any_arrival(state)
+    at_close = reductions.number(end, hparams, state) if accumulates else 0
+    return reductions.number(enter, hparams, state, arrival), at_close
+
   return Compiled(
-    rule_fn, start, jax.jit(snap), jax.jit(one), jax.jit(add), jax.jit(end)
+    rule=rule_fn,
+    init=start,
+    snapshot=jax.jit(snap),
+    apply=jax.jit(reductions.with_totals(one)),
+    accumulate=jax.jit(reductions.with_totals(add)),
+    close=jax.jit(reductions.with_totals(end)),
+    enter_part=jax.jit(reductions.part(enter)),
+    close_part=jax.jit(reductions.part(end)),
+    sums=sums,
+  )
+
+
+def _any_arrival(state: ServerState) -> Arrival:
+  """An arrival of the right shapes."""
+  zero = jnp.zeros([], jnp.int32)
+  return Arrival(
+    grads=state.params,
+    model_state=state.model_state,
+    sent=Snapshot(state.params, state.model_state),
+    staleness=zero,
+    worker_id=zero,
+    weight=jnp.ones([], jnp.float32),
+    num_batches=zero + 1,
   )
 
 
@@ -339,7 +378,8 @@ def _corrected_like(rule: base.AsyncOptimizer, state: ServerState):
     )
     return corrected
 
-  return jax.eval_shape(correct, state.params, state.opt_state)
+  with reductions.known(None):  # shapes only: these ask for nothing
+    return jax.eval_shape(correct, state.params, state.opt_state)
 
 
 def _empty_round(rule: base.AsyncOptimizer, state: ServerState) -> Round:

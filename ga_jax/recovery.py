@@ -3,7 +3,11 @@
 A record that was written row by row outlives its process. The policy is a pure
 function of events, so telling a fresh (or saved) ledger the same events again
 brings it to the same place, and every row it writes is compared with the
-record.
+record. Only why a ticket expired stands in no row: see `follow`.
+
+The rows of one event have one time. An event that may be taken for another, a
+ticket that expires and its worker's leaving, must have a time of its own, as
+`runtimes.live` gives to each.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,6 +17,8 @@ import numpy as np
 
 from ga_jax import ledger, trace
 from ga_jax.policies.base import Kind
+
+UNRECORDED = 'unrecorded'  # why a ticket expired, in `Ledger.refused`
 
 
 class RecoveryError(ValueError):
@@ -25,58 +31,68 @@ def follow(
   *,
   process: Callable[[tuple], Any],
   loss: Callable[[ledger.Ticket], float] | None = None,
-  reserves: bool = True,
 ):
   """Tells a ledger what happened.
 
+  It is then where it was, with one exception: tickets that expired are counted
+  in `refused` as `UNRECORDED`, whatever the cause was. Every worker that got a
+  ticket was told its next batches, as in a live run: they are reserved.
+
+  Where the record ends inside an event, the rest of the event is written now.
+  Of a worker that left with one ticket the record may hold no more than that
+  this ticket has expired: then it has, and the worker stays.
+
   Args:
     book: at the place where `rows` begin.
-    rows: of the record, in the order of `trace.EVENT_DTYPE`; they may end in
-      the middle of what one event wrote.
+    rows: of the record, in the order of `trace.EVENT_DTYPE`.
     process: called with each row of the ledger, those after the end of the
       record included, before the next event is told.
     loss: `loss(ticket)`, where the policy needs it.
-    reserves: whether a worker that got a ticket was told its next batches.
 
   Raises:
-    RecoveryError: the ledger would have written other rows.
+    RecoveryError: the ledger would have written other rows, or times fall;
+      names the row.
   """
   start = done = book.num_rows
-  while done - start < len(rows):
-    _tell(book, rows[done - start :], loss, reserves)
+  end = start + len(rows)
+  while done < end:
+    _tell(book, rows, done - start, loss)
     for row in book.rows(done):
-      if done - start < len(rows):
+      if done < end:
         _check_same(done, tuple(rows[done - start]), row)
       process(row)
       done += 1
 
 
-def _tell(book, rows, loss, reserves):
-  """Tells the event that wrote the first of these rows."""
-  time, event, worker, *fields = rows[0]
+def _tell(book, rows, i, loss):
+  """Tells the event that wrote the row i, its first one."""
+  time, event, worker, *fields = rows[i]
   ticket = ledger.Ticket(fields[0], worker, *fields[1:5])
-  before = book.num_rows
+  number = book.num_rows
+  if i and time < rows[i - 1][0]:
+    raise RecoveryError(
+      f'row {number} of the record: time {time} after {rows[i - 1][0]}'
+    )
   try:
     if event == Kind.JOIN:
       book.join(worker, time)
     elif event == Kind.ISSUE:
       book.ticket(worker, time)
-      if reserves:
-        book.reserve(worker)
+      book.reserve(worker)
     elif event == Kind.ARRIVE:
       stands = book.outstanding.get(ticket.ticket_id) == ticket
       book.arrive(ticket, time, loss(ticket) if loss and stands else None)
-    elif event == Kind.LEAVE or _leaves(rows):
+    elif event == Kind.LEAVE or _leaves(rows, i):
       book.leave(worker, time)
     elif event == Kind.EXPIRE:
-      book.expire(ticket, time)
+      book.expire(ticket, time, UNRECORDED)
     elif event == Kind.CLOSE:
       book.finish(time)
   except ValueError as error:
-    raise RecoveryError(f'row {before} of the record: {error}') from error
-  if book.num_rows == before:
+    raise RecoveryError(f'row {number} of the record: {error}') from error
+  if book.num_rows == number:
     raise RecoveryError(
-      f'row {before} of the record is {tuple(rows[0])}, but this run would '
+      f'row {number} of the record is {tuple(rows[i])}, but this run would '
       'have written nothing: it was another run'
     )
 
@@ -90,10 +106,15 @@ def _check_same(number, recorded, made):
     )
 
 
-def _leaves(rows) -> bool:
-  """Whether tickets expire here because their worker leaves."""
-  time, _, worker, *_ = rows[0]
-  for row in rows:
-    if row[0] != time or row[2] != worker or row[1] != Kind.EXPIRE:
-      return (*row[:3],) == (time, Kind.LEAVE, worker)
-  return False
+def _leaves(rows, i) -> bool:
+  """Whether the ticket of row i expires because its worker leaves.
+
+  Then the worker's other tickets, or its leaving, come next at the same time.
+  """
+  time, event, worker, *_ = rows[i]
+  if event != Kind.EXPIRE or i + 1 == len(rows):
+    return False
+  other_time, other_event, other_worker, *_ = rows[i + 1]
+  return (other_time, other_worker) == (time, worker) and (
+    other_event in (Kind.EXPIRE, Kind.LEAVE)
+  )

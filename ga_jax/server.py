@@ -5,7 +5,7 @@ hand: a worker asks for a `ticket`, computes whatever it likes at the parameters
 that come with it, and answers with `submit`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
@@ -69,6 +69,11 @@ class ServerCore:
       'snapshots': self.store.save(),
     }
 
+  def like(self, versions: Iterable[int]):
+    """What `save` returns where these versions are held: shapes to load."""
+    live = dict.fromkeys(versions, self.snapshot())
+    return {**self.save(), 'snapshots': live}
+
   def restore(self, saved, holders: dict[int, int]):
     """Goes on where `save` was called; `holders` are tickets by version."""
     self.state, self._published = saved['state'], saved['published']
@@ -87,53 +92,86 @@ class ServerCore:
       )
     return self._compiled.snapshot(self._hparams, self._published)
 
+  def keep(self, version: int):
+    """`hold`, where nobody looks at it now."""
+    self.hold(version)
+
   def release(self, version: int):
     """A ticket of that version has ended."""
     self.store.release(version)
 
   def enter(
-    self, ticket, grads, model_state, *, sent, action, weight, staleness
+    self,
+    ticket,
+    grads,
+    model_state,
+    *,
+    action,
+    weight,
+    staleness,
+    sent=None,
+    totals=None,
   ) -> kernel.Metrics:
-    """A gradient enters the open round, which is closed on APPLY."""
-    arrival = _arrival(ticket, grads, model_state, sent, weight, staleness)
+    """A gradient enters the open round, which is closed on APPLY.
+
+    Args:
+      ticket: that it answers; its version is held.
+      grads: pytree like the parameters.
+      model_state: the statistics as the worker's step returned them.
+      action: APPLY or ACCUMULATE.
+      weight: in its round.
+      staleness: in server updates.
+      sent: what its worker was sent, where it is not that of its version.
+      totals: sums over all shards, where this is one; see `kernel.Compiled`.
+
+    Returns:
+      Gap and penalty as device scalars, of this shard where it is one.
+    """
     enter = (
       self._compiled.accumulate if self._accumulates else self._compiled.apply
     )
-    self.state, metrics = enter(self._hparams, self.state, arrival)
+    arrival = self.arrival(ticket, grads, model_state, weight, staleness, sent)
+    self.state, metrics = enter(
+      self._hparams, self.state, arrival, totals=totals
+    )
     if action == Action.APPLY:
       self.close() if self._accumulates else self._publish()
     return metrics
 
-  def warm_up(self, grads, model_state, sent):
+  def arrival(
+    self, ticket, grads, model_state, weight, staleness, sent=None
+  ) -> kernel.Arrival:
+    """A gradient as the kernel sees it."""
+    return kernel.Arrival(
+      grads=grads,
+      model_state=model_state,
+      sent=self.store.read(ticket.version) if sent is None else sent,
+      staleness=np.int32(staleness),
+      worker_id=np.int32(ticket.worker_id),
+      weight=np.float32(weight),
+      num_batches=np.int32(ticket.num_batches),
+    )
+
+  def warm_up(self, grads, model_state, sent, totals=None, close_totals=None):
     """Compiles everything, with any gradient; nothing is changed."""
     ticket = ledger.Ticket(0, 0, 0, 0, 1, 0)
-    arrival = _arrival(ticket, grads, model_state, sent, 1.0, 0)
+    arrival = self.arrival(ticket, grads, model_state, 1.0, 0, sent)
     if self._accumulates:
-      state, _ = self._compiled.accumulate(self._hparams, self.state, arrival)
-      self._compiled.close(self._hparams, state)
+      state, _ = self._compiled.accumulate(
+        self._hparams, self.state, arrival, totals=totals
+      )
+      self._compiled.close(self._hparams, state, totals=close_totals)
     else:
-      self._compiled.apply(self._hparams, self.state, arrival)
+      self._compiled.apply(self._hparams, self.state, arrival, totals=totals)
 
-  def close(self):
+  def close(self, totals=None):
     """Closes the open round."""
-    self.state = self._compiled.close(self._hparams, self.state)
+    self.state = self._compiled.close(self._hparams, self.state, totals=totals)
     self._publish()
 
   def _publish(self):
     self._published = self.state
     self.version += 1
-
-
-def _arrival(ticket, grads, model_state, sent, weight, staleness):
-  return kernel.Arrival(
-    grads=grads,
-    model_state=model_state,
-    sent=sent,
-    staleness=np.int32(staleness),
-    worker_id=np.int32(ticket.worker_id),
-    weight=np.float32(weight),
-    num_batches=np.int32(ticket.num_batches),
-  )
 
 
 def fixed(rule: optax.GradientTransformation) -> Callable[[Any], Any]:
@@ -285,7 +323,6 @@ class Server:
         ticket,
         grads,
         model_state,
-        sent=self._core.store.read(ticket.version),
         action=receipt.action,
         weight=receipt.weight,
         staleness=receipt.staleness,

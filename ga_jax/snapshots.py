@@ -14,6 +14,9 @@ class SnapshotStore:
   def __len__(self) -> int:
     return len(self._live)
 
+  def __contains__(self, version: int) -> bool:
+    return version in self._live
+
   def hold(self, version: int, make: Callable[[], Any]) -> Any:
     """Takes a hold on a version.
 

@@ -192,11 +192,20 @@ class TraceWriter:
 
 
 def read_rows(path: str) -> list[tuple]:
-  """The whole rows in a `TraceWriter`'s file; [] where there is none."""
+  """The whole rows in a `TraceWriter`'s file; [] where there is none.
+
+  What a machine that lost its power leaves at the end of a file, bytes that are
+  0, is left out, and the row where they begin.
+  """
   if not os.path.exists(path):
     return []
-  number = os.path.getsize(path) // EVENT_DTYPE.itemsize
-  return np.fromfile(path, EVENT_DTYPE, number).tolist()
+  with open(path, 'rb') as file:
+    data = file.read()
+  written = len(data.rstrip(b'\0'))
+  if len(data) - written >= EVENT_DTYPE.itemsize:  # no row is 0 throughout
+    data = data[:written]
+  number = len(data) // EVENT_DTYPE.itemsize
+  return np.frombuffer(data, EVENT_DTYPE, number).tolist()
 
 
 def _verify_rows(events):

@@ -1,11 +1,16 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it: makes the virtual environment once and sets
 # $root and $python.
 #
 # PYTHON picks the interpreter; another one than python3 gets an environment of
-# its own (.venv-3.12, ...).
+# its own (.venv-3.12, ...). VENV puts the environment elsewhere, or names one
+# that is there.
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 base=${PYTHON:-python3}
+if [ -z "${PYTHON:-}" ] && [ -x "${VENV:=$root/.venv}/bin/python" ]; then
+  base=$VENV/bin/python # it may be newer than the system's
+fi
 
 if ! command -v "$base" >/dev/null; then
   echo "error: PYTHON=$base: no such command" >&2
@@ -17,7 +22,7 @@ if ! "$base" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
   exit 2
 fi
 
-venv=$root/.venv${PYTHON:+-$version}
+venv=${VENV:-$root/.venv-$version}
 python=$venv/bin/python
 if ! [ -x "$python" ]; then
   echo "making $venv" >&2

@@ -285,6 +285,29 @@ def test_messages_decode_to_the_gradients_tree(name):
   )
 
 
+def test_bf16_rounds_also_where_conversions_are_dropped():
+  """As a compiler may that is allowed more precision than it was asked for."""
+  stage, key = compression.bf16(), jax.random.key(0)
+
+  def through(grad):
+    message, _ = stage.encode(grad, (), key)
+    return stage.decode(message, grad)
+
+  rng = np.random.default_rng(0)
+  grad = rng.normal(size=1000).astype(np.float32) * 10.0 ** rng.integers(-9, 9)
+  rounded = grad.astype(jnp.bfloat16).astype(np.float32)
+  assert (rounded != grad).any()
+  np.testing.assert_array_equal(jax.jit(through)(grad), rounded)
+  value, conversions = jnp.asarray(grad), 0
+  for equation in jax.make_jaxpr(through)(grad).eqns:
+    if equation.primitive.name == 'convert_element_type':
+      conversions += 1
+    else:
+      value = equation.primitive.bind(value, **equation.params)
+  assert conversions == 2
+  np.testing.assert_array_equal(value, rounded)
+
+
 def test_terngrad_is_unbiased():
   grads = some_gradient(1)
   stage = compression.terngrad()

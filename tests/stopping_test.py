@@ -19,6 +19,7 @@ from experiments import settings as settings_lib
 from ga_jax import clocks, policies, programs, rules
 from ga_jax.checkpoint import CheckpointStore
 from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax.trace import read_rows
 from tests import cases
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -80,16 +81,19 @@ def relaxed():
 
 
 @pytest.mark.parametrize(
-  'fields',
+  ('fields', 'every_updates'),
   [
-    {'executor': 'fast'},
+    ({'executor': 'fast'}, 20),
     pytest.param(
-      {'executor': 'exact', 'method': 'abs'}, marks=pytest.mark.slow
+      {'executor': 'exact', 'method': 'abs'}, 20, marks=pytest.mark.slow
     ),
-    {'runtime': 'threads'},
+    ({'runtime': 'threads'}, 20),
+    ({'runtime': 'threads'}, None),  # its record is enough
   ],
 )
-def test_a_run_that_is_told_to_stop_goes_on(fields, tmp_path, relaxed):
+def test_a_run_that_is_told_to_stop_goes_on(
+  fields, every_updates, tmp_path, relaxed
+):
   del relaxed
   settings = settings_lib.check(
     settings_lib.Settings(
@@ -102,7 +106,7 @@ def test_a_run_that_is_told_to_stop_goes_on(fields, tmp_path, relaxed):
       }
     )
   )
-  keeping = run.Keeping(str(tmp_path), every_updates=20)
+  keeping = run.Keeping(str(tmp_path), every_updates)
   rows, control = [], control_lib.Control()
 
   def observe(now):
@@ -116,22 +120,26 @@ def test_a_run_that_is_told_to_stop_goes_on(fields, tmp_path, relaxed):
   second = run.train(
     settings,
     observe=lambda now: now.row and rows.append(now.row),
-    keeping=keeping,
+    keeping=keeping._replace(resume=True),
   )
   assert not second.summary['stopped']
   assert second.summary['batches'] == 3 * 44
   second.result.trace.verify()
   assert [row['batches'] for row in rows][-1] == 3 * 44
-  assert [round(row['epoch']) for row in rows] == [1, 2, 3]
+  epochs = [round(row['epoch']) for row in rows]
+  assert epochs == ([1, 2, 3] if every_updates else [1, 1, 2, 3])
   if settings.runtime == 'simulate':
     whole = run.train(settings)
     assert cases.same_bits(whole.result.state, second.result.state)
     assert whole.summary['test_error'] == second.summary['test_error']
+  else:
+    events = first.result.trace.events
+    assert (second.result.trace.events[: len(events)] == events).all()
 
 
-def script(*arguments, **options):
+def script(*arguments, name='train', **options):
   return subprocess.Popen(
-    [sys.executable, '-m', 'experiments.train', *arguments],
+    [sys.executable, '-m', f'experiments.{name}', *arguments],
     cwd=ROOT,
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
@@ -182,6 +190,45 @@ def test_sigint_finishes_the_update_and_says_how_to_go_on(tmp_path):
   assert err.startswith('error: --workers=3: --resume takes it from')
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize('devices_per_worker', [1, 2])
+def test_killed_before_any_checkpoint(devices_per_worker, tmp_path):
+  """The record is enough: all of it is computed again."""
+  workdir, path = str(tmp_path), str(tmp_path / run.ROWS)
+  process = script(
+    '--runtime=threads',
+    '--workers=2',
+    '--model=mlp',
+    '--epochs=200',
+    f'--devices_per_worker={devices_per_worker}',
+    f'--workdir={workdir}',
+  )
+  wait_for_rows(workdir, 3, process)
+  process.kill()
+  process.communicate()
+  written = read_rows(path)
+  assert not os.path.exists(tmp_path / run.CHECKPOINTS)
+  process = script('--resume', f'--workdir={workdir}')
+  _, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  trace = ga_jax.Trace.load(str(tmp_path / 'trace.npz'))
+  trace.verify()
+  assert trace.num_batches == 200 * 44
+  assert trace.events[: len(written)].tolist() == written
+  with open(tmp_path / 'metrics.jsonl') as file:
+    epochs = [round(json.loads(line)['epoch']) for line in file]
+  assert epochs == sorted(set(epochs))
+  assert epochs[-1] == 200
+  process = script(f'--workdir={workdir}', name='replay')
+  out, err = process.communicate(timeout=300)
+  assert (process.returncode, out[:9]) == (0, 'same bits'), err
+  # A run that has ended leaves only what it went on with.
+  process = script('--resume', f'--workdir={workdir}')
+  out, err = process.communicate(timeout=300)
+  assert process.returncode == 0, err
+  assert f'{trace.updates()} updates from {trace.num_batches} batches' in out
+
+
 KILLS = 20
 
 
@@ -199,7 +246,7 @@ def test_killed_again_and_again(runtime, tmp_path):
     '--method=ga',
     '--checkpoint_every=25',
   ]
-  kills, begin = 0, [*arguments]
+  kills, begin, written = 0, [*arguments], []
   while True:
     process = script(*begin, f'--workdir={workdir}')
     if kills == KILLS:
@@ -214,11 +261,17 @@ def test_killed_again_and_again(runtime, tmp_path):
     process.kill()
     process.communicate()
     kills += 1
+    rows = read_rows(os.path.join(workdir, run.ROWS))
+    assert rows[: len(written)] == written  # nothing is lost
+    written = rows
     begin = ['--resume', '--checkpoint_every=25']
   settings = record.load_settings(workdir)
   trace = ga_jax.Trace.load(os.path.join(workdir, 'trace.npz'))
   trace.verify()  # every batch in exactly one applied round
   assert trace.num_batches == 300 * 44
+  if runtime == 'threads':
+    assert trace.events[: len(written)].tolist() == written
+    assert len(written) > 2000
   with open(os.path.join(workdir, 'metrics.jsonl')) as file:
     batches = [json.loads(line)['batches'] for line in file]
   assert batches == sorted(set(batches))

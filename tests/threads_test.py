@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import data, models, policies, programs, rules
+from ga_jax import compression, data, models, policies, programs, rules
 from ga_jax.checkpoint import CheckpointStore
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import exact, live, threads, worker
@@ -76,6 +76,31 @@ def test_every_kind_of_program_replays_to_the_same_bits(name):
 
   job = tiny_job(rules.asgd(0.02, 0.0), policy, program)
   assert replays(job, run(job, policy, num_batches=62))  # a short last ticket
+
+
+@pytest.mark.parametrize('name', ['bf16', 'terngrad', 'topk'])
+def test_what_reaches_the_server_is_the_message(name):
+  """Not what it stands for: the bytes that are counted are those sent."""
+  policy = policies.asynchronous()
+
+  def program(loss_fn):
+    return compression.compressed(
+      programs.gradient(loss_fn), compression.COMPRESSIONS[name]()
+    )
+
+  job = tiny_job(rules.asgd(0.02, 0.0), policy, program)
+  sizes = []
+
+  def deliver(deliver, message):
+    sizes.append(programs.base.nbytes(message.submission.grads))
+    deliver(message)
+
+  where = jax.local_devices()[:1]
+  result = run(job, policy, num_batches=30, devices=where, deliver_fn=deliver)
+  assert replays(job, result)
+  wanted = job_lib.program_of(job).message_bytes(job.params)
+  assert sizes == [wanted] * 30
+  assert wanted < programs.base.nbytes(job.params)
 
 
 EVERY_RULE_SLOWLY = [

@@ -10,6 +10,7 @@ from ga_jax.rules.base import (
   lift,
   scale_by_learning_rate,
 )
+from ga_jax.rules.clip_by_global_norm import clip_by_global_norm
 from ga_jax.rules.dana_dc import dana_dc
 from ga_jax.rules.dana_ga import dana_ga
 from ga_jax.rules.dana_slim import dana_slim
@@ -57,6 +58,7 @@ __all__ = [
   'GapMetrics',
   'asgd',
   'chain',
+  'clip_by_global_norm',
   'dana_dc',
   'dana_ga',
   'dana_slim',

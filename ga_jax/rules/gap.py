@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules import base, reductions
 
 
 class GapMetrics(NamedTuple):
@@ -71,15 +71,28 @@ def check_stale_params(name: str, stale_params, params):
 
 
 def gap_rms(params, stale_params) -> jax.Array:
-  """The Gap of the paper: ‖θ − θs‖₂ / sqrt(k), k parameters; a scalar."""
-  squares = [
-    jnp.sum(base.abs_sq(distance(p, ps)))
-    for p, ps in zip(
-      jax.tree.leaves(params), jax.tree.leaves(stale_params), strict=True
-    )
-  ]
-  return jnp.sqrt(
-    base.tree_sum(squares) / float(max(base.tree_size(params), 1))
+  """The Gap of the paper: ‖θ − θs‖₂ / sqrt(k), k parameters; a scalar.
+
+  On a shard that of the parameters at hand.
+  """
+  squares = _sum_of_squares(params, stale_params)
+  return jnp.sqrt(squares / float(max(base.tree_size(params), 1)))
+
+
+def global_gap_rms(params, stale_params) -> jax.Array:
+  """`gap_rms` over the parameters of all shards."""
+  squares = _sum_of_squares(params, stale_params)
+  return jnp.sqrt(reductions.global_mean(squares, base.tree_size(params)))
+
+
+def _sum_of_squares(params, stale_params) -> jax.Array:
+  return base.tree_sum(
+    [
+      jnp.sum(base.abs_sq(distance(p, ps)))
+      for p, ps in zip(
+        jax.tree.leaves(params), jax.tree.leaves(stale_params), strict=True
+      )
+    ]
   )
 
 
@@ -172,7 +185,8 @@ def metrics_of(params, stale_params, penalties) -> GapMetrics:
   for g in leaves:
     if g.size:
       largest = jnp.maximum(largest, base.float_scalar(jnp.max(g)))
-  mean = total / float(max(base.tree_size(penalties), 1))
+  size = base.tree_size(penalties)
+  mean = total / float(size) if size else base.float_scalar(1.0)
   return GapMetrics(
     mean_gap=gap_rms(params, stale_params),
     penalty=base.Penalty(mean=mean, max=largest),

@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap
+from ga_jax.rules import base, gap, reductions
 
 GRANULARITIES = ('parameter', 'global')
 
@@ -144,7 +144,7 @@ def _scale_by_gap(
         stale_params,
         state.second_moment,
       )
-    distance = gap.gap_rms(params, stale_params)
+    distance = gap.global_gap_rms(params, stale_params)
     g = gap.penalty(distance, scale(state.second_moment), active)
     return jax.tree.map(
       lambda p: jnp.broadcast_to(g.astype(base.float_dtype(p)), jnp.shape(p)),
@@ -198,7 +198,9 @@ def _scale_by_gap(
       )
     else:
       squares = [jnp.sum(base.abs_sq(u)) for u in jax.tree.leaves(updates)]
-      mean = base.tree_sum(squares) / float(max(base.tree_size(updates), 1))
+      mean = reductions.global_mean(
+        base.tree_sum(squares), base.tree_size(updates)
+      )
       second = moment(state.second_moment, mean)
     state = state._replace(
       count=optax.safe_increment(state.count),

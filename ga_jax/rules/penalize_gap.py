@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap
+from ga_jax.rules import base, gap, reductions
 
 
 class PenalizeGapState(NamedTuple):
@@ -83,6 +83,7 @@ def penalize_gap(
     moved = jnp.zeros([], bool)
     for square in jax.tree.leaves(squares):
       moved |= jnp.any(square > 0)
+    moved = reductions.global_sum(base.float_scalar(moved)) > 0  # anywhere
     moved &= state.started
     count = jnp.where(moved, optax.safe_increment(state.count), state.count)
     bias = -jnp.expm1(base.float_scalar(count) * log_decay(decay))

@@ -48,6 +48,10 @@ class Checkpoints:
   def save(self, updates: int, arrays: Any, host: Any):
     """Saves a run; see `checkpoint.CheckpointStore.save`."""
     self._store.save(updates, arrays, host)
+    self.put_off(updates)
+
+  def put_off(self, updates: int):
+    """Waits for the next time, as if this one had been saved."""
     self._updates, self._time = updates, self._clock_fn()
 
   def resume(self, run: dict[str, Any] | None = None):

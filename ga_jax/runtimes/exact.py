@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ga_jax import kernel, ledger, server
+from ga_jax import kernel, ledger, sharded
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
@@ -87,6 +87,23 @@ def compiled_program(program_fn, loss_fn, load_fn) -> CompiledProgram:
   return CompiledProgram(answer, decode, exchange)
 
 
+class Pieces(NamedTuple):
+  """Parameters or gradients that are with, or on their way to, the shards.
+
+  Attributes:
+    handles: one for each shard.
+  """
+
+  handles: tuple[Any, ...]
+
+
+class Remote(NamedTuple):
+  """Server shards that are elsewhere; see `sharded.core`."""
+
+  shard_fn: Callable[..., Any]
+  gather_fn: Callable[[list[Any]], list[Any]]
+
+
 class Execution:
   """A server and its workers, computed row by row of a trace.
 
@@ -95,25 +112,43 @@ class Execution:
   """
 
   def __init__(
-    self, job: job_lib.Job, device=None, placement: Placement | None = None
+    self,
+    job: job_lib.Job,
+    device=None,
+    placement: Placement | None = None,
+    shards: int = 1,
+    remote: Remote | None = None,
   ):
     """Starts a server.
 
     Args:
       job: what to compute.
-      device: where the server's arrays are; by default JAX's default device.
+      device: where the server's arrays are; by default the first of
+        `placement`, or JAX's default device.
       placement: where workers compute that are played here; by default where
         the server is.
+      shards: of the server; another number gives other bits.
+      remote: where the shards are, if not here.
+
+    Raises:
+      ValueError: the job cannot run on so many shards.
     """
+    if placement is not None:
+      device = device or placement.devices[0]
     self._job = job
-    self._key = jax.random.key(job.seed)
-    self._core = server.ServerCore(
-      kernel.compiled(job.rule_fn, job.stats_momentum, job.accumulates),
+    check_shards(job, shards)
+    self._remote = remote if shards > 1 else None
+    self._core = sharded.core(
+      job.rule_fn,
+      job.stats_momentum,
+      job.accumulates,
       job.hparams,
       job.params,
       job.model_state,
-      job.accumulates,
-      device,
+      shards=shards,
+      **(
+        {'device': device} if self._remote is None else self._remote._asdict()
+      ),
     )
     self._compiled = compiled_program(
       job.program_fn, job.loss_fn, job.source.load_fn
@@ -148,11 +183,9 @@ class Execution:
 
   def like(self, workers: Iterable[int], versions: Iterable[int]):
     """What `save` returns, for these workers and versions: shapes to load."""
-    core = self._core.save()
     state = self._program.init(self._job.params)
-    snapshots = dict.fromkeys(versions, self.snapshot())
     return {
-      'core': {**core, 'snapshots': snapshots},
+      'core': self._core.like(versions),
       'workers': dict.fromkeys(workers, state),
     }
 
@@ -178,21 +211,15 @@ class Execution:
       submission: any submission, on the server's device.
       worker_state: its worker's program state, likewise.
     """
-    submission, _, sent, _ = self._receive(
-      submission, worker_state, self.snapshot(), 0
-    )
-    self._core.warm_up(submission.grads, submission.model_state, sent)
-
-  def answer_shape(self, num_batches: int):
-    """Shapes and dtypes of (submission, program state) for so many batches."""
-    ticket = ledger.Ticket(-1, 0, 0, 0, num_batches, 0)
-    return jax.eval_shape(
-      lambda *args: self._compiled.answer(*args, ticket),
-      *self._inputs(ticket, self._program.init(self._job.params)),
+    submission, _, sent = self._receive(submission, worker_state, self.snapshot)
+    self._core.warm_up(
+      submission.grads, submission.model_state, sent or self.snapshot()
     )
 
-  def sent(self, ticket: ledger.Ticket) -> kernel.Snapshot:
-    """What the worker of an outstanding ticket was sent."""
+  def sent(self, ticket: ledger.Ticket) -> kernel.Snapshot | Pieces:
+    """What the worker of an outstanding ticket is sent."""
+    if self._remote is not None:
+      return Pieces(tuple(self._core.pieces(ticket.version)))
     return self._core.store.read(ticket.version)
 
   def worker_state(self, worker_id: int):
@@ -216,7 +243,7 @@ class Execution:
     """
     (_, event, worker, ticket_id, version, *fields, action, weight, stale) = row
     if event == Kind.ISSUE:
-      self._core.hold(version)
+      self._core.keep(version)
     elif event == Kind.CLOSE:
       self._core.close()
     elif event == Kind.LEAVE:
@@ -235,53 +262,101 @@ class Execution:
     return metrics
 
   def _compute(self, ticket):
-    inputs = self._inputs(
-      ticket, self.worker_state(ticket.worker_id), self.sent(ticket)
-    )
+    state = self.worker_state(ticket.worker_id)
+    sent = self._core.store.read(ticket.version)
     if self._placement is None:
-      return self._compiled.answer(*inputs, ticket)
-    answer = self._compiled.answer(*self._placement.inputs(*inputs), ticket)
+      return self._compiled.answer(*self._inputs(ticket, state, sent), ticket)
+    state, sent = self._placement.replicated((state, sent))
+    answer = self._compiled.answer(*self._inputs(ticket, state, sent), ticket)
     return jax.device_put(answer, self._device)
 
-  def _inputs(self, ticket, worker_state, sent=None):
+  @functools.cached_property
+  def _constants(self):
+    """Hyper-parameters, data and key; no copies where nothing is computed."""
     job = self._job
-    return (
-      job.hparams,
-      worker_state,
-      sent or self.snapshot(),
-      job_lib.host_batches(job.source, ticket.first_batch, ticket.num_batches),
-      job.source.resident,
-      self._key,
-    )
+    constants = job.hparams, job.source.resident, jax.random.key(job.seed)
+    if self._placement is None:
+      return constants
+    return self._placement.replicated(constants)
 
-  def _receive(self, submission, worker_state, sent, staleness):
-    """What an answer is to the server: see `job.received`."""
-    params, hparams = self._core.state.params, self._job.hparams
+  def _inputs(self, ticket, worker_state, sent):
+    source = self._job.source
+    hparams, resident, key = self._constants
+    batches = job_lib.host_batches(
+      source, ticket.first_batch, ticket.num_batches
+    )
+    if self._placement is not None:
+      batches = self._placement.batches(batches)
+    return hparams, worker_state, sent, batches, resident, key
+
+  def _receive(self, submission, worker_state, sent_fn):
+    """What an answer is to the server: see `job.received`.
+
+    Returns:
+      (submission, program state, what it was computed at, where that is other
+      than what was sent).
+    """
+    hparams, sent = self._job.hparams, None
     if self._program.exchange is not None:
-      received = self._compiled.exchange(
-        hparams, worker_state, submission, sent, params
+      submission, worker_state, sent = self._compiled.exchange(
+        hparams, worker_state, submission, sent_fn(), self._core.state.params
       )
-      return (*received, 0)
-    if self._program.decode is not None:
+    elif self._program.decode is not None:
+      params = self._core.state.params
       grads = self._compiled.decode(hparams, submission.grads, params)
       submission = submission._replace(grads=grads)
-    return submission, worker_state, sent, staleness
+    return submission, worker_state, sent
 
   def _enter(self, ticket, submission, worker_state, action, weight, stale):
-    submission, worker_state, sent, staleness = self._receive(
-      submission, worker_state, self.sent(ticket), stale
+    submission, worker_state, sent = self._receive(
+      submission,
+      worker_state,
+      lambda: self._core.store.read(ticket.version),
     )
     self._workers[ticket.worker_id] = worker_state
-    metrics = self._core.enter(
-      ticket,
-      submission.grads,
-      submission.model_state,
-      sent=sent,
-      action=action,
-      weight=weight,
-      staleness=staleness,
-    )
+    how = {
+      'action': action,
+      'weight': weight,
+      'staleness': stale if sent is None else 0,
+    }
+    grads, model_state, _ = submission
+    if isinstance(grads, Pieces):
+      metrics = self._core.enter_pieces(
+        ticket, grads.handles, model_state, **how
+      )
+    else:
+      metrics = self._core.enter(ticket, grads, model_state, sent=sent, **how)
     return job_lib.record(submission, metrics, stale, ticket.num_batches)
+
+
+def check_shards(job: job_lib.Job, shards: int):
+  """Refuses a job that cannot run on so many server shards.
+
+  Raises:
+    ValueError: says why.
+  """
+  program = job_lib.program_of(job)
+  sharded.check(shards, job.rule_fn(job.hparams), job.params, program)
+  if shards > 1 and program.decode is not None:
+    raise ValueError(
+      'a compressed gradient is a message that no shard can read alone: take '
+      'one server shard, or no compression'
+    )
+
+
+def answer_shape(job: job_lib.Job, num_batches: int):
+  """Shapes and dtypes of (submission, program state) for so many batches."""
+  ticket = ledger.Ticket(-1, 0, 0, 0, num_batches, 0)
+  compiled = compiled_program(job.program_fn, job.loss_fn, job.source.load_fn)
+  return jax.eval_shape(
+    lambda *args: compiled.answer(*args, ticket),
+    job.hparams,
+    job_lib.program_of(job).init(job.params),
+    kernel.Snapshot(job.params, job.model_state),
+    job_lib.host_batches(job.source, 0, num_batches),
+    job.source.resident,
+    jax.random.key(job.seed),
+  )
 
 
 def execute(
@@ -293,6 +368,7 @@ def execute(
   checkpoints: Checkpoints | None = None,
   device=None,
   placement: Placement | None = None,
+  shards: int = 1,
 ) -> tuple[kernel.ServerState, dict[str, np.ndarray], int]:
   """Computes a trace.
 
@@ -308,6 +384,7 @@ def execute(
       gone on with, to the same bits.
     device: of the server, see `Execution`.
     placement: of the workers, see `Execution`.
+    shards: of the server, see `Execution`.
 
   Returns:
     The final state, metrics per applied arrival, and how many were executed.
@@ -316,7 +393,8 @@ def execute(
     ValueError: the checkpoint is of another run.
   """
   rows = trace.events.tolist()
-  return Run(Execution(job, device, placement), checkpoints).consume(
+  execution = Execution(job, device, placement, shards)
+  return Run(execution, checkpoints).consume(
     rows, trace.num_batches, observe, block or align
   )
 

@@ -156,6 +156,8 @@ class Live:
     checkpoints: Checkpoints | None = None,
     recover: bool = False,
     placement: Placement | None = None,
+    shards: int = 1,
+    remote: exact.Remote | None = None,
     clock_fn: Callable[[], float] = time.monotonic,
   ):
     """Prepares a run; nothing is computed yet.
@@ -181,6 +183,8 @@ class Live:
         no checkpoint yet.
       placement: where workers compute, for what is computed again; by default
         the server's device alone.
+      shards: of the server, see `exact.Execution`.
+      remote: where they are, see `exact.Execution`.
       clock_fn: seconds, for the trace and the leases.
 
     Raises:
@@ -215,7 +219,7 @@ class Live:
       batches_per_ticket=program.num_batches,
       depth=pipeline_depth,
     )
-    self._execution = exact.Execution(job, device, placement)
+    self._execution = exact.Execution(job, device, placement, shards, remote)
     self._expected = None  # shapes and dtypes of a submission
     self._checkpoints = checkpoints
     self._trace_path = trace_path
@@ -238,8 +242,8 @@ class Live:
 
   @property
   def version(self) -> int:
-    """Updates made."""
-    return self._book.version
+    """Updates made; all of them are written down."""
+    return self._execution.version
 
   def add_worker(self, worker_id: int):
     """A worker comes in while the run goes on."""
@@ -322,8 +326,8 @@ class Live:
       rows = trace_lib.read_rows(self._trace_path)
     if len(rows) < done:
       raise recovery.RecoveryError(
-        f'{self._trace_path} holds {len(rows)} rows, but {saved.path} was saved '
-        f'after {done}: it is another record'
+        f'{self._trace_path} holds {len(rows)} rows, but {saved.path} was '
+        f'saved after {done}: it is another record'
       )
     self._writer = trace_lib.TraceWriter(self._trace_path, len(rows))
     if saved:
@@ -375,7 +379,7 @@ class Live:
     )
     self._book.forget_rows()
     joined = (row[2] for row in rows if row[1] == Kind.JOIN)
-    self._largest = max(self._largest, *joined)
+    self._largest = max([self._largest, *joined])
     self._go_on_at(max(self._latest, rows[-1][0]))
 
   def _go_on_at(self, seconds):
@@ -383,12 +387,16 @@ class Live:
     self._started, self._latest = self._clock_fn() - seconds, seconds
 
   def _save(self, observer):
-    """Writes a checkpoint of everything; none where a worker is just lost."""
+    """Writes a checkpoint of everything; none where a worker is just lost.
+
+    It may be out of reach for long: nobody waits for it twice.
+    """
     self._writer.flush()
     arrays = self._execution.save()
     for worker_id, state in arrays['workers'].items():
       fetched = self._staff.fetch(worker_id, state)
       if fetched is None:
+        self._checkpoints.put_off(self._book.version)
         return
       arrays['workers'][worker_id] = fetched
     host = {
@@ -409,7 +417,7 @@ class Live:
   def _warm_up(self):
     """Compiles everything before any worker starts."""
     number = min(self._program.num_batches, self._book.num_batches)
-    shape = self._execution.answer_shape(number)
+    shape = exact.answer_shape(self._job, number)
     self._expected = _spec(shape[0])
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shape)
     if self._device is not None:
@@ -547,7 +555,8 @@ class Live:
 
   def _no_use(self, answer: worker.Answer) -> str:
     """Why an answer cannot be used; '' where it can."""
-    if _spec(answer.submission) != self._expected:
+    pieces = isinstance(answer.submission.grads, exact.Pieces)
+    if not pieces and _spec(answer.submission) != self._expected:
       return 'misshapen'
     return '' if answer.finite else 'non-finite'
 
@@ -570,7 +579,7 @@ class Live:
   def _process(self, row, observer):
     metrics = self._execution.process(row)
     if metrics is not None:
-      observer.take(metrics, self._execution.state)
+      observer.take(metrics, lambda: self._execution.state)
 
 
 def _spec(submission):

@@ -3,6 +3,7 @@
 import queue
 import threading
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -34,12 +35,12 @@ class Observer:
     )
     self._thread.start()
 
-  def take(self, metrics, state):
-    """One more gradient entered a round."""
+  def take(self, metrics, state_fn: Callable[[], Any]):
+    """One more gradient entered a round; `state_fn` is asked at block ends."""
     self._open.append(metrics)
     self._batches += metrics['num_batches']
     if len(self._open) == self._block:
-      self._hand_over(state)
+      self._hand_over(state_fn())
 
   def save(self):
     """What was seen so far, on the host; waits for it."""

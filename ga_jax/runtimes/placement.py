@@ -36,14 +36,6 @@ class Placement(NamedTuple):
       return jax.device_put(host_batches, self.devices[0])
     return jax.tree.map(self._share, host_batches)
 
-  def inputs(self, hparams, worker_state, sent, host_batches, resident, key):
-    """The inputs of a worker's computation, on its devices."""
-    hparams, worker_state, sent, resident, key = self.replicated(
-      (hparams, worker_state, sent, resident, key)
-    )
-    batches = self.batches(host_batches)
-    return hparams, worker_state, sent, batches, resident, key
-
   def sharding(self, *axes):
     """On every device; along `axes` shared out."""
     if len(self.devices) == 1:

@@ -8,6 +8,7 @@ last checkpoint and the record that it wrote ahead.
 
 import functools
 import os
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
@@ -43,6 +44,8 @@ class Setup(NamedTuple):
     block: see `live.Live.run`.
     recover: whether to go on with what is there.
     check_fn: see `remote.RemoteHand`.
+    shards: of the server, each in a process of its own; 1 keeps everything in
+      the server's.
   """
 
   make_fn: Callable[[], tuple[job_lib.Job, Policy]]
@@ -56,6 +59,7 @@ class Setup(NamedTuple):
   block: int | None = None
   recover: bool = False
   check_fn: Callable[[int, remote.Facts], None] | None = None
+  shards: int = 1
 
 
 class Cast:
@@ -99,9 +103,12 @@ class Cast:
     """Asks a worker for a state that it keeps; None where it is lost."""
     if not isinstance(worker_state, remote.Kept):
       return worker_state
-    asked = self._actors[worker_id].state.remote(worker_state.ticket_id)
+    method = self._actors[worker_id].state
+    asked = method.options(concurrency_group=remote.STATES)
     try:
-      return ray.get(asked, timeout=remote.READ_SECONDS)
+      return ray.get(
+        asked.remote(worker_state.ticket_id), timeout=remote.STATE_SECONDS
+      )
     except ray.exceptions.RayError:
       return None
 
@@ -115,14 +122,38 @@ class Server:
   """The server's process. To be made an actor by `ray.remote`."""
 
   def __init__(self, setup: Setup, names: dict[int, str]):
-    """Builds the job; `names` are those of `remote.Station`s by worker_id."""
-    actors = {worker: ray.get_actor(name) for worker, name in names.items()}
+    """Begins; `names` are those of `remote.Station`s by worker_id."""
+    self._setup = setup
+    self._names = names
+    self._live = None
+    self._stop_wanted = False
+    self._news = []
+
+  def run(self) -> live.Result:
+    """Runs to the end; the result's arrays are NumPy's.
+
+    What is wrong with the setup is found here too: of an error in `__init__`
+    Ray shows no more than that the actor died.
+    """
+    self._live = self._built()
+    if self._stop_wanted:
+      self._live.stop()
+    observe = None
+    if self._setup.observe_fn is not None:
+      observe = self._setup.observe_fn(self._news.append)
+    try:
+      result = self._live.run(observe, self._setup.block)
+    except ray.exceptions.RayActorError:  # a shard is lost
+      os._exit(1)  # Ray starts the server again, with other shards
+    return result._replace(state=wire.to_host(result.state))
+
+  def _built(self) -> live.Live:
+    setup = self._setup
+    actors = {w: ray.get_actor(name) for w, name in self._names.items()}
     job, policy = setup.make_fn()
     device = jax.local_devices(backend='cpu')[0]
-    execution = exact.Execution(job, device)
-    cast = Cast(actors, remote.layouts_of(job, execution), device, setup)
-    self._setup = setup
-    self._live = live.Live(
+    cast = Cast(actors, remote.layouts_of(job), device, setup)
+    return live.Live(
       job,
       policy,
       cast,
@@ -134,16 +165,9 @@ class Server:
       trace_path=setup.trace_path,
       checkpoints=setup.checkpoints_fn and setup.checkpoints_fn(),
       recover=setup.recover or _started_again(),
+      shards=setup.shards,
+      remote=exact.Remote(remote.ShardCalls, ray.get),
     )
-    self._news = []
-
-  def run(self) -> live.Result:
-    """Runs to the end; the result's arrays are NumPy's."""
-    observe = None
-    if self._setup.observe_fn is not None:
-      observe = self._setup.observe_fn(self._news.append)
-    result = self._live.run(observe, self._setup.block)
-    return result._replace(state=wire.to_host(result.state))
 
   def news(self, pid: int, start: int) -> tuple[int, list[Any]]:
     """What was observed.
@@ -159,11 +183,13 @@ class Server:
 
   def version(self) -> int:
     """Updates made."""
-    return self._live.version
+    return 0 if self._live is None else self._live.version
 
   def stop(self):
     """Ends the run after the update in hand."""
-    self._live.stop()
+    self._stop_wanted = True
+    if self._live is not None:
+      self._live.stop()
 
   def pid(self) -> int:
     """Of the server's process."""
@@ -236,15 +262,21 @@ def start(
   platform = {} if accelerator != 'cpu' else {'JAX_PLATFORMS': 'cpu'}
   run = uuid.uuid4().hex[:8]
   names = {w: f'ga_jax-{run}-worker-{w}' for w in range(setup.num_workers)}
+  station = ray.remote(concurrency_groups={remote.STATES: 1})(remote.Station)
   workers = {
-    worker_id: ray.remote(remote.Station)
-    .options(
+    worker_id: station.options(
       name=name,
       max_restarts=-1,
       runtime_env={'env_vars': shared | platform},
       **needs,
+    ).remote(
+      worker_id,
+      setup.make_fn,
+      devices_per_worker,
+      delay_fn,
+      facts_fn,
+      setup.shards,
     )
-    .remote(worker_id, setup.make_fn, devices_per_worker, delay_fn, facts_fn)
     for worker_id, name in names.items()
   }
   here = scheduling_strategies.NodeAffinitySchedulingStrategy(
@@ -344,6 +376,9 @@ def run_on_ray(
     'program': program,
   }
   connect(address, num_workers * devices_per_worker)
+  if not options.get('trace_path'):  # a server that dies goes on from it
+    folder = tempfile.mkdtemp(prefix='ga_jax-')
+    options['trace_path'] = os.path.join(folder, 'trace.rows')
   make_fn = functools.partial(_made, given)
   setup = Setup(make_fn, num_workers, num_batches, **options)
   actors = start(

@@ -17,19 +17,26 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 import ray
 from ray import exceptions
 from ray.experimental.channel import shared_memory_channel
 from ray.experimental.channel import utils as channel_utils
 
-from ga_jax import kernel, ledger
+from ga_jax import kernel, ledger, sharded, sharding
+from ga_jax.programs import base as programs
 from ga_jax.runtimes import exact, placement, wire, worker
 from ga_jax.runtimes import job as job_lib
 
 READ_SECONDS = 60.0  # what was announced is in the channel long before
 RETRY_SECONDS = 0.5  # between two tries to reach a worker
+STATE_SECONDS = 5.0  # for a state that a worker keeps; longer where it is lost
+STATES = 'states'  # concurrency group: answers while the worker computes
 _SLACK = 4096  # bytes of a channel for what is not numbers
+
+
+class Forgotten(Exception):
+  """The worker's process is not the one that the server met."""
 
 
 class Kept(NamedTuple):
@@ -53,13 +60,14 @@ class Reply(NamedTuple):
     worker_state: NumPy arrays where the server takes part in it, else None.
     finite: whether every number is.
     seconds: where the worker's time went.
-    buffers: the submission; () where it went through the channel.
+    buffers: the submission; () where it went through the channel. Where the
+      server has shards, what of it is not gradients: (statistics, loss).
   """
 
   worker_state: Any
   finite: bool
   seconds: worker.Seconds
-  buffers: tuple[np.ndarray, ...]
+  buffers: tuple[Any, ...]
 
 
 class Facts(NamedTuple):
@@ -85,11 +93,15 @@ class Layouts(NamedTuple):
   submission: wire.Layout
 
 
-def layouts_of(job: job_lib.Job, execution: exact.Execution) -> Layouts:
+def layouts_of(job: job_lib.Job) -> Layouts:
   """The layouts of a job; the same in every process."""
   number = job_lib.program_of(job).num_batches
-  submission, _ = execution.answer_shape(number)
-  return Layouts(wire.Layout(execution.snapshot()), wire.Layout(submission))
+  submission, _ = exact.answer_shape(job, number)
+  sent = kernel.Snapshot(job.params, job.model_state)
+  return Layouts(
+    wire.Layout(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, sent))),
+    wire.Layout(submission),
+  )
 
 
 class Station:
@@ -102,6 +114,7 @@ class Station:
     devices_per_worker: int = 1,
     delay_fn: Callable[[int, float], float] | None = None,
     facts_fn: Callable[[], Any] | None = None,
+    shards: int = 1,
   ):
     """Builds the job here and compiles it.
 
@@ -112,25 +125,34 @@ class Station:
         batches over.
       delay_fn: see `threads.Threads`.
       facts_fn: `facts_fn() -> anything` that the server is to know of here.
+      shards: of the server.
     """
     job, _ = make_fn()
-    execution = exact.Execution(job)
     (where, *_) = placement.shared_out(jax.local_devices(), devices_per_worker)
     self._placement = where
-    self._layouts = layouts_of(job, execution)
+    self._layouts = layouts_of(job)
+    self._split = sharding.split(job.params, shards) if shards > 1 else None
     delay = delay_fn and (lambda seconds: delay_fn(worker_id, seconds))
     machine = worker.machine_of(job, where)
     self._hands = worker.Hands(machine, delay)
     self._exchanges = machine.exchanges
     self._states = {}  # ticket_id -> program state that its answer left
+    self._connected = False
     self._orders = self._answers = None  # channels
     self._waited = time.perf_counter()
     self._facts_fn = facts_fn
     number = job_lib.program_of(job).num_batches
     ticket = ledger.Ticket(-1, worker_id, 0, 0, number, 0)
-    state = execution.worker_state(worker_id)
-    order = worker.Order(ticket, execution.snapshot(), state, None)
-    machine.dispatch(order, machine.load(0, number))  # compiles
+    # Once through everything, so that it is compiled.
+    sent = kernel.Snapshot(job.params, job.model_state)
+    sent = where.replicated(jax.tree.map(jnp.asarray, sent))
+    sent = self._layouts.sent.unpack(
+      self._layouts.sent.pack(sent), where.sharding()
+    )
+    state = job_lib.program_of(job).init(job.params)
+    order = worker.Order(ticket, sent, state, None)
+    submission, _ = machine.dispatch(order, machine.load(0, number))
+    self._layouts.submission.pack(submission)
 
   def facts(self) -> Facts:
     """Who this is."""
@@ -150,30 +172,32 @@ class Station:
     Returns:
       The channel of the answers, or None.
     """
-    self._orders = orders
+    self._connected, self._orders = True, orders
     self._answers = orders and channel_to(
       server, node_id, self._layouts.submission.nbytes
     )
     return self._answers
 
   def compute(self, note: Note, *sent) -> Reply:
-    """Computes an order; `sent` are its buffers where no channel is used."""
+    """Computes an order; `sent` are its buffers where no channel is used.
+
+    Raises:
+      Forgotten: this process was started again since the server met it.
+    """
+    ticket, state = note.ticket, note.worker_state
+    known = not isinstance(state, Kept) or state.ticket_id in self._states
+    if not (self._connected and known):
+      raise Forgotten(f'worker {ticket.worker_id} was started again')
     begun = time.perf_counter()
     wait = begun - self._waited
-    through = not sent
-    if through:  # copied, so that the channel is free for the next order
-      buffers = self._layouts.sent.copied(self._orders.read(READ_SECONDS))
-    else:
-      (buffers,) = sent
-    snapshot = self._layouts.sent.unpack(buffers, self._placement.sharding())
-    ticket, state = note.ticket, note.worker_state
+    snapshot = self._unpacked(sent)
     if isinstance(state, Kept):
       state = self._states[state.ticket_id]
     order = worker.Order(ticket, snapshot, state, note.reserved)
     answer = self._hands.compute(order, wait)
     self._keep(note, answer)
-    buffers = self._layouts.submission.pack(answer.submission)
-    if through:
+    buffers, pieces, is_finite = self._packed(answer.submission)
+    if not sent:
       self._answers.write(buffers, READ_SECONDS)
       buffers = ()
     self._waited = time.perf_counter()
@@ -181,7 +205,29 @@ class Station:
       transfer=self._waited - begun - answer.seconds.compute
     )
     state = wire.to_host(answer.worker_state) if self._exchanges else None
-    return Reply(state, answer.finite, seconds, buffers)
+    reply = Reply(state, is_finite, seconds, buffers)
+    return (reply, *pieces) if pieces else reply
+
+  def _unpacked(self, sent) -> kernel.Snapshot:
+    """What was sent, on the devices."""
+    if self._split is not None:
+      params = self._split.join([piece.params for piece in sent])
+      whole = kernel.Snapshot(params, sent[0].model_state)
+      return self._placement.replicated(whole)
+    if sent:
+      (buffers,) = sent
+    else:  # copied, so that the channel is free for the next order
+      buffers = self._layouts.sent.copied(self._orders.read(READ_SECONDS))
+    return self._layouts.sent.unpack(buffers, self._placement.sharding())
+
+  def _packed(self, submission):
+    """(What is sent of a submission, its pieces, whether it is finite)."""
+    if self._split is None:
+      buffers = self._layouts.submission.pack(submission)
+      return buffers, (), wire.finite(buffers)
+    grads, *rest = wire.to_host(submission)
+    finite = wire.finite(jax.tree.leaves((grads, rest)))
+    return tuple(rest), self._split.pieces(grads), finite
 
   def state(self, ticket_id: int):
     """The program state that an answer left, as NumPy arrays."""
@@ -244,12 +290,14 @@ class Shelf:
       self._packed.pop(version, None)
 
 
-class _Sent(NamedTuple):
+class _Sent:
   """An order on its way."""
 
-  order: worker.Order
-  packed: _Packed
-  reply: Any  # ray.ObjectRef of a Reply
+  def __init__(self, order: worker.Order, packed, reply, *pieces):
+    self.order = order
+    self.packed = packed  # kept as long as the order is out
+    self.reply = reply  # ray.ObjectRef of a Reply
+    self.pieces = pieces  # those of the gradient's pieces
 
 
 class RemoteHand:
@@ -314,12 +362,8 @@ class RemoteHand:
         met = True
         self._deliver(worker.Here(self.worker_id))
         self._serve()
-      except exceptions.ActorDiedError as error:
-        self._lost(error, gone=not met)  # else it is started again
-      except exceptions.RayTaskError as error:  # the user's own
-        self._lost(error, gone=True)
-      except exceptions.RayError as error:  # it comes back, or another does
-        self._lost(error, gone=False)
+      except exceptions.RayError as error:
+        self._lost(error, gone=not _comes_back(error, met))
       except Exception:
         self._lost(traceback.format_exc(), gone=True)
 
@@ -363,11 +407,15 @@ class RemoteHand:
       sent.popleft()
 
   def _send(self, order: worker.Order) -> _Sent:
-    packed = self._shelf.take(order.ticket.version, order.sent)
     state = order.worker_state
     if not isinstance(state, Kept):
       state = wire.to_host(state)
     note = Note(order.ticket, state, order.reserved)
+    if isinstance(order.sent, exact.Pieces):
+      handles = order.sent.handles
+      compute = self.actor.compute.options(num_returns=1 + len(handles))
+      return _Sent(order, None, *compute.remote(note, *handles))
+    packed = self._shelf.take(order.ticket.version, order.sent)
     if self._orders is None:
       return _Sent(
         order, packed, self.actor.compute.remote(note, packed.stored())
@@ -375,15 +423,54 @@ class RemoteHand:
     self._orders.write(packed.buffers, READ_SECONDS)
     return _Sent(order, packed, self.actor.compute.remote(note))
 
-  def _receive(self, sent: _Sent) -> worker.Answer:
-    reply, ticket = ray.get(sent.reply), sent.order.ticket
+  def _submission(self, reply: Reply, pieces):
+    if pieces:
+      return programs.Submission(exact.Pieces(pieces), *reply.buffers)
     layout, buffers = self._layouts.submission, reply.buffers
     if not buffers:  # copied, so that the channel is free for the next answer
       buffers = layout.copied(self._answers.read(READ_SECONDS))
-    submission = layout.unpack(buffers, self._sharding)
+    return layout.unpack(buffers, self._sharding)
+
+  def _receive(self, sent: _Sent) -> worker.Answer:
+    reply, ticket = ray.get(sent.reply), sent.order.ticket
+    submission = self._submission(reply, sent.pieces)
     state = sent.order.worker_state
     if reply.worker_state is not None:
       state = jax.device_put(reply.worker_state, self._device)
     elif jax.tree.leaves(state):
       state = Kept(ticket.ticket_id)
     return worker.Answer(ticket, submission, state, reply.finite, reply.seconds)
+
+
+class Shard(sharded.Shard):
+  """A server shard in a process of its own."""
+
+  def hold(self, version: int):
+    return wire.to_host(super().hold(version))
+
+  def read(self, version: int):
+    return wire.to_host(super().read(version))
+
+
+class ShardCalls:
+  """A `Shard` elsewhere: its methods return handles."""
+
+  def __init__(self, *args):
+    actor = ray.remote(Shard).options(num_cpus=0, scheduling_strategy='SPREAD')
+    self._actor = actor.remote(*args)
+
+  def __getattr__(self, method: str):
+    return getattr(self._actor, method).remote
+
+
+def _comes_back(error: exceptions.RayError, met: bool) -> bool:
+  """Whether the worker, or another in its place, can be reached again.
+
+  Args:
+    error: what came instead of an answer.
+    met: whether the worker was reached before it.
+  """
+  if isinstance(error, exceptions.RayTaskError):  # raised in its process
+    return isinstance(error.cause, exceptions.RayError | Forgotten)
+  # Ray starts it again; one that cannot be reached at all has no process more.
+  return met or not isinstance(error, exceptions.ActorDiedError)

@@ -126,6 +126,7 @@ class Threads(live.Live):
       num_workers=num_workers,
       num_batches=num_batches,
       device=placements[0].devices[0],
+      placement=placements[0] if devices_per_worker > 1 else None,
       **options,
     )
 

@@ -41,7 +41,7 @@ class Answer(NamedTuple):
   ticket: ledger.Ticket
   submission: Any
   worker_state: Any
-  finite: bool
+  finite: Any  # a bool or a boolean scalar; None where it is not known yet
   seconds: Seconds
 
 
@@ -90,10 +90,14 @@ class Machine(NamedTuple):
     """Starts the computation of an order.
 
     Returns:
-      ((submission, program state), whether it is finite), all of them futures.
+      (submission, program state), both of them futures.
     """
-    sent, state = self.placement.replicated((order.sent, order.worker_state))
-    answer = self.answer(
+    sent, state = order.sent, order.worker_state
+    if self.server_device is not None:  # else what is sent is here already
+      sent = self.placement.replicated(sent)
+    if jax.tree.leaves(state):
+      state = self.placement.replicated(state)
+    return self.answer(
       self.hparams,
       state,
       sent,
@@ -102,7 +106,6 @@ class Machine(NamedTuple):
       self.key,
       order.ticket,
     )
-    return answer, finite(answer[0])
 
   def to_server(self, answer):
     """Moves what the server needs to its device."""
@@ -188,7 +191,8 @@ class Hands:
     begun = time.perf_counter()
     batches = self._batches(ticket)
     dispatched = time.perf_counter()
-    answer, is_finite = machine.dispatch(order, batches)
+    answer = machine.dispatch(order, batches)
+    is_finite = finite(answer[0]) if machine.server_device is not None else None
     submission, state = machine.to_server(answer)  # as soon as it is there
     self._prepare(order.reserved)
     jax.block_until_ready((submission, state, is_finite))
@@ -199,7 +203,7 @@ class Hands:
         self._stopping.wait(seconds)
       done = time.perf_counter()
     seconds = Seconds(wait, dispatched - begun, done - dispatched)
-    return Answer(ticket, submission, state, bool(is_finite), seconds)
+    return Answer(ticket, submission, state, is_finite, seconds)
 
   def _batches(self, ticket: ledger.Ticket):
     wanted = ticket.first_batch, ticket.num_batches

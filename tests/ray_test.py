@@ -1,0 +1,244 @@
+"""Server and workers as processes on Ray: what ran is replayed."""
+
+import functools
+import gc
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import ray
+
+from ga_jax import compression, policies, programs, rules
+from ga_jax.compression import base as compression_base
+from ga_jax.policies.base import Kind
+from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes import live, wire
+from ga_jax.runtimes import ray as runtime
+from tests import cases, ray_runs
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+WORKERS = 2
+LARGE = 70_001  # values; of a leaf that is not gathered with the small ones
+
+
+# --- trees as buffers
+
+
+def mixed_tree():
+  """Every kind of leaf."""
+  rng = np.random.default_rng(0)
+  return {
+    'large': jnp.asarray(rng.normal(size=(LARGE, 1)), jnp.float32),
+    'matrix': jnp.asarray(rng.normal(size=(3, 5)), jnp.float32),
+    'none': jnp.zeros((0, 4), jnp.float32),
+    'scalar': jnp.float32(0.1),
+    'half': jnp.asarray(rng.normal(size=7), jnp.bfloat16),
+    'tiny': jnp.asarray(rng.normal(size=2), jnp.float16),
+    'count': jnp.int32(-(2**31)),
+    'mask': jnp.asarray([True, False, True]),
+    'complex': jnp.asarray([1 + 2j], jnp.complex64),
+    'nested': (jnp.arange(6, dtype=jnp.uint8), {'x': jnp.zeros((2, 0, 3))}),
+  }
+
+
+def here():
+  return jax.sharding.SingleDeviceSharding(jax.local_devices()[-1])
+
+
+@pytest.mark.parametrize('make', [mixed_tree, dict, lambda: (jnp.zeros(0),)])
+def test_a_tree_comes_back_from_its_buffers(make):
+  tree = make()
+  layout = wire.Layout(jax.eval_shape(lambda: tree))
+  buffers = layout.pack(tree)
+  assert sum(buffer.nbytes for buffer in buffers) == layout.nbytes
+  for sent in (buffers, layout.copied(buffers)):
+    back = layout.unpack(sent, here())
+    assert jax.tree.structure(back) == jax.tree.structure(tree)
+    assert cases.same_bits(back, tree)
+    for new, old in zip(*map(jax.tree.leaves, (back, tree)), strict=True):
+      assert (new.shape, new.dtype) == (old.shape, old.dtype)
+      assert new.sharding == here()
+
+
+def test_double_precision_is_sent_as_it_is(x64):
+  tree = {'a': jnp.asarray([1 / 3], jnp.float64), 'b': jnp.int64(2**40)}
+  layout = wire.Layout(tree)
+  back = layout.unpack(layout.pack(tree), here())
+  assert cases.same_bits(back, tree)
+  assert back['a'].dtype == jnp.float64
+
+
+def test_leaves_begin_where_vectors_can_be_read():
+  layout = wire.Layout(mixed_tree())
+  for buffers in (layout.pack(mixed_tree()), layout.copied(layout._empty())):
+    for leaf in layout._leaves(buffers):
+      assert leaf.ctypes.data % 64 == 0 or leaf.size == 0
+
+
+def test_a_tree_keeps_what_it_shares_with_its_buffers():
+  layout = wire.Layout(mixed_tree())
+  tree = layout.unpack(layout.copied(layout.pack(mixed_tree())), here())
+  gc.collect()
+  for _ in range(3):  # memory that is free is used again
+    for buffer in layout.copied(layout._empty()):
+      buffer.fill(1)
+  assert cases.same_bits(tree, mixed_tree())
+
+
+def test_what_lies_between_the_leaves_is_a_number():
+  tree = {'x': jnp.ones(LARGE)}
+  (buffer,) = wire.Layout(tree).pack(tree)
+  for _ in range(3):  # memory that is given back, and had other contents
+    np.full(buffer.size + 16, np.nan, np.float32)
+  (buffer,) = wire.Layout(tree).pack(tree)
+  assert buffer.size > LARGE
+  assert not buffer[LARGE:].any()
+  assert wire.finite((buffer,))
+
+
+@pytest.mark.parametrize('value', [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+  'name', ['large', 'matrix', 'scalar', 'half', 'tiny', 'complex']
+)
+def test_a_number_that_is_not_finite_is_found(name, value):
+  tree = mixed_tree()
+  leaf = tree[name]
+  bad = leaf.ravel().at[-1].set(jnp.asarray(value, leaf.dtype))
+  tree[name] = bad.reshape(leaf.shape)
+  layout = wire.Layout(tree)
+  assert not wire.finite(layout.pack(tree))
+
+
+def test_large_numbers_are_finite():
+  tree = {'x': jnp.full(4, 3e38, jnp.float32), 'y': jnp.full(9, 6e4, 'float16')}
+  assert wire.finite(wire.Layout(tree).pack(tree))
+
+
+def test_keys_are_refused():
+  with pytest.raises(TypeError, match='cannot be sent'):
+    wire.Layout({'key': jax.random.key(0)})
+
+
+# --- runs
+
+
+@pytest.fixture(scope='module')
+def nodes():
+  with ray_runs.cluster(num_cpus=WORKERS) as one:
+    yield one
+
+
+def sparse(loss_fn):
+  """Keeps a residual at the worker."""
+  return compression_base.compressed(
+    programs.gradient(loss_fn), compression.topk(0.1)
+  )
+
+
+def elastic(loss_fn):
+  """Exchanges parameters with the server at arrival."""
+  return programs.easgd(loss_fn, learning_rate=0.02, num_workers=WORKERS)
+
+
+def run(rule, policy, program=None, num_batches=120, **options):
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  what = {
+    'policy': policy,
+    'model_state': stats,
+    'stats_momentum': 0.9,
+    'program': program,
+  }
+  given = loss_fn, params, batch_fn, rule
+  result = runtime.run_on_ray(
+    *given,
+    **what,
+    num_workers=WORKERS,
+    num_batches=num_batches,
+    **options,
+  )
+  ray_runs.check(job_lib.build(*given, **what), result)
+  assert sum(one.answers for one in result.workers.values()) >= (
+    result.executed
+  )
+  return result
+
+
+@pytest.mark.ray
+def test_a_run_replays_to_the_same_bits(nodes):
+  result = run(cases.rule('ga', 0.02), policies.asynchronous())
+  assert result.trace.updates() == 120
+  assert set(result.workers) == set(range(WORKERS))
+  assert all(one.utilisation > 0 for one in result.workers.values())
+  assert result.refused == {}
+  assert isinstance(result.params['w'], np.ndarray)
+
+
+@pytest.mark.ray
+def test_rounds_of_compressed_gradients_replay_to_the_same_bits(nodes):
+  """What is left out stays at the workers, and is committed there."""
+  result = run(cases.rule('ga', 0.02), policies.synchronous(), sparse)
+  assert result.trace.updates() == 60
+
+
+@pytest.mark.ray
+def test_exchanges_replay_to_the_same_bits(nodes):
+  result = run(rules.asgd(1.0, 0.0), policies.asynchronous(), elastic, 62)
+  assert result.trace.updates() == 16  # a short last ticket
+
+
+def fails_at(batch_id, failing):
+  if batch_id == failing:
+    raise FileNotFoundError(f'batch {batch_id} was on the other disk')
+  return cases.tiny_problem()[3](batch_id)
+
+
+@pytest.mark.ray
+def test_when_all_workers_fail_their_error_is_shown(nodes):
+  loss_fn, params, stats, _ = cases.tiny_problem()
+  with pytest.raises(live.WorkersLostError) as caught:
+    runtime.run_on_ray(
+      loss_fn,
+      params,
+      functools.partial(fails_at, failing=7),
+      rules.asgd(0.01),
+      policy=policies.asynchronous(),
+      num_workers=1,
+      num_batches=50,
+      model_state=stats,
+      stats_momentum=0.9,
+    )
+  said = str(caught.value)
+  assert 'all workers have left or died at version 6' in said
+  assert 'in fails_at' in said
+  assert 'FileNotFoundError: batch 7 was on the other disk' in said
+
+
+@pytest.mark.parametrize(
+  ('change', 'message'),
+  [
+    ({'accelerator': 'abacus'}, "one of .*'tpu'.*, got 'abacus'"),
+    ({'num_workers': 0}, 'num_workers must be at least 1, got 0'),
+    ({'lease_seconds': 0.0}, 'lease_seconds must be positive, got 0.0'),
+    ({'pipeline_depth': 1, 'program': sparse}, 'must be 0 with a worker'),
+    ({'recover': True}, 'give a trace_path'),
+  ],
+)
+@pytest.mark.ray
+def test_arguments_are_checked(change, message, nodes):
+  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  options = {
+    'policy': policies.asynchronous(),
+    'num_workers': 1,
+    'num_batches': 4,
+    'model_state': stats,
+    'stats_momentum': 0.9,
+  }
+  with pytest.raises(ValueError, match=message):
+    runtime.run_on_ray(
+      loss_fn, params, batch_fn, rules.asgd(0.01), **(options | change)
+    )
