@@ -37,10 +37,18 @@ def connect(settings: settings_lib.Settings):
     with warnings.catch_warnings():  # Ray starts its processes by fork and exec
       warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
       runtime.connect(settings.address, workers)
-  except (ConnectionError, RuntimeError, ValueError) as error:
-    text = str(error).strip().splitlines()
+  except (
+    ConnectionError,
+    RuntimeError,
+    ValueError,
+    ray.exceptions.RayError,
+  ) as error:
+    first, *_ = str(error).strip().splitlines() or [repr(error)]
     raise settings_lib.SettingError(
-      'address', settings.address, text[0] if text else repr(error)
+      'address',
+      settings.address,
+      f'{first} (where a cluster wants a token: RAY_AUTH_MODE=token, and the '
+      'token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH)',
     ) from error
 
 

@@ -6,8 +6,11 @@ driver's machine and is started again when it dies: it then goes on from its
 last checkpoint and the record that it wrote ahead.
 """
 
+import contextlib
 import functools
 import os
+import pathlib
+import secrets
 import tempfile
 import uuid
 import warnings
@@ -302,7 +305,7 @@ def connect(address: str, num_cpus: int):
 
   Args:
     address: 'auto' for the cluster that this machine belongs to, 'local' for a
-      new one on this machine, else HOST:PORT of its head.
+      new one on this machine, with a token, else HOST:PORT of its head.
     num_cpus: of the new one, so that all workers find room.
 
   Raises:
@@ -310,10 +313,26 @@ def connect(address: str, num_cpus: int):
   """
   if ray.is_initialized():
     return
-  if address == 'local':
-    ray.init(address='local', num_cpus=num_cpus, include_dashboard=False)
-  else:
+  if address != 'local':
     ray.init(address=address)
+    return
+  _make_token()
+  ray.init(address='local', num_cpus=num_cpus, include_dashboard=False)
+
+
+def _make_token():
+  """Makes Ray's token where there is none, for nobody else's eyes.
+
+  Ray would make it too, but readable by everybody.
+  """
+  if {'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'} & set(os.environ):
+    return
+  path = pathlib.Path.home() / '.ray' / 'auth_token'
+  path.parent.mkdir(mode=0o700, exist_ok=True)
+  with contextlib.suppress(FileExistsError):
+    flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
+    with open(os.open(path, flags, 0o600), 'w') as file:
+      file.write(secrets.token_hex(32))
 
 
 def run_on_ray(
