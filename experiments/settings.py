@@ -1,6 +1,7 @@
 """The settings of one run, checked before anything is computed."""
 
 import dataclasses
+import importlib.util
 import math
 import os
 
@@ -231,6 +232,8 @@ def _check_runtime(s: Settings):
   divides = s.batch_size % s.devices_per_worker == 0
   accepted = f'a divisor of --batch_size={s.batch_size}'
   _require('devices_per_worker', s.devices_per_worker, divides, accepted)
+  if s.runtime == 'ray' and importlib.util.find_spec('ray') is None:
+    raise SettingError('runtime', 'ray', "needs Ray: pip install 'ga_jax[ray]'")
   _finite('lease_seconds', s.lease_seconds, 'positive', lambda v: v > 0)
   for worker, factor in s.straggler:
     fine = 0 <= worker < s.workers and 1 <= factor < math.inf

@@ -49,8 +49,17 @@ __all__ = [
   'policies',
   'programs',
   'rules',
+  'run_on_ray',
   'run_on_threads',
   'scale_by_gap',
   'schedule',
   'simulate',
 ]
+
+
+def __getattr__(name: str):
+  if name == 'run_on_ray':  # Ray is an extra, and takes its time to import
+    from ga_jax.runtimes import ray
+
+    return ray.run_on_ray
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

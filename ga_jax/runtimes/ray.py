@@ -97,6 +97,7 @@ class Cast:
       self._shelf,
       self._device,
       self._setup.pipeline_depth,
+      self._setup.pipeline_depth == 0 and self._setup.shards == 1,
       deliver,
       self._setup.check_fn,
     )

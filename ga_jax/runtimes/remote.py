@@ -28,7 +28,9 @@ from ga_jax.programs import base as programs
 from ga_jax.runtimes import exact, placement, wire, worker
 from ga_jax.runtimes import job as job_lib
 
-READ_SECONDS = 60.0  # what was announced is in the channel long before
+# What is announced by a call is in the channel already: waiting there would
+# take a whole core, for Ray waits by asking again and again.
+READ_SECONDS = 60.0
 RETRY_SECONDS = 0.5  # between two tries to reach a worker
 STATE_SECONDS = 5.0  # for a state that a worker keeps; longer where it is lost
 STATES = 'states'  # concurrency group: answers while the worker computes
@@ -311,6 +313,7 @@ class RemoteHand:
     shelf: Shelf,
     device,
     depth: int,
+    channels: bool,
     deliver: Callable[[Any], None],
     check_fn: Callable[[int, Facts], None] | None = None,
   ):
@@ -323,6 +326,7 @@ class RemoteHand:
       shelf: shared by all hands.
       device: where submissions go.
       depth: orders that are sent ahead.
+      channels: whether to use them where the worker is on the same host.
       deliver: takes `worker.Here`, `worker.Answer` and `worker.Died`.
       check_fn: `check_fn(worker_id, facts)` raises where the worker cannot be
         let in.
@@ -335,6 +339,7 @@ class RemoteHand:
     self._sharding = placement.Placement((device,)).sharding()
     self._device = device
     self._depth = depth
+    self._channels = channels
     self._deliver = deliver
     self._check_fn = check_fn
     self._mailbox = queue.SimpleQueue()
@@ -383,7 +388,7 @@ class RemoteHand:
       self._check_fn(self.worker_id, facts)
     here = ray.get_runtime_context().get_node_id()
     self._orders = None
-    if facts.node_id == here and not self._depth:
+    if facts.node_id == here and self._channels:
       nbytes = self._layouts.sent.nbytes
       self._orders = channel_to(self.actor, here, nbytes)
     me = channel_utils.get_self_actor()
