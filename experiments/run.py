@@ -18,6 +18,7 @@ from ga_jax import checkpoint, clocks
 from ga_jax.policies.base import Kind
 from ga_jax.programs import base as programs
 from ga_jax.runtimes import checkpoints, fast, job, threads
+from ga_jax.runtimes import worker as worker_lib
 
 ROWS, CHECKPOINTS = 'trace.rows', 'checkpoints'
 
@@ -310,10 +311,7 @@ def _compiled_init(model):
 
 def finite(state) -> bool:
   """Whether every parameter and model statistic is a number."""
-  return all(
-    bool(jnp.isfinite(leaf).all())
-    for leaf in jax.tree.leaves((state.params, state.model_state))
-  )
+  return bool(worker_lib.finite((state.params, state.model_state)))
 
 
 def _summarise(settings, the_task, result, messages) -> dict[str, Any]:

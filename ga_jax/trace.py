@@ -191,21 +191,30 @@ class TraceWriter:
       self._file.close()
 
 
-def read_rows(path: str) -> list[tuple]:
-  """The whole rows in a `TraceWriter`'s file; [] where there is none.
+def read_rows(path: str, start: int = 0) -> list[tuple]:
+  """The whole rows in a `TraceWriter`'s file, which may not be there.
 
   What a machine that lost its power leaves at the end of a file, bytes that are
   0, is left out, and the row where they begin.
+
+  Args:
+    path: the file.
+    start: how many rows to leave out at its beginning.
+
+  Raises:
+    TraceError: there are fewer than `start`.
   """
-  if not os.path.exists(path):
-    return []
-  with open(path, 'rb') as file:
-    data = file.read()
+  data = b''
+  if os.path.exists(path):
+    with open(path, 'rb') as file:
+      data = file.read()
   written = len(data.rstrip(b'\0'))
   if len(data) - written >= EVENT_DTYPE.itemsize:  # no row is 0 throughout
     data = data[:written]
   number = len(data) // EVENT_DTYPE.itemsize
-  return np.frombuffer(data, EVENT_DTYPE, number).tolist()
+  if number < start:
+    raise TraceError(f'{path} holds {number} rows, not {start}')
+  return np.frombuffer(data, EVENT_DTYPE, number)[start:].tolist()
 
 
 def _verify_rows(events):

@@ -1,5 +1,7 @@
 """Fast, exact and reference executors agree; one worker is plain optax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,9 +10,11 @@ import pytest
 
 import ga_jax
 from ga_jax import clocks, models, policies, programs, rules, server
+from ga_jax.models.cnn import CNN
+from ga_jax.models.mlp import MLP
 from ga_jax.policies.base import Action, Decision, Kind, Policy
+from ga_jax.runtimes import fast, reference
 from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import reference
 from tests import cases
 
 BATCHES = 192  # three blocks
@@ -54,10 +58,11 @@ PAIRS = [
   )
 ]
 SINGLE = [
-  pair
-  for pair in PAIRS
-  if pair.values[0] in ('asgd', 'ga', 'dana_ga')
-  and pair.values[1] in ('asynchronous', 'synchronous')
+  ('ga', 'asynchronous'),
+  ('ga', 'synchronous'),
+  ('dana_ga', 'asynchronous'),
+  pytest.param('asgd', 'asynchronous', marks=pytest.mark.slow),
+  pytest.param('asgd', 'synchronous', marks=pytest.mark.slow),
 ]
 
 
@@ -148,6 +153,25 @@ def image_batches(batch_id):
   return images, rng.integers(0, 10, 16).astype(np.int32)
 
 
+@functools.cache
+def classifier(model_name):
+  """A small model of `image_batches`: (model, params, stats, loss_fn)."""
+  module = {
+    'mlp_bn': MLP(10, (32,), batch_norm=True),
+    'cnn_bn': CNN(10, (8, 8), batch_norm=True),
+  }[model_name]
+  model = models.base.from_linen(module)
+  inputs = jnp.zeros((1, 8, 8, 1))
+  params, stats = jax.jit(model.init)(jax.random.key(0), inputs)
+
+  def loss_fn(params, model_state, batch, key=None):
+    logits, model_state = model.apply(params, model_state, batch[0], True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+    return losses.mean(), model_state
+
+  return model, params, stats, loss_fn
+
+
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize(
   ('model_name', 'nesterov', 'weight_decay'),
@@ -161,15 +185,8 @@ def image_batches(batch_id):
 def test_one_worker_is_plain_optax_bit_for_bit(
   model_name, nesterov, weight_decay
 ):
-  model = models.MODELS[model_name](10)
-  params, stats = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+  model, params, stats, loss_fn = classifier(model_name)
   rate = optax.cosine_decay_schedule(0.05, 300)
-
-  def loss_fn(params, model_state, batch, key=None):
-    logits, model_state = model.apply(params, model_state, batch[0], True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-    return losses.mean(), model_state
-
   plain = optax.sgd(rate, 0.9, nesterov=nesterov)
   if weight_decay:
     plain = optax.chain(optax.add_decayed_weights(weight_decay), plain)
@@ -217,14 +234,7 @@ def test_one_worker_is_plain_optax_bit_for_bit(
 
 def test_batch_norm_statistics_stay_bounded_under_staleness():
   """Adding the plain difference instead of the fold reached −9e20 here."""
-  model = models.MODELS['mlp_bn'](10)
-  params, stats = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
-
-  def loss_fn(params, model_state, batch, key):
-    logits, model_state = model.apply(params, model_state, batch[0], True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-    return losses.mean(), model_state
-
+  model, params, stats, loss_fn = classifier('mlp_bn')
   result = ga_jax.simulate(
     loss_fn,
     params,
@@ -247,8 +257,6 @@ def test_batch_norm_statistics_stay_bounded_under_staleness():
 
 
 def test_hyper_parameters_compile_nothing_again():
-  from ga_jax.runtimes import fast
-
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   fast.compiled_block.cache_clear()
 
@@ -335,15 +343,54 @@ def test_callers_parameters_survive_donation():
   assert np.isfinite(cases.flat(params)).all()  # not deleted
 
 
-def test_convolutions_are_unrolled_on_the_cpu_and_agree():
-  model = models.MODELS['cnn_bn'](10)
-  params, stats = model.init(jax.random.key(0), jnp.zeros((1, 8, 8, 1)))
+def one_convolution():
+  """Like `classifier`, with one layer."""
+  rng = np.random.default_rng(0)
+  params = {
+    'kernel': rng.normal(size=(3, 3, 1, 4), scale=0.3).astype(np.float32),
+    'out': rng.normal(size=(4, 10), scale=0.3).astype(np.float32),
+  }
+  stats = {'mean': np.zeros(4, np.float32)}
 
   def loss_fn(params, model_state, batch, key):
-    logits, model_state = model.apply(params, model_state, batch[0], True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-    return losses.mean(), model_state
+    del key
+    hidden = jax.lax.conv_general_dilated(
+      batch[0],
+      params['kernel'],
+      (2, 2),
+      'SAME',
+      dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    )
+    hidden = jnp.tanh(hidden).mean((1, 2))  # [B, 4]
+    mean = 0.9 * model_state['mean'] + 0.1 * hidden.mean(0)
+    losses = optax.softmax_cross_entropy_with_integer_labels(
+      hidden @ params['out'], batch[1]
+    )
+    return losses.mean(), {'mean': mean}
 
+  return None, params, stats, loss_fn
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize(
+  'make',
+  [
+    one_convolution,
+    pytest.param(lambda: classifier('cnn_bn'), marks=pytest.mark.slow),
+  ],
+)
+def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
+  _, params, stats, loss_fn = make()
+  job = job_lib.build(
+    loss_fn,
+    params,
+    image_batches,
+    rules.gap_aware(0.05),
+    policy=policies.asynchronous(),
+    model_state=stats,
+    stats_momentum=0.9,
+  )
+  assert fast.unrolls(job)
   results = [
     ga_jax.simulate(
       loss_fn,

@@ -138,7 +138,14 @@ def processes(tmp_path_factory):
 
 
 @pytest.mark.usefixtures('processes')  # that they be at work meanwhile
-@pytest.mark.parametrize('method', methods.METHODS)
+@pytest.mark.parametrize(
+  'method',
+  [
+    # EASGD with a momentum: the same parts.
+    pytest.param(name, marks=pytest.mark.slow) if name == 'eamsgd' else name
+    for name in methods.METHODS
+  ],
+)
 def test_every_method_trains(method):
   done = run.train(
     settings_of(method=method, workers=3, executor='exact', epochs=0.3)
@@ -229,7 +236,12 @@ def test_the_seed_is_of_everything(monkeypatch):
 
 
 @pytest.mark.parametrize(
-  ('method', 'model'), [('ga', 'mlp_bn'), ('ssgd', 'mlp')]
+  ('method', 'model'),
+  [
+    ('ga', 'mlp'),
+    ('ssgd', 'mlp'),
+    pytest.param('ga', 'mlp_bn', marks=pytest.mark.slow),
+  ],
 )
 def test_executors_agree(method, model):
   fast, exact = (

@@ -5,10 +5,11 @@ import os
 import secrets
 import shutil
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 
-import jax
 import pytest
 import ray
 from ray import cluster_utils
@@ -17,10 +18,11 @@ from ray._private import authentication_test_utils as authentication
 from experiments import environment
 from ga_jax import trace
 from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import exact
+from ga_jax.runtimes import exact, remote
 from ga_jax.runtimes import ray as runtime
 from tests import cases
 
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SECONDS = 180.0  # that anything may take where the machine is busy
 STORE_BYTES = 80 * 2**20
 _SYSTEM = {  # a node that was killed is missed after 2 s, not 15
@@ -121,9 +123,15 @@ class Run:
 
     until(contributed, f'gradient of worker {worker_id}', self)
 
-  def facts(self, worker_id: int):
-    """Who a worker is; waits for the order in its hands."""
-    asked = self.actors.workers[worker_id].facts.remote()
+  def at_work(self) -> set[int]:
+    """The workers with an order in their hands; for a depth of 0."""
+    last = {row[2]: row[1] for row in self.rows() if row[3] >= 0}
+    return {worker for worker, kind in last.items() if kind == Kind.ISSUE}
+
+  def facts(self, worker_id: int) -> remote.Facts:
+    """Who a worker is; told while it computes, too."""
+    facts = self.actors.workers[worker_id].facts
+    asked = facts.options(concurrency_group=remote.STATES).remote()
     return ray.get(asked, timeout=SECONDS)
 
   def kill_server(self):
@@ -138,19 +146,38 @@ class Run:
     return result
 
 
-def check(job, result):
-  """A result is complete, exactly once, and replays to its bits."""
+def check(job, result, **how):
+  """A result is complete, exactly once, and replays to its bits.
+
+  Args:
+    job: what was computed.
+    result: what came out.
+    **how: of `exact.execute`: shards, placement.
+  """
   result.trace.verify()
   assert not result.stopped
   assert result.executed == len(result.trace.applied())
   assert int(result.state.version) == result.trace.updates()
-  state, metrics, _ = exact.execute(job, result.trace)
+  state, metrics, _ = exact.execute(job, result.trace, **how)
   assert cases.same_bits(state, result.state)
   assert cases.same_bits(metrics, result.metrics)
-  assert all(
-    isinstance(leaf, jax.numpy.ndarray | __import__('numpy').ndarray)
-    for leaf in jax.tree.leaves(result.state)
+
+
+def script(name: str, *flags) -> subprocess.CompletedProcess:
+  """Runs a script of `experiments` to its end, with one device."""
+  return subprocess.run(
+    command(name, *flags),
+    cwd=ROOT,
+    check=False,
+    capture_output=True,
+    text=True,
+    timeout=SECONDS,
   )
+
+
+def command(name: str, *flags) -> list[str]:
+  """The command line of a script of `experiments`."""
+  return [sys.executable, '-m', f'experiments.{name}', *flags]
 
 
 def kill(pid: int):

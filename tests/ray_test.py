@@ -2,26 +2,20 @@
 
 import functools
 import gc
-import os
-import re
-import subprocess
-import sys
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import ray
 
 from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
-from ga_jax.policies.base import Kind
 from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import live, wire
+from ga_jax.runtimes import live, placement, wire
 from ga_jax.runtimes import ray as runtime
 from tests import cases, ray_runs
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORKERS = 2
 LARGE = 70_001  # values; of a leaf that is not gathered with the small ones
 
@@ -145,7 +139,7 @@ def elastic(loss_fn):
   return programs.easgd(loss_fn, learning_rate=0.02, num_workers=WORKERS)
 
 
-def run(rule, policy, program=None, num_batches=120, **options):
+def run(rule, policy, program=None, num_batches=120, how=None, **options):
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   what = {
     'policy': policy,
@@ -157,11 +151,9 @@ def run(rule, policy, program=None, num_batches=120, **options):
   result = runtime.run_on_ray(
     *given,
     **what,
-    num_workers=WORKERS,
-    num_batches=num_batches,
-    **options,
+    **{'num_workers': WORKERS, 'num_batches': num_batches, **options},
   )
-  ray_runs.check(job_lib.build(*given, **what), result)
+  ray_runs.check(job_lib.build(*given, **what), result, **(how or {}))
   assert sum(one.answers for one in result.workers.values()) >= (
     result.executed
   )
@@ -191,6 +183,29 @@ def test_exchanges_replay_to_the_same_bits(nodes):
   assert result.trace.updates() == 16  # a short last ticket
 
 
+@pytest.mark.ray
+def test_shards_replay_to_the_same_bits_in_one_process(nodes):
+  """A rule that asks all shards for sums; statistics are with the first."""
+  rule = rules.gap_aware(0.02, granularity='global')
+  how = {'shards': 2}
+  result = run(rule, policies.asynchronous(), num_batches=40, how=how, **how)
+  assert result.trace.updates() == 40
+
+
+@pytest.mark.ray
+def test_devices_share_the_batches_of_a_worker(nodes):
+  where = placement.shared_out(jax.local_devices(), 2)[0]
+  result = run(
+    cases.rule('ga', 0.02),
+    policies.asynchronous(),
+    num_batches=40,
+    num_workers=1,
+    devices_per_worker=2,
+    how={'placement': where},
+  )
+  assert result.trace.updates() == 40
+
+
 def fails_at(batch_id, failing):
   if batch_id == failing:
     raise FileNotFoundError(f'batch {batch_id} was on the other disk')
@@ -218,27 +233,45 @@ def test_when_all_workers_fail_their_error_is_shown(nodes):
   assert 'FileNotFoundError: batch 7 was on the other disk' in said
 
 
+@pytest.mark.ray
+def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
+  workdir = f'--workdir={tmp_path}'
+  done = ray_runs.script(
+    'train',
+    *('--runtime=ray', f'--address={nodes.address}', f'--workers={WORKERS}'),
+    *('--method=ga', '--model=mlp', '--epochs=2', workdir),
+  )
+  assert done.returncode == 0, done.stdout + done.stderr
+  done = ray_runs.script('verify', workdir)
+  assert '88 batches, each in exactly one applied round' in done.stdout
+  done = ray_runs.script('replay', workdir)
+  assert done.returncode == 0, done.stdout + done.stderr
+  assert done.stdout.startswith('same bits: '), done.stdout
+  assert 'starting again' not in done.stderr
+  rows = (tmp_path / 'metrics.jsonl').read_text().splitlines()
+  assert [json.loads(row)['epoch'] for row in rows] == [1.0, 2.0]
+
+
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
     ({'accelerator': 'abacus'}, "one of .*'tpu'.*, got 'abacus'"),
-    ({'num_workers': 0}, 'num_workers must be at least 1, got 0'),
     ({'lease_seconds': 0.0}, 'lease_seconds must be positive, got 0.0'),
-    ({'pipeline_depth': 1, 'program': sparse}, 'must be 0 with a worker'),
-    ({'recover': True}, 'give a trace_path'),
   ],
 )
 @pytest.mark.ray
 def test_arguments_are_checked(change, message, nodes):
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  options = {
-    'policy': policies.asynchronous(),
-    'num_workers': 1,
-    'num_batches': 4,
-    'model_state': stats,
-    'stats_momentum': 0.9,
-  }
   with pytest.raises(ValueError, match=message):
     runtime.run_on_ray(
-      loss_fn, params, batch_fn, rules.asgd(0.01), **(options | change)
+      loss_fn,
+      params,
+      batch_fn,
+      rules.asgd(0.01),
+      policy=policies.asynchronous(),
+      num_workers=1,
+      num_batches=4,
+      model_state=stats,
+      stats_momentum=0.9,
+      **change,
     )

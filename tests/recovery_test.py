@@ -319,6 +319,10 @@ def test_a_record_with_a_torn_tail(tmp_path):
   writer.write(run.rows)
   writer.close()
   assert trace.read_rows(path) == run.rows
+  assert trace.read_rows(path, 7) == run.rows[7:]
+  assert trace.read_rows(path, len(run.rows)) == []
+  with pytest.raises(trace.TraceError, match=f'holds {len(run.rows)} rows'):
+    trace.read_rows(path, len(run.rows) + 1)
   for lost in (1, size - 1, size, size + 1):
     with open(path, 'r+b') as file:
       file.truncate(len(run.rows) * size - lost)

@@ -44,6 +44,9 @@ SETTINGS = {  # with few programs to compile
   'threads': dataclasses.replace(
     ASGD, executor='fast', runtime='threads', devices=2
   ),
+  'shared batches': dataclasses.replace(
+    ASGD, executor='fast', runtime='threads', devices=2, devices_per_worker=2
+  ),
   'diverged': dataclasses.replace(ASGD, learning_rate=1e8, epochs=5.0),
   'abs': dataclasses.replace(
     GA, method='abs', clock='heterogeneous', deaths=((1, 3.5),)
@@ -57,6 +60,7 @@ REPLAYS = {
   'abs': ['abs'],
   'dana_slim': ['dana_slim'],
   'threads': ['threads'],
+  'shared batches': ['shared batches'],
   'diverged': ['diverged'],
   'fast by blocks': ['fast', '--fast'],
   'flipped': ['flipped'],
@@ -263,7 +267,7 @@ def verified(processes):
 
 
 @pytest.mark.parametrize(
-  'name', ['ga', 'abs', 'dana_slim', 'threads', 'diverged']
+  'name', ['ga', 'abs', 'dana_slim', 'threads', 'shared batches', 'diverged']
 )
 def test_a_run_is_computed_again_to_its_bits(folder, replayed, name):
   code, out, err = replayed[name]

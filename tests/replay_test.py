@@ -16,6 +16,7 @@ from tests import cases, cluster
 
 WORKERS = 4
 NEEDS_LOSS = ('adasync', 'abs')
+RULE = rules.gap_aware(0.05)  # one object: compiled once
 
 
 @functools.cache
@@ -93,7 +94,7 @@ def interleaved(name: str, seed: int = 0, **own):
     loss_fn,
     params,
     own.pop('batch_fn', batch_fn),
-    rules.gap_aware(0.05),
+    RULE,
     model_state=stats,
     stats_momentum=0.9,
     **{
@@ -118,9 +119,7 @@ def test_policies_that_need_losses_replay_to_the_same_bits(name, tmp_path):
   path = str(tmp_path / 'trace.npz')
   trace.save(path)
   *_, batch_fn = cases.tiny_problem()
-  job = job_of(True, program=programs.gradient)._replace(
-    rule_fn=fixed(rules.gap_aware(0.05))
-  )
+  job = job_of(True, program=programs.gradient)._replace(rule_fn=fixed(RULE))
   state, metrics, _ = exact.execute(job, ga_jax.Trace.load(path))
   assert cases.same_bits(state, result.state)
   assert cases.same_bits(metrics, result.metrics)

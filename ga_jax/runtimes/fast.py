@@ -270,15 +270,28 @@ def _start(job: job_lib.Job, plan: slots.Plan, num_workers: int) -> Carry:
   state = kernel.init(
     rule, job.params, job.model_state, accumulates=job.accumulates
   )
-  buffer = jax.tree.map(
-    lambda x: jnp.zeros((plan.rows, *x.shape), x.dtype).at[0].set(x),
-    kernel.snapshot(rule, state),
-  )
+  snapshot = functools.partial(kernel.snapshot, rule)
+  if rule.looks_ahead:
+    snapshot = functools.partial(
+      kernel.compiled(
+        job.rule_fn, job.stats_momentum, job.accumulates
+      ).snapshot,
+      job.hparams,
+    )
+  buffer = _buffer(snapshot(state), plan.rows)
   workers = jax.tree.map(
     lambda x: jnp.stack([x] * num_workers),
     job_lib.program_of(job).init(state.params),
   )
   return Carry(state, buffer, workers)
+
+
+@functools.partial(jax.jit, static_argnames='rows')
+def _buffer(sent, rows: int):
+  """Room for so many versions; the first is there."""
+  return jax.tree.map(
+    lambda x: jnp.zeros((rows, *x.shape), x.dtype).at[0].set(x), sent
+  )
 
 
 def _row(tree, index):

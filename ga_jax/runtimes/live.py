@@ -74,7 +74,8 @@ class Result(NamedTuple):
     state: the server's state.
     trace: what happened.
     metrics: host arrays with an entry per applied arrival.
-    refused: answers and tickets that were refused, by cause.
+    refused: answers and tickets that were refused, by cause; what a record does
+      not tell of an earlier process is `recovery.UNRECORDED`.
     workers: telemetry by worker.
     stopped: whether it was stopped before its end.
   """
@@ -323,17 +324,17 @@ class Live:
     saved = self._checkpoints and self._checkpoints.resume()
     rows, done = [], saved.host['rows'] if saved else 0
     if saved or self._recover:
-      rows = trace_lib.read_rows(self._trace_path)
-    if len(rows) < done:
-      raise recovery.RecoveryError(
-        f'{self._trace_path} holds {len(rows)} rows, but {saved.path} was '
-        f'saved after {done}: it is another record'
-      )
-    self._writer = trace_lib.TraceWriter(self._trace_path, len(rows))
+      try:
+        rows = trace_lib.read_rows(self._trace_path, done)
+      except trace_lib.TraceError as error:
+        raise recovery.RecoveryError(
+          f'{error}, after which {saved.path} was saved: it is another record'
+        ) from error
+    self._writer = trace_lib.TraceWriter(self._trace_path, done + len(rows))
     if saved:
       self._restore(saved.host, saved.load, observer)
-    if rows[done:]:
-      self._follow(rows[done:], observer)
+    if rows:
+      self._follow(rows, observer)
     for ticket in list(self._book.outstanding.values()):
       self._book.expire(ticket, self._now(), 'restart')
     for worker_id in sorted(self._book.workers.union(self._first_workers)):

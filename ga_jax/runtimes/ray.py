@@ -15,6 +15,7 @@ import tempfile
 import uuid
 import warnings
 from collections.abc import Callable
+from concurrent import futures
 from typing import Any, NamedTuple
 
 import jax
@@ -132,13 +133,14 @@ class Server:
     self._live = None
     self._stop_wanted = False
     self._news = []
+    # At once: an actor that was started again is told only seconds later to.
+    self._result = futures.ThreadPoolExecutor(1).submit(self._run)
 
   def run(self) -> live.Result:
-    """Runs to the end; the result's arrays are NumPy's.
+    """Waits for the end; the result's arrays are NumPy's."""
+    return self._result.result()
 
-    What is wrong with the setup is found here too: of an error in `__init__`
-    Ray shows no more than that the actor died.
-    """
+  def _run(self) -> live.Result:
     self._live = self._built()
     if self._stop_wanted:
       self._live.stop()
@@ -396,18 +398,18 @@ def run_on_ray(
     'program': program,
   }
   connect(address, num_workers * devices_per_worker)
-  if not options.get('trace_path'):  # a server that dies goes on from it
-    folder = tempfile.mkdtemp(prefix='ga_jax-')
-    options['trace_path'] = os.path.join(folder, 'trace.rows')
   make_fn = functools.partial(_made, given)
-  setup = Setup(make_fn, num_workers, num_batches, **options)
-  actors = start(
-    setup, accelerator=accelerator, devices_per_worker=devices_per_worker
-  )
-  try:
-    return ray.get(actors.server.run.remote())
-  finally:
-    actors.end()
+  with tempfile.TemporaryDirectory(prefix='ga_jax-') as folder:
+    # A server that dies goes on from its record, wanted or not.
+    options.setdefault('trace_path', os.path.join(folder, 'trace.rows'))
+    setup = Setup(make_fn, num_workers, num_batches, **options)
+    actors = start(
+      setup, accelerator=accelerator, devices_per_worker=devices_per_worker
+    )
+    try:
+      return ray.get(actors.server.run.remote())
+    finally:
+      actors.end()
 
 
 def _made(given) -> tuple[job_lib.Job, Policy]:

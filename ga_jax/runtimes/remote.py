@@ -34,6 +34,9 @@ READ_SECONDS = 60.0
 RETRY_SECONDS = 0.5  # between two tries to reach a worker
 STATE_SECONDS = 5.0  # for a state that a worker keeps; longer where it is lost
 STATES = 'states'  # concurrency group: answers while the worker computes
+# Ray keeps a channel's memory until both of its processes have ended: a worker
+# that is started again and again, or whose server is, goes on without.
+MOST_CHANNELS = 5
 _SLACK = 4096  # bytes of a channel for what is not numbers
 
 
@@ -80,12 +83,14 @@ class Facts(NamedTuple):
     pid: of its process.
     device: what it computes with.
     found: see `Station`'s `facts_fn`.
+    channels: how many it has made.
   """
 
   node_id: str
   pid: int
   device: str
   found: Any
+  channels: int
 
 
 class Layouts(NamedTuple):
@@ -141,6 +146,7 @@ class Station:
     self._states = {}  # ticket_id -> program state that its answer left
     self._connected = False
     self._orders = self._answers = None  # channels
+    self._channels_made = 0
     self._waited = time.perf_counter()
     self._facts_fn = facts_fn
     number = job_lib.program_of(job).num_batches
@@ -161,7 +167,7 @@ class Station:
     where = ray.get_runtime_context().get_node_id()
     device = self._placement.devices[0].device_kind
     found = self._facts_fn() if self._facts_fn else None
-    return Facts(where, os.getpid(), device, found)
+    return Facts(where, os.getpid(), device, found, self._channels_made)
 
   def connect(self, orders, server, node_id: str):
     """Reads orders from a channel from now on.
@@ -174,10 +180,11 @@ class Station:
     Returns:
       The channel of the answers, or None.
     """
-    self._connected, self._orders = True, orders
-    self._answers = orders and channel_to(
-      server, node_id, self._layouts.submission.nbytes
-    )
+    self._connected, self._orders, self._answers = True, orders, None
+    if orders is not None:
+      nbytes = self._layouts.submission.nbytes
+      self._answers = channel_to(server, node_id, nbytes)
+      self._channels_made += 1
     return self._answers
 
   def compute(self, note: Note, *sent) -> Reply:
@@ -344,6 +351,7 @@ class RemoteHand:
     self._check_fn = check_fn
     self._mailbox = queue.SimpleQueue()
     self._orders = self._answers = None  # channels
+    self._channels_made = 0
     self._dismissed = False
     self._thread = threading.Thread(
       target=self._run, name=f'hand-{worker_id}', daemon=True
@@ -388,9 +396,11 @@ class RemoteHand:
       self._check_fn(self.worker_id, facts)
     here = ray.get_runtime_context().get_node_id()
     self._orders = None
-    if facts.node_id == here and self._channels:
+    made = max(self._channels_made, facts.channels)
+    if facts.node_id == here and self._channels and made < MOST_CHANNELS:
       nbytes = self._layouts.sent.nbytes
       self._orders = channel_to(self.actor, here, nbytes)
+      self._channels_made += 1
     me = channel_utils.get_self_actor()
     self._answers = ray.get(self.actor.connect.remote(self._orders, me, here))
 
