@@ -139,6 +139,7 @@ def check(recorded: dict[str, Any], worker_id: int, facts: remote.Facts):
 def _followed(server, observe, control) -> live.Result:
   """Shows what the server observes until it has its result."""
   result, pid, seen, told = server.run.remote(), 0, 0, False
+  batches = 0  # that were shown
   while True:
     ended, _ = ray.wait([result], timeout=_POLL_SECONDS)
     if control.stopping and not told:
@@ -147,7 +148,9 @@ def _followed(server, observe, control) -> live.Result:
     now, fresh = ray.get(server.news.remote(pid, seen))
     pid, seen = now, len(fresh) + (seen if now == pid else 0)
     for progress in fresh:
-      observe(progress)
+      if progress.batches > batches:  # a server that died sees some again
+        observe(progress)
+        batches = progress.batches
     if ended:
       return ray.get(result)
 

@@ -289,6 +289,9 @@ def cluster(tmp_path_factory):
   finally:
     mine = sessions(temp_dir)
     stopped = bash('local_cluster.sh', '--stop', where, env=box)
+    deadline = time.monotonic() + 30  # where the machine is busy
+    while set(mine) & set(processes()) and time.monotonic() < deadline:
+      time.sleep(0.2)
     left = [line for pid, line in processes().items() if pid in mine]
     for pid in mine:  # should it have failed
       if pid in processes():

@@ -163,11 +163,22 @@ def check(job, result, **how):
   assert cases.same_bits(metrics, result.metrics)
 
 
+def server_pid() -> int:
+  """Of the only server on the cluster, whoever started it."""
+  (pid,) = (
+    actor['Pid']
+    for actor in ray._private.state.actors().values()
+    if (actor['ActorClassName'], actor['State']) == ('Server', 'ALIVE')
+  )
+  return pid
+
+
 def script(name: str, *flags) -> subprocess.CompletedProcess:
   """Runs a script of `experiments` to its end, with one device."""
   return subprocess.run(
     command(name, *flags),
     cwd=ROOT,
+    env={**os.environ, 'JAX_NUM_CPU_DEVICES': '1'},
     check=False,
     capture_output=True,
     text=True,

@@ -90,8 +90,8 @@ def relaxed():
     pytest.param(
       {'executor': 'exact', 'method': 'abs'}, 20, marks=pytest.mark.slow
     ),
-    ({'runtime': 'threads'}, 20),
-    ({'runtime': 'threads'}, None),  # its record is enough
+    ({'runtime': 'threads', 'devices': 2}, 20),
+    ({'runtime': 'threads', 'devices': 2}, None),  # its record is enough
   ],
 )
 def test_a_run_that_is_told_to_stop_goes_on(
