@@ -163,7 +163,7 @@ members() {
     read -r session boot <"$temp_dir/$1.session"
     if [ "$boot" = "$(</proc/sys/kernel/random/boot_id)" ]; then
       # shellcheck disable=SC2009 # pgrep shows no command that it did not match
-      ps -o pid=,args= --sid "$session" |
+      ps -ww -o pid=,args= --sid "$session" |
         grep -E -e "^ *[0-9]+ (ray::|.*$temp_dir/$1)" || true
     fi
   fi
