@@ -71,6 +71,7 @@ if ! running; then
   mkdir -p "$(dirname "$workdir")"
   shown=$(($(stat -c %s "$workdir.log" 2>/dev/null || echo 0) + 1))
   rm -f "$workdir.code"
+  touch "$workdir.log" # or tail might end before it has seen the file
   # shellcheck disable=SC2016 # the inner shell expands them
   setsid bash -c '"$@"; echo $? >"$0"' "$workdir.code" "${job[@]}" \
     </dev/null >>"$workdir.log" 2>&1 &
