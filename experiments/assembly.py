@@ -35,9 +35,8 @@ class ProgramSpec(NamedTuple):
     stage = compression.COMPRESSIONS[self.compression](**dict(self.stage))
 
     def program(loss_fn):
-      made = programs.PROGRAMS[self.program](
-        loss_fn, **dict(self.static), **numbers
-      )
+      known = {**programs.PROGRAMS, 'recurrent': programs.recurrent}
+      made = known[self.program](loss_fn, **dict(self.static), **numbers)
       if self.compression == 'none':
         return made
       return compression_base.compressed(made, stage)
@@ -88,6 +87,7 @@ def assembled(
   num_workers: int,
   learning_rate: float = 0.1,
   schedule: schedules.Schedule = schedules.CONSTANT,
+  scale_lr: bool = False,
 ) -> Assembled:
   """Builds every part, and checks that they fit.
 
@@ -97,6 +97,7 @@ def assembled(
     num_workers: N.
     learning_rate: the peak rate of the gradients.
     schedule: its course.
+    scale_lr: whether the rate is multiplied by the gradients of a round.
 
   Returns:
     The method.
@@ -127,6 +128,8 @@ def assembled(
     hparams,
     _checked(policies.POLICIES[method.policy], **found['policy']),
   )
+  if scale_lr:
+    hparams['rule']['learning_rate'] *= _round_size(made, num_workers, local)
   rule = _checked(made.rule)
   try:
     kernel.check_rule(rule, made.policy.accumulates, num_workers)
@@ -134,6 +137,37 @@ def assembled(
     raise parts.ParameterError('policy', str(error)) from error
   _checked(made.program, _no_loss)
   return made
+
+
+def remembering(made: Assembled, memory, streams: int) -> Assembled:
+  """A method for a model with a memory.
+
+  Args:
+    made: whose worker program is `gradient`.
+    memory: see `programs.recurrent`.
+    streams: likewise.
+
+  Returns:
+    The method with `recurrent` in the place of `gradient`.
+  """
+  spec = made.program_fn._replace(
+    program='recurrent', static=(('memory', memory), ('streams', streams))
+  )
+  return made._replace(program_fn=spec)
+
+
+def _round_size(made: Assembled, num_workers: int, local: bool) -> int:
+  """What linear scaling multiplies by: the gradients of a round."""
+  size = made.policy.round_size
+  if local:
+    raise parts.ParameterError(
+      'scale_lr', 'the worker program takes steps of its own: must be off'
+    )
+  if size is None:
+    raise parts.ParameterError(
+      'scale_lr', "this policy's rounds change in size: must be off"
+    )
+  return size or num_workers
 
 
 def _no_loss(params, model_state, batch, key):

@@ -33,13 +33,32 @@ def define_run_flags(without: tuple[str, ...] = ()):
   d = _DEFAULTS
   flags.DEFINE_string('dataset', d.dataset, _names(data.DATASETS))
   flags.DEFINE_string(
-    'data_path', d.data_path, 'folder of --dataset=idx, file of --dataset=npz'
+    'data_path',
+    d.data_path,
+    'folder of --dataset=idx, file of --dataset=npz, data_dir of those that '
+    'experiments.prepare prepares (default ~/tensorflow_datasets)',
   )
   flags.DEFINE_integer(
     'holdout', d.holdout, 'training examples held out for validation'
   )
   flags.DEFINE_bool('augment', d.augment, 'random crop and horizontal flip')
   flags.DEFINE_string('model', d.model, _names(models.MODELS))
+  flags.DEFINE_string(
+    'compute_dtype',
+    d.compute_dtype,
+    f'{_names(models.COMPUTE_DTYPES)}: of activations; parameters are float32',
+  )
+  flags.DEFINE_bool(
+    'remat', d.remat, "compute a block's activations again for its gradient"
+  )
+  flags.DEFINE_integer(
+    'segment_length', d.segment_length, "tokens per row (0: the model's own)"
+  )
+  flags.DEFINE_integer(
+    'memory_length',
+    d.memory_length,
+    'tokens before these that a model remembers (-1: as many; 0: none)',
+  )
   for part, table in parts.TABLES.items():
     flags.DEFINE_string(
       part, getattr(d, part), f"instead of the method's: {_names(table)}"
@@ -63,7 +82,15 @@ def define_run_flags(without: tuple[str, ...] = ()):
     'bandwidth', d.bandwidth, 'bytes per mean batch time (simulated)'
   )
   flags.DEFINE_float('epochs', d.epochs, 'of all workers together')
+  flags.DEFINE_float(
+    'evaluate_every', d.evaluate_every, 'epochs between two evaluations'
+  )
   flags.DEFINE_integer('batch_size', d.batch_size, 'examples per gradient')
+  flags.DEFINE_bool(
+    'scale_lr',
+    d.scale_lr,
+    'multiply the learning rate by the gradients of a round (linear scaling)',
+  )
   flags.DEFINE_string('schedule', d.schedule, _names(settings_lib.SCHEDULES))
   flags.DEFINE_list('boundaries', [], 'epochs where --schedule=step decays')
   flags.DEFINE_float(
@@ -268,6 +295,9 @@ def launch(main: Callable[[], None], prepare: Callable[[], object]):
       main(prepared)
     except BrokenPipeError:  # | head
       os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except data.DataError as error:  # an example that cannot be read
+      print(f'error: {error}', file=sys.stderr)
+      sys.exit(1)
     except KeyboardInterrupt:
       print('interrupted: what was finished is kept', file=sys.stderr)
       sys.exit(130)

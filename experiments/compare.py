@@ -20,15 +20,15 @@ import sys
 
 from absl import flags
 
+from experiments import cells as cells_lib
 from experiments import (
   cli,
   environment,
-  grid,
   methods,
   progress,
   protocols,
   tables,
-  task,
+  tasks,
 )
 from experiments import settings as settings_lib
 from ga_jax import plots
@@ -74,14 +74,20 @@ def prepare() -> tuple[protocols.Plan, str]:
     )
 
   momenta = momenta or (_MOMENTUM.value,)
-  settings = {
-    (name, n, m): one(name, n, m)
+  lines = {
+    name if len(momenta) == 1 else f'{name}, momentum {m:g}': (name, m)
     for m in momenta
     for name in _METHODS.value
+  }
+  settings = {
+    (line, n): one(name, n, m)
+    for line, (name, m) in lines.items()
     for n in workers
   }
-  baselines = {m: one(_BASELINE.value, 1, m) for m in momenta} if rates else {}
-  task.source_of(next(iter(settings.values())))
+  baselines = {
+    line: one(_BASELINE.value, 1, m) for line, (_, m) in lines.items() if rates
+  }
+  tasks.source_of(next(iter(settings.values())))
   plan = protocols.Plan(
     settings, workers, rates, baselines, tuple(range(_SEEDS.value))
   )
@@ -117,11 +123,8 @@ def main(prepared):
   plan, workdir = prepared
   total = None if plan.rates else len(plan.settings) * len(plan.seeds)
   with progress.grid_progress(total) as advance:
-    cells = grid.Cells(os.path.join(workdir, 'cells'), advance)
-    if plan.rates:
-      outcomes = protocols.sweep(plan, cells)
-    else:
-      outcomes = [protocols.fixed(plan, cells)]
+    cells = cells_lib.Cells(os.path.join(workdir, 'metrics.jsonl'), advance)
+    outcomes = protocols.outcomes(plan, cells)
   text = '\n'.join(
     line
     for outcome in outcomes
@@ -134,19 +137,20 @@ def main(prepared):
 def _section(plan, outcome) -> list[str]:
   s = plan.example()
   updates, seconds = tables.totals(outcome.results)
+  caption = tasks.task_of(s).metric.label.capitalize()
   return [
-    f'Test error in %, mean ± standard deviation over {len(plan.seeds)} '
+    f'{caption}, mean ± standard deviation over {len(plan.seeds)} '
     f'seed{"s" if len(plan.seeds) > 1 else ""}: {s.model} on '
     f'{s.data_name()}, {s.epochs:g} epochs in all, batch {s.batch_size}, '
     f'{s.clock} clock.',
     '',
-    tables.error_table(outcome.results, plan.workers),
+    tables.error_table(outcome.results, plan.columns),
     '',
     protocols.EXPLAINED[outcome.name].format(
       rate=s.learning_rate, baseline=_BASELINE.value
     ),
     *([_NOTE.value] if _NOTE.value else []),
-    *(['', tables.rate_table(outcome, plan.workers)] if plan.rates else []),
+    *(['', tables.rate_table(outcome, plan.columns)] if plan.rates else []),
     '',
     f'{updates:,} updates in {seconds:.0f} s on '
     f'{environment.versions()["device"]}; command: '
@@ -166,7 +170,7 @@ def _draw(plan, outcome, workdir) -> str:
     },
     title=f'{s.model} on {s.data_name()}, {s.clock} clock, learning rate: '
     + (f'{s.learning_rate:g}' if outcome.name == 'fixed' else outcome.name),
-    label='test error, %',
+    label=tasks.task_of(s).metric.label,
   )
   return f'Picture: {picture}'
 

@@ -1,109 +1,52 @@
-"""A grid of runs: cells, their results on disk, and the two protocols."""
+"""The learning rate that is best for a setting."""
 
 import dataclasses
-import hashlib
-import json
 import math
-import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import environment, run
 from experiments import settings as settings_lib
-from ga_jax import metrics
+from experiments import tasks
+from experiments.cells import Cells
 
 MAX_EXTENSIONS = 6  # steps by which a grid of rates grows at each edge
 
 
-def momentum_of(settings: settings_lib.Settings) -> float | None:
-  """The momentum given explicitly, None for the rule's own."""
-  return dict(settings.parameters).get('momentum')
-
-
-def with_values(
-  settings: settings_lib.Settings,
-  learning_rate: float,
-  momentum: float | None,
+def with_rate(
+  settings: settings_lib.Settings, learning_rate: float
 ) -> settings_lib.Settings:
-  """The same run with another learning rate and momentum."""
-  params = dict(settings.parameters)
-  if momentum is not None:
-    params['momentum'] = momentum
-  return dataclasses.replace(
-    settings,
-    learning_rate=learning_rate,
-    parameters=tuple(sorted(params.items())),
-  )
-
-
-class Cells:
-  """Runs settings and remembers their summaries in a folder."""
-
-  def __init__(self, folder: str, advance: Callable[[str], None]):
-    os.makedirs(folder, exist_ok=True)
-    self._folder = folder
-    self._advance = advance
-    self.computed = 0
-
-  def summary(self, settings: settings_lib.Settings) -> dict[str, Any]:
-    """The summary of a run: from disk where it is finished, else by running.
-
-    Args:
-      settings: checked settings.
-
-    Returns:
-      The summary, as `run.train` makes it.
-    """
-    path = os.path.join(self._folder, cell_name(settings) + '.json')
-    summary = self._read(path)
-    if summary is None:
-      summary = run.train(settings, evaluate_epochs=False).summary
-      metrics.write_json(path, summary)
-      self.computed += 1
-    self._advance(os.path.basename(path)[:-5])
-    return summary
-
-  def _read(self, path):
-    try:
-      with open(path) as file:
-        return json.load(file)
-    except (FileNotFoundError, ValueError):  # not there, or damaged: not JSON
-      return None
-
-
-def cell_name(settings: settings_lib.Settings) -> str:
-  """A file name that differs wherever settings or versions differ."""
-  text = json.dumps(
-    [metrics.to_json(dataclasses.asdict(settings)), environment.versions()],
-    sort_keys=True,
-  )
-  digest = hashlib.sha256(text.encode()).hexdigest()[:10]
-  s = settings
-  momentum = momentum_of(s)
-  tail = '' if momentum is None else f'-m{momentum:g}'
-  return (
-    f'{s.method}-N{s.workers}-lr{s.learning_rate:g}{tail}-seed{s.seed}-{digest}'
-  )
+  """The same run with another learning rate."""
+  return dataclasses.replace(settings, learning_rate=learning_rate)
 
 
 def over_seeds(
-  cells: Cells, settings: settings_lib.Settings, seeds: Iterable[int]
+  cells: Cells,
+  settings: settings_lib.Settings,
+  seeds: Iterable[int],
+  **how,
 ) -> list[dict[str, Any]]:
-  """The summaries of one setting over seeds."""
+  """The summaries of one setting over seeds; see `Cells.summary`."""
   return [
-    cells.summary(dataclasses.replace(settings, seed=seed)) for seed in seeds
+    cells.summary(dataclasses.replace(settings, seed=seed), **how)
+    for seed in seeds
   ]
 
 
 def validation_score(summaries: list[dict[str, Any]]) -> float:
-  """Mean validation error; a diverged run counts as an error of 1."""
+  """Mean of the metric on the validation split; its worst where diverged."""
+  metric = tasks.metric_of(summaries)
+  name = f'validation_{metric.name}'
   return float(
-    np.mean(
-      [1.0 if s['diverged'] else s['validation_error'] for s in summaries]
-    )
+    np.mean([metric.worst if s['diverged'] else s[name] for s in summaries])
   )
+
+
+def half_decades(near: float) -> tuple[float, ...]:
+  """Three rates of the half-decade grid: one on each side of a rate."""
+  middle = round(2 * math.log10(near))
+  return tuple(10 ** (k / 2) for k in (middle - 1, middle, middle + 1))
 
 
 def ratios(rates: tuple[float, ...]) -> tuple[float, float]:
@@ -118,7 +61,7 @@ class Search(NamedTuple):
 
   Attributes:
     settings: the settings at the optimum.
-    scores: {rate: mean validation error}.
+    scores: {rate: mean of the metric on the validation split}.
     bracketed: whether a rate on each side of the optimum was tried.
   """
 
@@ -152,8 +95,8 @@ def best_rate(
 
   def score(rate):
     rate = float(f'{rate:.3g}')
-    run_settings = with_values(settings, rate, momentum_of(settings))
-    scores[rate] = validation_score(over_seeds(cells, run_settings, seeds))
+    at = with_rate(settings, rate)
+    scores[rate] = validation_score(over_seeds(cells, at, seeds))
 
   for rate in rates:
     score(rate)
@@ -167,5 +110,4 @@ def best_rate(
       above += 1
       score(rates[-1] * up**above)
     else:
-      found = with_values(settings, best, momentum_of(settings))
-      return Search(found, scores, not at_edge)
+      return Search(with_rate(settings, best), scores, not at_edge)

@@ -5,6 +5,8 @@ import contextlib
 from rich import console as rich_console
 from rich import progress as rich_progress
 
+from experiments import tasks
+
 
 class TrainingProgress:
   """Shows one run; give its `update` to `run.train`."""
@@ -53,15 +55,22 @@ class TrainingProgress:
 def describe(row) -> str:
   """One epoch's metrics in one line."""
   parts = [f'epoch {row["epoch"]:.1f}', f'loss {row["train_loss"]:.4f}']
-  if row.get('test_error') is not None:
-    parts.append(f'test error {100 * row["test_error"]:.2f} %')
-  if row.get('validation_error') is not None:
-    parts.append(f'validation error {100 * row["validation_error"]:.2f} %')
+  parts += judged(row)
   parts.append(f'staleness {row["mean_staleness"]:.1f}')
   parts.append(f'gap {row["mean_gap"]:.2e}')
   if row.get('batches_per_second'):
     parts.append(f'{row["batches_per_second"]:,.0f} batches/s')
   return '  '.join(parts)
+
+
+def judged(row) -> list[str]:
+  """What a row or a summary says of the task's metric, as text."""
+  return [
+    f'{split} {name} {metric.text(row[f"{split}_{name}"])}'
+    for name, metric in tasks.METRICS.items()
+    for split in ('test', 'validation')
+    if row.get(f'{split}_{name}') is not None
+  ]
 
 
 @contextlib.contextmanager

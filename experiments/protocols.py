@@ -1,7 +1,9 @@
 """How learning rates are chosen when methods are compared."""
 
+from collections.abc import Hashable
 from typing import Any, NamedTuple
 
+from experiments import cells as cells_lib
 from experiments import grid
 from experiments import settings as settings_lib
 
@@ -17,36 +19,48 @@ EXPLAINED = {
   ),
 }
 
-Results = dict[str, dict[int, list[dict[str, Any]]]]  # method, N -> summaries
+Line = str  # a row of a table: a method, with its momentum where several are
+Column = Hashable  # the number of workers, in most tables
+Results = dict[Line, dict[Column, list[dict[str, Any]]]]  # -> summaries
 
 
 class Plan(NamedTuple):
   """A checked grid.
 
   Attributes:
-    settings: {(method, workers, momentum): settings}, momentum None for the
-      rule's own.
-    workers: numbers of workers.
+    settings: {(line, column): settings}.
+    columns: of the tables, in order.
     rates: learning rates to sweep, () for none.
-    baselines: {momentum: settings of the single worker that sets the rate}.
-    seeds: the seeds.
+    baselines: {line: settings of the single worker that sets the unchanged
+      rate}.
+    seeds: that are reported.
+    search_seeds: that rates are chosen by.
+    follows: whether the search of a column begins around the best rate of the
+      column before, on the half-decade grid, instead of at `rates`.
+    curves: whether the reported runs keep the metrics of every epoch.
   """
 
-  settings: dict[tuple[str, int, float | None], settings_lib.Settings]
-  workers: tuple[int, ...]
+  settings: dict[tuple[Line, Column], settings_lib.Settings]
+  columns: tuple[Column, ...]
   rates: tuple[float, ...]
-  baselines: dict[float | None, settings_lib.Settings]
+  baselines: dict[Line, settings_lib.Settings]
   seeds: tuple[int, ...]
+  search_seeds: tuple[int, ...] = ()
+  follows: bool = False
+  curves: bool = False
 
   def example(self) -> settings_lib.Settings:
     """Settings of one cell, for what all of them share."""
     return next(iter(self.settings.values()))
 
-  def label(self, name: str, momentum: float | None) -> str:
-    """A method's name, with the momentum where several are compared."""
-    if len({m for _, _, m in self.settings}) == 1:
-      return name
-    return f'{name}, momentum {momentum:g}'
+  def lines(self) -> tuple[Line, ...]:
+    """The lines in order."""
+    return tuple(dict.fromkeys(line for line, _ in self.settings))
+
+  def only(self, line: Line) -> 'Plan':
+    """The plan of one line."""
+    kept = {key: s for key, s in self.settings.items() if key[0] == line}
+    return self._replace(settings=kept)
 
 
 class Outcome(NamedTuple):
@@ -54,45 +68,70 @@ class Outcome(NamedTuple):
 
   Attributes:
     name: a key of `EXPLAINED`.
-    results: summaries by method and number of workers.
-    unbracketed: the (method, workers) whose rate is at an edge of its grid.
+    results: summaries by line and column.
+    unbracketed: the (line, column) whose rate is at an edge of its grid.
+    scores: {(line, column): {rate: validation metric}}, where rates were swept.
   """
 
   name: str
   results: Results
-  unbracketed: frozenset[tuple[str, int]] = frozenset()
+  unbracketed: frozenset[tuple[Line, Column]] = frozenset()
+  scores: dict[tuple[Line, Column], dict[float, float]] = {}  # noqa: RUF012
 
 
-def fixed(plan: Plan, cells: grid.Cells) -> Outcome:
-  """Every method and N at the learning rate that was given."""
+def fixed(plan: Plan, cells: cells_lib.Cells) -> Outcome:
+  """Every line and column at the learning rate that was given."""
   results = {}
-  for (name, n, momentum), settings in plan.settings.items():
-    line = results.setdefault(plan.label(name, momentum), {})
-    line[n] = grid.over_seeds(cells, settings, plan.seeds)
+  for (line, column), settings in plan.settings.items():
+    results.setdefault(line, {})[column] = _reported(plan, cells, settings)
   return Outcome('fixed', results)
 
 
-def sweep(plan: Plan, cells: grid.Cells) -> list[Outcome]:
-  """Both protocols: the single worker's best rate, and each method's own."""
-  baselines = {
-    momentum: grid.best_rate(cells, settings, plan.rates, plan.seeds)
-    for momentum, settings in plan.baselines.items()
-  }
-  chosen = {'unchanged': {}, 'best': {}}
-  unbracketed = {'unchanged': set(), 'best': set()}
-  for (name, n, momentum), settings in plan.settings.items():
-    label = plan.label(name, momentum)
-    searches = {
-      'unchanged': baselines[momentum],
-      'best': grid.best_rate(cells, settings, plan.rates, plan.seeds),
-    }
-    for protocol, search in searches.items():
-      at = grid.with_values(settings, search.settings.learning_rate, momentum)
-      line = chosen[protocol].setdefault(label, {})
-      line[n] = grid.over_seeds(cells, at, plan.seeds)
-      if not search.bracketed:
-        unbracketed[protocol].add((label, n))
+def sweep(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
+  """Both protocols: the single worker's best rate, and each cell's own."""
+  found = {'unchanged': {}, 'best': {}}
+  for line in plan.lines():
+    rates = plan.rates
+    for (name, column), settings in plan.settings.items():
+      if name != line:
+        continue
+      search = best_rate(plan, cells, settings, rates)
+      found['best'][line, column] = search
+      found['unchanged'][line, column] = best_rate(
+        plan, cells, plan.baselines[line]
+      )
+      if plan.follows:
+        rates = grid.half_decades(search.settings.learning_rate)
   return [
-    Outcome(name, results, frozenset(unbracketed[name]))
-    for name, results in chosen.items()
+    _outcome(plan, cells, name, searches) for name, searches in found.items()
   ]
+
+
+def outcomes(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
+  """What a plan gives: both protocols where it sweeps rates, else one."""
+  return sweep(plan, cells) if plan.rates else [fixed(plan, cells)]
+
+
+def best_rate(plan, cells, settings, rates=()) -> grid.Search:
+  """The best rate of a cell, by the plan's seeds for searches."""
+  seeds = plan.search_seeds or plan.seeds
+  return grid.best_rate(cells, settings, rates or plan.rates, seeds)
+
+
+def _outcome(plan, cells, name, searches) -> Outcome:
+  results = {}
+  for (line, column), search in searches.items():
+    rate = search.settings.learning_rate
+    at = grid.with_rate(plan.settings[line, column], rate)
+    results.setdefault(line, {})[column] = _reported(plan, cells, at)
+  return Outcome(
+    name,
+    results,
+    frozenset(key for key, s in searches.items() if not s.bracketed),
+    {key: search.scores for key, search in searches.items()},
+  )
+
+
+def _reported(plan, cells, settings):
+  how = {'curve': True} if plan.curves else {}
+  return grid.over_seeds(cells, settings, plan.seeds, **how)

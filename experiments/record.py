@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 import ga_jax
-from experiments import environment, run, task
+from experiments import environment, run, tasks
 from experiments import settings as settings_lib
 from ga_jax import checkpoint, metrics
 
@@ -77,7 +77,7 @@ def load(workdir: str) -> Callable[[Any], np.ndarray]:
     SettingError: there is no finished run.
   """
   settings = load_settings(workdir)
-  the_task = task.task_of(settings)
+  the_task = tasks.task_of(settings)
   params, model_state = load_params(workdir, settings)
 
   def predict(inputs):

@@ -31,9 +31,10 @@ from experiments import (
   devices,
   environment,
   parts,
+  progress,
   record,
   run,
-  task,
+  tasks,
   watch,
   what_if,
 )
@@ -237,7 +238,7 @@ def stop_early(prepared: Prepared, update: int):
     ],
   }
   if run.finite(state):
-    summary |= watch.evaluate(task.task_of(settings), state)
+    summary |= watch.evaluate(tasks.task_of(settings), state)
   metrics.write_json(os.path.join(folder, 'summary.json'), summary)
   print(
     f'update {update}, {summary["batches"]} batches: '
@@ -279,7 +280,7 @@ def computed(
     job,
     trace,
     observe=observe if num_batches < applied else None,
-    align=max(1, task.batches_per_epoch(settings) // per_ticket),
+    align=max(1, run.batches_per_row(settings) // per_ticket),
     **where,
   )
   return state, seen
@@ -303,8 +304,8 @@ def _made_by(settings) -> str:
 def _error(settings, state) -> str:
   if not run.finite(state):
     return 'DIVERGED'
-  errors = watch.evaluate(task.task_of(settings), state)
-  return f'test error {100 * errors["test_error"]:.2f} %'
+  row = watch.evaluate(tasks.task_of(settings), state)
+  return progress.judged(row)[0]
 
 
 def _size(tree) -> int:

@@ -1,17 +1,15 @@
 """Runs one setting, simulated or on real devices, and sums it up."""
 
-import functools
 import os
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 import ga_jax
-from experiments import assembly, environment, schedules, task, watch
+from experiments import assembly, environment, schedules, tasks, watch
 from experiments import control as control_lib
 from experiments import settings as settings_lib
 from ga_jax import checkpoint, clocks
@@ -85,6 +83,7 @@ def assembled(
     settings.workers,
     settings.learning_rate,
     schedule,
+    settings.scale_lr,
   )
   return method._replace(hparams=jax.tree.map(np.float32, method.hparams))
 
@@ -112,7 +111,7 @@ def train(
   """
   control, keeping = control or control_lib.Control(), keeping or Keeping()
   started = time.perf_counter()
-  the_task = task.task_of(settings)
+  the_task = tasks.task_of(settings)
   total = total_batches(settings)
   method = method_of(settings)
   work = arguments(settings, method)
@@ -157,8 +156,9 @@ def train(
 def following(settings, observe, evaluate_epochs, control) -> watch.Watch:
   """What follows a run while it goes on; see `train` for the arguments."""
   return watch.Watch(
-    task.task_of(settings),
-    task.batches_per_epoch(settings),
+    tasks.task_of(settings),
+    tasks.batches_per_epoch(settings),
+    batches_per_row(settings),
     total_batches(settings),
     observe,
     evaluate_epochs,
@@ -175,7 +175,7 @@ def _simulated(settings, work, total, messages, follow, keeping):
     num_workers=settings.workers,
     num_batches=total,
     executor=settings.executor,
-    align=task.batches_per_epoch(settings),
+    align=batches_per_row(settings),
     observe=follow,
     checkpoints=keeping.checkpoints(),
   )
@@ -220,32 +220,42 @@ class Slower(NamedTuple):
 
 def observed_every(settings: settings_lib.Settings) -> int:
   """Arrivals between two observations of a live run."""
-  return fast.block_length(False, task.batches_per_epoch(settings))
+  return fast.block_length(False, batches_per_row(settings))
+
+
+def batches_per_row(settings: settings_lib.Settings) -> int:
+  """Batches between two evaluations."""
+  per_epoch = tasks.batches_per_epoch(settings)
+  return max(1, round(settings.evaluate_every * per_epoch))
 
 
 def total_batches(settings: settings_lib.Settings) -> int:
   """The batches of a run."""
-  per_epoch = task.batches_per_epoch(settings)
+  per_epoch = tasks.batches_per_epoch(settings)
   return max(1, round(settings.epochs * per_epoch))
 
 
 def method_of(settings: settings_lib.Settings) -> assembly.Assembled:
   """The parts of a run."""
-  return assembled(
-    settings, total_batches(settings), task.batches_per_epoch(settings)
+  made = assembled(
+    settings, total_batches(settings), tasks.batches_per_epoch(settings)
   )
+  memory = tasks.task_of(settings).memory
+  if memory is None:
+    return made
+  return assembly.remembering(made, memory(settings), settings.workers)
 
 
 def arguments(
   settings: settings_lib.Settings, method: assembly.Assembled
 ) -> dict[str, Any]:
   """What a run computes, as every runtime and `job.build` take it."""
-  the_task = task.task_of(settings)
+  the_task = tasks.task_of(settings)
   params, model_state = initial(settings)
   return {
     'loss_fn': the_task.loss_fn,
     'params': params,
-    'batches': task.source_of(settings),
+    'batches': tasks.source_of(settings),
     'rule': method.rule_fn,
     'policy': method.policy,
     'model_state': model_state,
@@ -299,14 +309,7 @@ def clock_of(
 
 def initial(settings: settings_lib.Settings):
   """The parameters and model statistics that a run begins with."""
-  the_task = task.task_of(settings)
-  inputs = jnp.zeros((1, *the_task.dataset.train.inputs.shape[1:]))
-  return _compiled_init(the_task.model)(jax.random.key(settings.seed), inputs)
-
-
-@functools.lru_cache(maxsize=8)
-def _compiled_init(model):
-  return jax.jit(model.init)
+  return tasks.task_of(settings).init(jax.random.key(settings.seed))
 
 
 def finite(state) -> bool:
@@ -319,14 +322,15 @@ def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
   seen = {k: v[np.isfinite(v)] for k, v in result.metrics.items()}
   losses = result.metrics['loss']
   diverged = not (np.isfinite(losses).all() and finite(result.state))
-  errors = {'test_error': None, 'validation_error': None}
+  name = the_task.metric.name
+  judged = {f'test_{name}': None, f'validation_{name}': None}
   if not diverged:
-    errors = watch.evaluate(the_task, result.state)
+    judged = watch.evaluate(the_task, result.state)
   batches = int(result.metrics['num_batches'].sum())
-  per_epoch = task.batches_per_epoch(settings)
+  per_epoch = tasks.batches_per_epoch(settings)
   last_epoch = max(1, per_epoch * result.executed // batches)  # in arrivals
   return {
-    **errors,
+    **judged,
     'train_loss': None if diverged else _mean(seen['loss'][-last_epoch:]),
     'updates': int(result.state.version),
     'batches': batches,
@@ -339,6 +343,8 @@ def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
     'staleness_histogram': np.bincount(arrivals['staleness']).tolist(),
     'gap_histogram': gap_histogram(seen['gap']),
     'wasted_work': result.trace.wasted(),
+    'messages': result.trace.number_of(Kind.ISSUE)
+    + result.trace.number_of(Kind.ARRIVE),
     'bytes_pulled': messages.pull * result.trace.number_of(Kind.ISSUE),
     'bytes_pushed': messages.push * result.trace.number_of(Kind.ARRIVE),
     'diverged': diverged,

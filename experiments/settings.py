@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import inspect
 import math
 import os
 
@@ -13,6 +14,7 @@ EXECUTORS = ('fast', 'exact')
 RUNTIMES = ('simulate', 'threads', 'ray')
 ACCELERATORS = ('auto', 'cpu', 'gpu', 'tpu')
 CLOCKS = (*clocks.CLOCKS, 'recorded')
+MODEL_OPTIONS = ('compute_dtype', 'remat', 'segment_length', 'memory_length')
 
 
 class SettingError(ValueError):
@@ -31,6 +33,10 @@ class Settings:
   holdout: int = 0
   augment: bool = False
   model: str = 'mlp_bn'
+  compute_dtype: str = 'float32'
+  remat: bool = False
+  segment_length: int = 0
+  memory_length: int = -1
   method: str = 'ga'
   rule: str = ''
   policy: str = ''
@@ -45,8 +51,10 @@ class Settings:
   latency: float = 0.0
   bandwidth: float = math.inf
   epochs: float = 20.0
+  evaluate_every: float = 1.0
   batch_size: int = 32
   learning_rate: float = 0.1
+  scale_lr: bool = False
   schedule: str = 'constant'
   boundaries: tuple[float, ...] = ()
   decay_factor: float = 0.1
@@ -85,6 +93,14 @@ class Settings:
     fixed = tuple(pair for pair in named.fixed if pair[0] not in replaced)
     return named._replace(fixed=fixed, **own)
 
+  def model_options(self) -> dict[str, object]:
+    """What the model is made with beside its classes: what is no default."""
+    return {
+      name: getattr(self, name)
+      for name in MODEL_OPTIONS
+      if getattr(self, name) != type(self).__dataclass_fields__[name].default
+    }
+
   def arguments(self) -> dict[str, dict[str, object]]:
     """What every part is built with beside its learning rate."""
     return parts.arguments(self.parts(), dict(self.parameters), self.workers)
@@ -100,6 +116,7 @@ def check(settings: Settings) -> Settings:
     SettingError: naming the flag, what it got and what it takes.
   """
   _check_names(settings)
+  _check_model(settings)
   _check_numbers(settings)
   _check_parts(settings)
   _check_faults(settings)
@@ -111,6 +128,7 @@ def _check_names(s: Settings):
   for flag, table in (
     ('dataset', data.DATASETS),
     ('model', models.MODELS),
+    ('compute_dtype', models.COMPUTE_DTYPES),
     ('method', methods.METHODS),
     ('clock', CLOCKS),
     ('schedule', SCHEDULES),
@@ -134,11 +152,24 @@ def _check_names(s: Settings):
     )
 
 
+def _check_model(s: Settings):
+  for option, value in s.model_options().items():
+    takers = [
+      name
+      for name, factory in models.MODELS.items()
+      if option in inspect.signature(factory).parameters
+    ]
+    if s.model not in takers:
+      raise SettingError(
+        option, value, f'taken by {", ".join(takers)}, not by --model={s.model}'
+      )
+
+
 def _check_numbers(s: Settings):
   for flag, low in (('workers', 1), ('batch_size', 1), ('holdout', 0)):
     _require(flag, getattr(s, flag), getattr(s, flag) >= low, f'at least {low}')
   _require('seed', s.seed, 0 <= s.seed < 2**31, 'from 0 to 2147483647')
-  for flag in ('learning_rate', 'epochs', 'decay_factor'):
+  for flag in ('learning_rate', 'epochs', 'evaluate_every', 'decay_factor'):
     accepted = 'from 1e-30 to 1e30'
     _finite(flag, getattr(s, flag), accepted, lambda v: 1e-30 <= v <= 1e30)
   _finite('epochs', s.epochs, 'at most 1e6', lambda v: v <= 1e6)
@@ -168,7 +199,9 @@ def _check_numbers(s: Settings):
 def _check_parts(s: Settings):
   given = dict(s.parameters)
   try:
-    assembly.assembled(s.parts(), given, s.workers, s.learning_rate)
+    assembly.assembled(
+      s.parts(), given, s.workers, s.learning_rate, scale_lr=s.scale_lr
+    )
   except parts.ParameterError as error:
     named = error.name in parts.PARAMETERS or hasattr(s, error.name)
     flag = error.name if named else 'method'

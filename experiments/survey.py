@@ -20,15 +20,15 @@ from typing import Any
 import numpy as np
 from absl import flags
 
+from experiments import cells as cells_lib
 from experiments import (
   cli,
   environment,
-  grid,
   methods,
   progress,
   protocols,
   tables,
-  task,
+  tasks,
 )
 from experiments import settings as settings_lib
 
@@ -98,15 +98,15 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
   names = list(dict.fromkeys([*_METHODS.value, SYNCHRONOUS]))
   plans = {
     clock: protocols.Plan(
-      {(name, n, None): one(name, n, clock) for name in names},
+      {(name, n): one(name, n, clock) for name in names},
       (n,),
       rates,
-      {None: one(_BASELINE.value, 1, clock)},
+      dict.fromkeys(names, one(_BASELINE.value, 1, clock)),
       tuple(range(_SEEDS.value)),
     )
     for clock in _CLOCKS.value
   }
-  task.source_of(next(iter(plans.values())).example())
+  tasks.source_of(next(iter(plans.values())).example())
   return plans, cli.writable_folder('workdir', _WORKDIR.value)
 
 
@@ -114,7 +114,7 @@ def main(prepared):
   plans, workdir = prepared
   found = {}
   with progress.grid_progress(None) as advance:
-    cells = grid.Cells(os.path.join(workdir, 'cells'), advance)
+    cells = cells_lib.Cells(os.path.join(workdir, 'metrics.jsonl'), advance)
     for clock, plan in plans.items():
       found[clock] = protocols.sweep(plan, cells)
   results = {

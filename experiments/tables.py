@@ -5,13 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from experiments import environment
+from experiments import environment, tasks
 from ga_jax import metrics
 
 
 def errors(summaries: list[dict[str, Any]]) -> list[float | None]:
-  """Test errors in %, None for a run that diverged."""
-  return [None if s['diverged'] else 100 * s['test_error'] for s in summaries]
+  """The metric on the test split as it is shown, None where diverged."""
+  metric = tasks.metric_of(summaries)
+  name = f'test_{metric.name}'
+  return [None if s['diverged'] else metric.scale * s[name] for s in summaries]
 
 
 def cell_text(summaries: list[dict[str, Any]]) -> str:
@@ -26,6 +28,21 @@ def cell_text(summaries: list[dict[str, Any]]) -> str:
   if diverged:
     text += f' ({diverged} of {len(summaries)} diverged)'
   return text
+
+
+def difference(ours: list[dict[str, Any]], theirs) -> str:
+  """'mean (standard errors)' of paired differences; '' where it says nothing.
+
+  Args:
+    ours: summaries by seed.
+    theirs: of the same seeds.
+  """
+  pairs = zip(errors(ours), errors(theirs), strict=True)
+  apart = [a - b for a, b in pairs if a is not None and b is not None]
+  if len(apart) < max(2, len(ours)) or not np.any(apart):
+    return ''
+  mean, spread = np.mean(apart), np.std(apart, ddof=1) / np.sqrt(len(apart))
+  return f'{mean:+.2f} ({abs(mean) / spread:.1f})'
 
 
 def error_table(
@@ -70,7 +87,11 @@ def write(workdir: str, results, text: str):
   metrics.write_json(
     os.path.join(workdir, 'versions.json'), environment.versions()
   )
-  path = os.path.join(workdir, 'table.md')
+  write_page(os.path.join(workdir, 'table.md'), text)
+
+
+def write_page(path: str, text: str):
+  """Writes a page, whole or not at all, and prints it."""
   with metrics.replacing(path) as partial, open(partial, 'w') as file:
     file.write(text)
   print(text)

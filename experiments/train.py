@@ -30,7 +30,7 @@ from experiments import (
   progress,
   record,
   run,
-  task,
+  tasks,
 )
 from experiments import control as control_lib
 from experiments import settings as settings_lib
@@ -80,7 +80,7 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
   devices.use(settings)
   if _RESUME.value:
     as_before(_WORKDIR.value)
-  task.source_of(settings)  # reads the data, or says why it cannot
+  tasks.source_of(settings)  # reads the data, or says why it cannot
   workdir = _WORKDIR.value or os.path.join(
     'runs', f'{settings.method}-{time.strftime("%Y%m%d-%H%M%S")}'
   )
@@ -243,11 +243,8 @@ def report(settings, workdir, summary):
       'not finite. A smaller --learning_rate, or --method=ga, may help.'
     )
   else:
-    print(f'test error {100 * summary["test_error"]:.2f} %', end='')
-    if summary['validation_error'] is not None:
-      error = 100 * summary['validation_error']
-      print(f', validation error {error:.2f} %', end='')
-    print(f', train loss {summary["train_loss"]:.4f}')
+    loss = f'train loss {summary["train_loss"]:.4f}'
+    print(', '.join([*progress.judged(summary), loss]))
   print(
     f'{summary["updates"]} updates from {summary["batches"]} batches of '
     f'{settings.batch_size} by {settings.workers} workers in '

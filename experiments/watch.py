@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import task
+from experiments import tasks
 from ga_jax.runtimes import job
 
 
@@ -17,23 +17,24 @@ class Progress(NamedTuple):
   batches: int
   total_batches: int
   batches_per_second: float | None
-  row: dict[str, Any] | None  # the metrics of an epoch that just ended
+  row: dict[str, Any] | None  # the metrics since the last one, if it ended
 
 
 class Watch:
   """Follows a run: epochs, speed, losses that are not finite."""
 
   def __init__(
-    self, the_task, per_epoch, total, observe, evaluate_epochs, control
+    self, the_task, per_epoch, every, total, observe, evaluate_epochs, control
   ):
     self._control = control
     self._task = the_task
     self._per_epoch = per_epoch
+    self._every = every  # batches between two rows
     self._total = total
     self._observe = observe
     self._evaluate_epochs = evaluate_epochs
-    self._epochs_done = None  # not known before the first block
-    self._blocks = []  # metrics of this epoch's blocks, device arrays
+    self._rows_done = None  # not known before the first block
+    self._blocks = []  # metrics of the next row's blocks, device arrays
     self._unread = None  # the last block's losses: read one block later
     self._timed = 0  # batches of which the time was taken
     self._spent = 0.0  # seconds for them, evaluations left out
@@ -43,11 +44,11 @@ class Watch:
     bad = self._unread is not None and not np.isfinite(self._unread).all()
     self._unread = block['loss']
     self._blocks.append(block)
-    if self._epochs_done is None:  # a run may go on where another ended
+    if self._rows_done is None:  # a run may go on where another ended
       begun = batches - int(np.sum(block['num_batches']))
-      self._epochs_done = begun // self._per_epoch
-    next_epoch = (self._epochs_done + 1) * self._per_epoch
-    ends = batches >= min(next_epoch, self._total)
+      self._rows_done = begun // self._every
+    next_row = (self._rows_done + 1) * self._every
+    ends = batches >= min(next_row, self._total)
     if ends:
       jax.block_until_ready(state.params)
     now = time.perf_counter()
@@ -58,8 +59,8 @@ class Watch:
       return True
     row = None
     if ends:
-      self._epochs_done = batches // self._per_epoch
-      row = self._epoch_row(batches, state)
+      self._rows_done = batches // self._every
+      row = self._row(batches, state)
     if self._observe:
       epoch = batches / self._per_epoch
       self._observe(Progress(epoch, batches, self._total, self.rate(), row))
@@ -70,7 +71,7 @@ class Watch:
     """Applied batches per second; None before the second block."""
     return self._timed / self._spent if self._timed else None
 
-  def _epoch_row(self, batches, state):
+  def _row(self, batches, state):
     seen = job.joined(self._blocks)
     self._blocks = []
     row = {
@@ -90,14 +91,16 @@ class Watch:
     return row
 
 
-def evaluate(the_task: task.Task, state) -> dict[str, float | None]:
-  """Test and validation error (fractions) of the server's parameters."""
-  test, _ = the_task.evaluate(
-    state.params, state.model_state, the_task.dataset.test
-  )
-  validation = None
-  if len(the_task.dataset.validation.labels):
-    validation, _ = the_task.evaluate(
-      state.params, state.model_state, the_task.dataset.validation
-    )
-  return {'test_error': test, 'validation_error': validation}
+def evaluate(the_task: tasks.Task, state) -> dict[str, float | None]:
+  """The task's metric for the server's parameters, by split; None for no split.
+
+  {'test_error': 0.12, 'validation_error': None}, for example.
+  """
+  return {
+    f'{split}_{the_task.metric.name}': the_task.evaluate(
+      state.params, state.model_state, split
+    )[0]
+    if split in the_task.splits
+    else None
+    for split in ('test', 'validation')
+  }

@@ -7,7 +7,7 @@ does not say so may be another: the rule, its numbers, the learning rate.
 import dataclasses
 from typing import Any
 
-from experiments import methods, parts, run, task
+from experiments import methods, parts, run, tasks
 from experiments import settings as settings_lib
 
 # Of the settings, what may be another, beside the parameters of the parts. Of
@@ -111,5 +111,5 @@ def _check_fits(settings, other):
 def _shape(settings) -> tuple[bool, int]:
   """Whether rounds hold several gradients; batches per ticket."""
   method = run.method_of(settings)
-  program = method.program(task.task_of(settings).loss_fn)
+  program = method.program(tasks.task_of(settings).loss_fn)
   return method.policy.accumulates, program.num_batches

@@ -84,7 +84,8 @@ def init(
   params, model_state = jax.tree.map(
     lambda x: jnp.array(x, copy=True), (params, model_state)
   )
-  opt_state = rule.init(params)
+  # Copied too: a rule may begin with the parameters themselves.
+  opt_state = jax.tree.map(lambda x: jnp.array(x, copy=True), rule.init(params))
   if _holds_lookahead(opt_state) and not rule.looks_ahead:
     raise ValueError(
       'this chain hides the look-ahead of a rule (DANA, LWP, SMEGA2 ...), so '
@@ -263,7 +264,10 @@ def compiled(
   stats_momentum: float,
   accumulates: bool,
 ) -> Compiled:
-  """Compiles the kernel; nothing is donated, snapshots may alias everything.
+  """Compiles the kernel.
+
+  Parameters and statistics are never donated: snapshots may alias them. The
+  optimiser state that `apply` is given is, and must not be used again.
 
   Args:
     rule_fn: `rule_fn(hparams) -> rule`, hashable; the same function gives the
@@ -302,13 +306,45 @@ def compiled(
     rule=rule_fn,
     init=start,
     snapshot=jax.jit(snap),
-    apply=jax.jit(reductions.with_totals(one)),
+    apply=_donating(reductions.with_totals(one)),
     accumulate=jax.jit(reductions.with_totals(add)),
     close=jax.jit(reductions.with_totals(end)),
     enter_part=jax.jit(reductions.part(enter)),
     close_part=jax.jit(reductions.part(end)),
     sums=sums,
   )
+
+
+def _donating(fn):
+  """`fn(hparams, state, arrival, totals=None)` compiled, as `Compiled.apply`.
+
+  The new optimiser state is written over the old one. What a rule keeps of its
+  other arguments (the parameters, say) is copied, or the next call would give
+  away what a snapshot aliases.
+  """
+
+  @functools.partial(jax.jit, donate_argnames='opt_state')
+  def run(hparams, opt_state, state, arrival, totals):
+    others = {id(leaf) for leaf in jax.tree.leaves((hparams, state, arrival))}
+    state, metrics = fn(
+      hparams, state._replace(opt_state=opt_state), arrival, totals=totals
+    )
+    own = jax.tree.map(
+      lambda x: jnp.array(x, copy=True) if id(x) in others else x,
+      state.opt_state,
+    )
+    # First, or XLA's CPU compiler copies what is overwritten.
+    return own, state._replace(opt_state=()), metrics
+
+  def call(hparams, state, arrival, totals=None):
+    rest = state._replace(opt_state=())
+    opt_state, state, metrics = run(
+      hparams, state.opt_state, rest, arrival, totals
+    )
+    return state._replace(opt_state=opt_state), metrics
+
+  call.jitted = run
+  return call
 
 
 def _any_arrival(state: ServerState) -> Arrival:

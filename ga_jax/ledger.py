@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ga_jax import streams as streams_lib
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
 
@@ -60,6 +61,7 @@ class Ledger:
     num_batches: int,
     batches_per_ticket: int = 1,
     depth: int = 0,
+    streams: int = 0,
   ):
     """Opens a ledger.
 
@@ -70,10 +72,12 @@ class Ledger:
         ticket of a run may hold fewer.
       depth: tickets that a worker may hold beside the one it computes; a policy
         that makes workers wait, or restarts them, allows none.
+      streams: S where batches are segments of S streams, see `streams`; 0 where
+        any worker may compute any batch.
 
     Raises:
       ValueError: an argument is out of its range, or the policy allows no
-        depth.
+        depth, or streams are to be issued several batches at a time.
     """
     if num_batches < 1 or batches_per_ticket < 1:
       raise ValueError(
@@ -87,6 +91,11 @@ class Ledger:
         if depth > 0
         else f'pipeline_depth must be at least 0, got {depth}'
       )
+    if streams < 0 or (streams and batches_per_ticket > 1):
+      raise ValueError(
+        f'streams must be at least 0, and 0 with tickets of several batches, '
+        f'got {streams} with batches_per_ticket={batches_per_ticket}'
+      )
     self.version = 0
     self.num_batches = num_batches
     self.refused = collections.Counter()  # by cause
@@ -98,6 +107,10 @@ class Ledger:
     self._next_batch = 0
     self._next_ticket = 0
     self._returned = collections.deque()  # (first, number, attempt)
+    # With streams they hold what is left, and nothing is reserved.
+    self._streams = (
+      streams_lib.Streams(streams, num_batches) if streams else None
+    )
     self._reserved = {}  # worker_id -> (first, number, attempt)
     self._outstanding = {}  # ticket_id -> Ticket
     self._revoked = set()  # ids of tickets that were taken back
@@ -109,6 +122,8 @@ class Ledger:
   @property
   def has_batches(self) -> bool:
     """Whether a ticket could be issued now."""
+    if self._streams:
+      return self._streams.left > 0
     fresh = self._next_batch < self.num_batches
     return fresh or bool(self._returned) or bool(self._reserved)
 
@@ -149,6 +164,8 @@ class Ledger:
       self.ready.remove(worker_id)
     if worker_id in self._reserved:
       self._returned.appendleft(self._reserved.pop(worker_id))
+    if self._streams:
+      self._streams.leave(worker_id)
     ended = self._revoke((worker_id,), time, Kind.EXPIRE)
     self._record(time, Kind.LEAVE, worker_id)
     revoked, _ = self._consult(Event(Kind.LEAVE, worker_id, -1, 0, time, None))
@@ -188,15 +205,19 @@ class Ledger:
     Returns:
       (first_batch, num_batches, attempt), or None where there are none.
     """
+    if self._streams:
+      return self._streams.next(worker_id)
     if worker_id not in self._reserved:
-      batches = self._take()
+      batches = self._take(worker_id)
       if batches is None:
         return None
       self._reserved[worker_id] = batches
     return self._reserved[worker_id]
 
-  def _take(self):
+  def _take(self, worker_id):
     """The next batches that nobody holds: (first, number, attempt) or None."""
+    if self._streams:
+      return self._streams.take(worker_id)
     if self._returned:
       return self._returned.popleft()
     if self._next_batch == self.num_batches:
@@ -219,7 +240,7 @@ class Ledger:
       self.ready.popleft()
     else:
       self.ready.remove(worker_id)
-    batches = self._reserved.pop(worker_id, None) or self._take()
+    batches = self._reserved.pop(worker_id, None) or self._take(worker_id)
     first, number, attempt = batches or self._reserved.popitem()[1]
     ticket = Ticket(
       self._next_ticket, worker_id, self.version, first, number, attempt
@@ -384,6 +405,9 @@ class Ledger:
     self._give_back(ticket)
 
   def _give_back(self, ticket):
+    if self._streams:
+      self._streams.give_back(ticket.first_batch, ticket.attempt + 1)
+      return
     self._returned.appendleft(
       (ticket.first_batch, ticket.num_batches, ticket.attempt + 1)
     )

@@ -87,6 +87,101 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
   figure.savefig(path, dpi=150)
 
 
+def error_over_rates(path: str, panels, *, title: str, label: str):
+  """Draws a panel per number of workers: a line per method over its rates.
+
+  Args:
+    path: of the picture.
+    panels: {title of a panel: {method: {learning rate: error, None where a run
+      diverged}}}.
+    title: above the picture.
+    label: of the y axes.
+
+  Errors are cut at five times the lowest one, so that the optima can be read.
+  """
+  columns = min(3, len(panels))
+  rows = -(-len(panels) // columns)
+  figure, grid = _panels(rows, columns, (3.4 * columns + 1.8, 2.9 * rows))
+  known = [e for p in panels.values() for m in p.values() for e in m.values()]
+  lowest = min((e for e in known if e is not None), default=1.0)
+  for axes, (name, lines) in zip(grid, panels.items(), strict=False):
+    for i, (method, scores) in enumerate(lines.items()):
+      kept = {r: e for r, e in scores.items() if e is not None}
+      axes.plot(list(kept), list(kept.values()), label=method, **_style(i))
+    axes.set_xscale('log')
+    axes.set_ylim(0.9 * lowest, 5 * lowest)
+    axes.set_title(name, fontsize=9)
+    axes.grid(alpha=0.3)
+  _finish(figure, grid, len(panels), title, 'learning rate', label)
+  figure.savefig(path, dpi=150)
+
+
+def curves(path: str, panels, *, title: str, label: str):
+  """Draws a column per number of workers, a row per quantity.
+
+  Args:
+    path: of the picture.
+    panels: {title of a column: {quantity: {method: (x [n], y [n])}}}.
+    title: above the picture.
+    label: of the x axes.
+
+  Quantities that span more than a decade are drawn on logarithmic axes.
+  """
+  rows = max(len(column) for column in panels.values())
+  size = (3.4 * len(panels) + 1.8, 2.3 * rows + 0.6)
+  figure, grid = _panels(rows, len(panels), size)
+  for j, (name, quantities) in enumerate(panels.items()):
+    for k, (quantity, lines) in enumerate(quantities.items()):
+      axes = grid[k * len(panels) + j]
+      for i, (method, (x, y)) in enumerate(lines.items()):
+        axes.plot(x, y, label=method, markersize=4, **_style(i))
+      values = [v for _, y in lines.values() for v in y if v > 0]
+      if values and max(values) > 10 * min(values):
+        axes.set_yscale('log')
+      axes.set_title(f'{name}: {quantity}', fontsize=9)
+      axes.grid(alpha=0.3)
+  _finish(figure, grid, rows * len(panels), title, label, '')
+  figure.savefig(path, dpi=150)
+
+
+def _style(i: int) -> dict[str, object]:
+  """Colour, marker and dashes of the i-th line."""
+  return {
+    'color': COLOURS[i % len(COLOURS)],
+    'marker': MARKERS[i % len(MARKERS)],
+    'linestyle': DASHES[i // len(COLOURS) % len(DASHES)],
+  }
+
+
+def _panels(rows: int, columns: int, size):
+  from matplotlib.backends.backend_agg import FigureCanvasAgg
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=size, layout='constrained')
+  FigureCanvasAgg(figure)
+  return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
+
+
+def _finish(figure, grid, used: int, title: str, x_label: str, y_label: str):
+  """Labels, one legend for all panels, and nothing where nothing is drawn."""
+  for axes in grid[used:]:
+    axes.set_axis_off()
+  figure.suptitle(title, fontsize=10)
+  figure.supxlabel(x_label, fontsize=10)
+  figure.supylabel(y_label, fontsize=10)
+  found = {}
+  for axes in grid[:used]:
+    for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
+      found.setdefault(name, line)
+  figure.legend(
+    found.values(),
+    found.keys(),
+    loc='outside right center',
+    fontsize=8,
+    frameon=False,
+  )
+
+
 def _logarithmic(axes, lowest, highest):
   """A logarithmic axis with plain numbers; bands below it are cut."""
   axes.set_yscale('log')

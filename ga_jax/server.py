@@ -54,12 +54,29 @@ class ServerCore:
     self._hparams = hparams
     self._accumulates = accumulates
     self._looks_ahead = compiled.rule(hparams).looks_ahead
-    self.state = compiled.init(hparams, params, model_state)
+    self._state = compiled.init(hparams, params, model_state)
     if device is not None:
-      self.state = jax.device_put(self.state, device)
-    self._published = self.state  # as it was when the version was made
+      self._state = jax.device_put(self._state, device)
+    self._lent = False  # whether anybody else may hold the optimiser state
+    self._published = self._state  # as it was when the version was made
     self.version = 0
     self.store = snapshots.SnapshotStore()
+
+  @property
+  def state(self) -> kernel.ServerState:
+    """All it knows; what is returned stays as it is."""
+    self._lent = True
+    return self._state
+
+  @property
+  def params(self):
+    """The parameters now."""
+    return self._state.params
+
+  @property
+  def model_state(self):
+    """The model statistics now."""
+    return self._state.model_state
 
   def save(self):
     """All arrays, a pytree."""
@@ -76,8 +93,9 @@ class ServerCore:
 
   def restore(self, saved, holders: dict[int, int]):
     """Goes on where `save` was called; `holders` are tickets by version."""
-    self.state, self._published = saved['state'], saved['published']
-    self.version = int(self.state.version)
+    self._state, self._published = saved['state'], saved['published']
+    self._lent = True
+    self.version = int(self._state.version)
     self.store.restore(saved['snapshots'], holders)
 
   def hold(self, version: int) -> kernel.Snapshot:
@@ -131,12 +149,19 @@ class ServerCore:
       self._compiled.accumulate if self._accumulates else self._compiled.apply
     )
     arrival = self.arrival(ticket, grads, model_state, weight, staleness, sent)
-    self.state, metrics = enter(
-      self._hparams, self.state, arrival, totals=totals
-    )
+    state = self._state if self._accumulates else self._given_up()
+    self._state, metrics = enter(self._hparams, state, arrival, totals=totals)
+    self._lent = False
     if action == Action.APPLY:
       self.close() if self._accumulates else self._publish()
     return metrics
+
+  def _given_up(self) -> kernel.ServerState:
+    """The state, whose optimiser state is about to be overwritten."""
+    if not self._lent:
+      return self._state
+    copied = jax.tree.map(jnp.copy, self._state.opt_state)
+    return self._state._replace(opt_state=copied)
 
   def arrival(
     self, ticket, grads, model_state, weight, staleness, sent=None
@@ -158,19 +183,24 @@ class ServerCore:
     arrival = self.arrival(ticket, grads, model_state, 1.0, 0, sent)
     if self._accumulates:
       state, _ = self._compiled.accumulate(
-        self._hparams, self.state, arrival, totals=totals
+        self._hparams, self._state, arrival, totals=totals
       )
       self._compiled.close(self._hparams, state, totals=close_totals)
     else:
-      self._compiled.apply(self._hparams, self.state, arrival, totals=totals)
+      self._lent = True  # what is computed is thrown away
+      self._compiled.apply(
+        self._hparams, self._given_up(), arrival, totals=totals
+      )
 
   def close(self, totals=None):
     """Closes the open round."""
-    self.state = self._compiled.close(self._hparams, self.state, totals=totals)
+    self._state = self._compiled.close(
+      self._hparams, self._state, totals=totals
+    )
     self._publish()
 
   def _publish(self):
-    self._published = self.state
+    self._published = self._state
     self.version += 1
 
 
@@ -250,11 +280,11 @@ class Server:
 
   @property
   def params(self):
-    return self._core.state.params
+    return self._core.params
 
   @property
   def model_state(self):
-    return self._core.state.model_state
+    return self._core.model_state
 
   @property
   def version(self) -> int:

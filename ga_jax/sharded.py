@@ -188,6 +188,11 @@ class ShardedCore:
     self.store = _Store(self._join_snapshots)
 
   @property
+  def params(self):
+    """The whole parameters now."""
+    return self.state.params
+
+  @property
   def state(self) -> kernel.ServerState:
     """Everything, with whole parameters and the optimiser states by shard."""
     states = self._gather(self._all('state'))

@@ -15,11 +15,12 @@ MAY_IMPORT = {
   'policies': {'policies'},
   'clocks': {'clocks'},
   'models': {'models'},
-  'data': {'data', 'runtimes'},  # job.Source only
+  'data': {'data', 'metrics', 'runtimes'},  # of these job.Source only
   'programs': {'programs', 'rules'},
   'compression': {'compression', 'programs', 'rules'},
   'trace': {'metrics', 'policies'},
-  'ledger': {'policies', 'trace'},
+  'ledger': {'policies', 'streams', 'trace'},
+  'streams': set(),
   'recovery': {'ledger', 'policies', 'trace'},
   'snapshots': set(),
   'metrics': set(),
@@ -53,7 +54,15 @@ MAY_IMPORT = {
     'trace',
   },
 }
-WITHOUT_JAX = {'policies', 'clocks', 'trace', 'ledger', 'snapshots', 'plots'}
+WITHOUT_JAX = {
+  'policies',
+  'clocks',
+  'trace',
+  'ledger',
+  'streams',
+  'snapshots',
+  'plots',
+}
 
 
 def imports(path):

@@ -70,6 +70,7 @@ def play(
   num_workers: int,
   num_batches: int,
   batches_per_ticket: int = 1,
+  streams: int = 0,
   loss_fn: Callable[[ledger.Ticket], float] = lambda ticket: 1.0,
   accidents: np.random.Generator | None = None,
 ) -> ledger.Ledger:
@@ -81,6 +82,7 @@ def play(
     num_workers: workers, all there from time 0.
     num_batches: batches to apply.
     batches_per_ticket: consecutive batches per ticket.
+    streams: see `Ledger`.
     loss_fn: `loss_fn(ticket) -> loss`, called once per answer.
     accidents: workers leave, join and come back, and answers come too late, by
       these draws.
@@ -89,7 +91,10 @@ def play(
     The finished ledger.
   """
   book = ledger.Ledger(
-    policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket
+    policy,
+    num_batches=num_batches,
+    batches_per_ticket=batches_per_ticket,
+    streams=streams,
   )
   next_time = clocks.task_times(clock)
   heap, now = [], 0.0

@@ -13,6 +13,7 @@ import pytest
 from absl.testing import flagsaver
 
 import ga_jax
+from experiments import cells as cells_lib
 from experiments import (
   cli,
   grid,
@@ -21,7 +22,7 @@ from experiments import (
   run,
   schedules,
   tables,
-  task,
+  tasks,
   train,
 )
 from experiments import settings as settings_lib
@@ -364,7 +365,7 @@ def test_train_logs_every_epoch(finished):
 def test_inference_has_the_error_of_the_summary(finished):
   workdir, _ = finished
   predict = record.load(workdir)
-  dataset = task.task_of(record.load_settings(workdir)).dataset
+  dataset = tasks.task_of(record.load_settings(workdir)).dataset
   summary = read_json(workdir, 'summary.json')
   for split, name in (
     (dataset.test, 'test_error'),
@@ -668,7 +669,8 @@ def grid_settings():
 
 def cells_in(workdir):
   seen = []
-  return grid.Cells(os.path.join(workdir, 'cells'), seen.append), seen
+  path = os.path.join(workdir, 'metrics.jsonl')
+  return cells_lib.Cells(path, seen.append), seen
 
 
 def test_compare_writes_table_and_picture(comparison):
@@ -698,21 +700,36 @@ def test_compare_skips_finished_cells(comparison):
     cells.summary(settings)
   assert cells.computed == 0
   assert len(set(seen)) == 8
-  assert len(os.listdir(os.path.join(workdir, 'cells'))) == 8
+  assert len(cells_lib.read(os.path.join(workdir, 'metrics.jsonl'))) == 8
 
 
-@pytest.mark.parametrize('damage', ['{"test_err', '', 'null', '\x80'])
-def test_a_damaged_cell_is_computed_again(tmp_path, damage):
+@pytest.mark.parametrize(
+  'damage', ['{"test_err', '', 'null\n', '\x80', '{"cell": "x", "up']
+)
+def test_a_damaged_line_is_computed_again(tmp_path, damage):
   settings = settings_of()
-  path = tmp_path / 'cells' / f'{grid.cell_name(settings)}.json'
-  path.parent.mkdir()
+  path = tmp_path / 'metrics.jsonl'
   path.write_text(damage, encoding='latin-1')
   cells, _ = cells_in(tmp_path)
   first = cells.summary(settings)
   assert cells.computed == 1
-  assert read_json(path) == first
-  assert cells.summary(settings) == first
-  assert cells.computed == 1
+  assert cells_lib.read(path) == {cells_lib.cell_name(settings): first}
+  again, _ = cells_in(tmp_path)
+  assert again.summary(settings) == first
+  assert again.computed == 0
+
+
+def test_a_cell_has_the_metrics_of_its_epochs(tmp_path):
+  cells, _ = cells_in(tmp_path)
+  settings = settings_of(epochs=2.0, workers=3)
+  plain = cells.summary(settings)
+  curve = cells.summary(settings, curve=True)['curve']
+  assert cells.computed == 2
+  assert 'curve' not in plain
+  assert [row['epoch'] for row in curve] == [1.0, 2.0]
+  assert curve[-1]['test_error'] == plain['test_error']
+  assert 0 < curve[0]['time'] < curve[1]['time'] == plain['simulated_time']
+  assert cells.summary(settings) == cells.summary(settings, curve=True)
 
 
 def test_a_cell_is_what_training_gives(comparison):
@@ -721,7 +738,12 @@ def test_a_cell_is_what_training_gives(comparison):
   settings = grid_settings()[-1]
   stored = cells.summary(settings)
   assert cells.computed == 0
-  assert untimed(stored) == untimed(run.train(settings).summary)
+  trained = untimed(run.train(settings).summary)
+  assert {**trained, **untimed(stored)} == trained | {
+    'clock': settings.clock,
+    'jax': jax.__version__,
+  }
+  assert len(stored) > 20
 
 
 def test_cells_of_other_settings_have_other_names():
@@ -736,7 +758,7 @@ def test_cells_of_other_settings_have_other_names():
     'deaths': ((0, 1.0),),
     'straggler': ((0, 2.0),),
   }
-  names = {grid.cell_name(base)}
+  names = {cells_lib.cell_name(base)}
   fields = dataclasses.fields(settings_lib.Settings)
   for field in fields:
     value = getattr(base, field.name)
@@ -747,7 +769,7 @@ def test_cells_of_other_settings_have_other_names():
     elif isinstance(value, str):
       value = value + 'x'
     other = {field.name: others.get(field.name, value)}
-    names.add(grid.cell_name(dataclasses.replace(base, **other)))
+    names.add(cells_lib.cell_name(dataclasses.replace(base, **other)))
   assert len(names) == 1 + len(fields)
   assert all('/' not in name for name in names)
 
@@ -759,6 +781,26 @@ def test_one_worker_is_the_same_whatever_the_method():
   ]
   assert len({s['test_error'] for s in summaries}) == 1
   assert len({s['train_loss'] for s in summaries}) == 1
+
+
+def test_the_rate_is_scaled_by_the_gradients_of_a_round():
+  base = settings_of(method='ssgd', workers=4, epochs=1.0, learning_rate=0.02)
+  scaled = dataclasses.replace(base, scale_lr=True)
+  larger = dataclasses.replace(base, learning_rate=0.08)
+  losses = [run.train(s).result.metrics['loss'] for s in (scaled, larger, base)]
+  np.testing.assert_array_equal(losses[0], losses[1])
+  assert not np.array_equal(losses[0], losses[2])
+
+
+@pytest.mark.parametrize(
+  ('method', 'why'),
+  [('abs', 'rounds change in size'), ('local_sgd', 'steps of its own')],
+)
+def test_a_rate_that_cannot_be_scaled_is_refused(method, why):
+  with pytest.raises(
+    settings_lib.SettingError, match=f'--scale_lr=True.*{why}'
+  ):
+    settings_of(method=method, workers=4, scale_lr=True)
 
 
 def test_methods_are_paired():
@@ -780,8 +822,8 @@ def test_compare_sweeps(processes, compared):
   results = read_json(workdir, 'results.json')
   assert set(results) == {'unchanged', 'best'}
   scores = {'asgd': {}, 'ga': {}}
-  for name in os.listdir(os.path.join(workdir, 'cells')):
-    cell = read_json(workdir, 'cells', name)
+  rows = cells_lib.read(os.path.join(workdir, 'metrics.jsonl'))
+  for cell in rows.values():
     scores[cell['method']][cell['learning_rate']] = cell['validation_error']
   unchanged = results['unchanged']['ga']['2'][0]
   best = results['best']['ga']['2'][0]

@@ -38,7 +38,7 @@ def test_the_demos_preset_runs(tmp_path):
       '-m',
       'experiments.compare',
       '--flagfile=experiments/presets/digits_demo.flags',
-      '--methods=asgd,dana_ga',
+      '--methods=dana_ga',
       '--workers=2',
       '--seeds=1',
       '--epochs=0.1',

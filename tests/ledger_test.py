@@ -1,10 +1,14 @@
 """The ledger: tickets, refusals, and a trace that can be checked."""
 
+import collections
+
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import ga_jax
-from ga_jax import clocks, ledger, policies, trace
+from ga_jax import clocks, ledger, policies, recovery, trace
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
 from tests import cluster
 
@@ -240,3 +244,153 @@ def test_trace_round_trip(tmp_path):
   np.savez(path, something=1)
   with pytest.raises(trace.TraceError, match='no trace'):
     trace.Trace.load(path)
+
+
+# --- streams ----------------------------------------------------------------
+
+
+def check_streams(run, streams):
+  """Each issue is the first batch of its stream that nobody computes, and the
+  stream is the worker's last one as long as that has any.
+
+  Returns:
+    How many issues did not continue the worker's stream.
+  """
+  left = [set(range(s, run.num_batches, streams)) for s in range(streams)]
+  held, moved = {}, 0
+  for row in run.events:
+    worker, batch = int(row['worker_id']), int(row['first_batch'])
+    lost = row['event'] in (Kind.RESTART, Kind.EXPIRE)
+    if lost or row['action'] == Action.DISCARD:
+      left[batch % streams].add(batch)
+    elif row['event'] == Kind.LEAVE:
+      held.pop(worker, None)
+    elif row['event'] == Kind.ISSUE:
+      stream = batch % streams
+      assert batch == min(left[stream])
+      before = held.get(worker)
+      assert before in (None, stream) or not left[before]
+      moved += before not in (None, stream)
+      held[worker] = stream
+      left[stream].remove(batch)
+  return moved
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+  name=st.sampled_from(sorted(policies.POLICIES)),
+  seed=st.integers(0, 2**16),
+  num_workers=st.integers(1, 6),
+  streams=st.integers(1, 8),
+  num_batches=st.integers(1, 60),
+)
+def test_streams_are_read_in_order_and_every_batch_once(
+  name, seed, num_workers, streams, num_batches
+):
+  """Whoever waits for whom, with workers that stall, leave, join and return."""
+  rng = np.random.default_rng(seed)
+  book = cluster.play(
+    policies.make(name, num_workers),
+    cluster.stalling(seed),
+    num_workers=num_workers,
+    num_batches=num_batches,
+    streams=streams,
+    loss_fn=lambda ticket: rng.random(),
+    accidents=rng,
+  )
+  run = book.trace(num_workers + cluster.NEWCOMERS)
+  run.verify()
+  check_streams(run, streams)
+
+
+def test_each_worker_reads_its_own_stream_to_its_end():
+  run = ga_jax.schedule(
+    policies.asynchronous(),
+    clocks.heterogeneous(3),
+    num_workers=4,
+    num_batches=202,
+    streams=4,
+  )
+  run.verify()
+  assert check_streams(run, 4) > 0  # the fast ones take over from the slow
+  issues = run.events[run.events['event'] == Kind.ISSUE]
+  done = collections.Counter()
+  for row in issues:
+    own = int(row['worker_id'])
+    if done[own] < len(range(own, 202, 4)):
+      assert row['first_batch'] == own + 4 * done[own]
+    done[int(row['first_batch']) % 4] += 1
+
+
+def streams_of_first_tickets(book, workers):
+  for worker in workers:
+    book.join(worker)
+  return [book.ticket(worker).first_batch for worker in workers]
+
+
+def test_a_worker_takes_over_what_fewest_hold_then_most_is_left():
+  book = ledger.Ledger(policies.asynchronous(), num_batches=17, streams=5)
+  # 5 finds its own stream taken; of the others 1 has as much left as any.
+  assert streams_of_first_tickets(book, [0, 5, 4, 3]) == [0, 1, 4, 3]
+  book.arrive(book.outstanding[0])
+  assert book.reserve(0) == (5, 1, 0)
+  book.leave(5)  # 1 comes back, before 6
+  book.join(1)
+  assert book.ticket(1)[3:] == (1, 1, 1)
+  book.join(2)
+  assert book.ticket(2).first_batch == 2
+
+
+def test_what_was_discarded_goes_to_the_worker_that_can_continue_it():
+  policy = discarding([(Action.DISCARD, ()), (Action.APPLY, ())])
+  book = ledger.Ledger(policy, num_batches=8, streams=2)
+  assert streams_of_first_tickets(book, [0, 1]) == [0, 1]
+  book.arrive(book.outstanding[1])  # discarded
+  assert book.ticket(1)[3:] == (1, 1, 1)
+  book.arrive(book.outstanding[0])
+  assert book.ticket(0)[3:] == (2, 1, 0)
+
+
+def test_a_ledger_with_streams_is_saved_and_follows_its_record():
+  def fresh():
+    return ledger.Ledger(policies.asynchronous(), num_batches=30, streams=3)
+
+  book, saves, rng = fresh(), {}, np.random.default_rng(0)
+  for worker in range(4):
+    book.join(worker, float(book.num_rows))
+  while not book.done:
+    time = float(book.num_rows)
+    if book.ready and book.has_batches and rng.random() < 0.6:
+      worker = book.ready[int(rng.integers(len(book.ready)))]
+      book.ticket(worker, time)
+      expected = book.reserve(worker)
+      assert expected is None or expected == book.reserve(worker)
+    elif book.outstanding:
+      some = list(book.outstanding.values())
+      ticket = some[int(rng.integers(len(some)))]
+      if rng.random() < 0.2:
+        book.expire(ticket, time)
+      else:
+        book.arrive(ticket, time)
+    saves[book.num_rows] = book.save()
+  rows = book.rows()
+  check_streams(book.trace(), 3)
+  for begin, saved in saves.items():
+    again = fresh()
+    again.restore(saved)
+    recovery.follow(again, rows[begin:], process=lambda row: None)
+    assert again.done
+    assert again.save()['_streams'] == book.save()['_streams']
+
+
+@pytest.mark.parametrize('arguments', [{'streams': -1}, {'streams': 2}])
+def test_streams_are_issued_batch_by_batch(arguments):
+  with pytest.raises(
+    ValueError, match='streams must be at least 0, and 0 with'
+  ):
+    ledger.Ledger(
+      policies.asynchronous(),
+      num_batches=4,
+      batches_per_ticket=2,
+      **arguments,
+    )

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from ga_jax import models, policies, programs, rules
+from ga_jax.models.mlp import MLP
 from ga_jax.runtimes import exact, placement, threads
 from ga_jax.runtimes import job as job_lib
 from tests import cases
@@ -25,11 +26,12 @@ def relaxed():
 @functools.cache
 def job_of(model_name: str, program=programs.gradient) -> job_lib.Job:
   """Sixteen numbers to three classes."""
-  model = models.MODELS[model_name](3)
+  module = MLP(3, (32,), batch_norm=model_name == 'mlp_bn')
+  model = models.base.from_linen(module)
   rng = np.random.default_rng(0)
   inputs = rng.normal(size=(256, 16)).astype(np.float32)
   labels = np.argmax(inputs @ rng.normal(size=(16, 3)), -1).astype(np.int32)
-  params, stats = model.init(jax.random.key(0), inputs[:1])
+  params, stats = jax.jit(model.init)(jax.random.key(0), inputs[:1])
 
   def loss_fn(params, model_state, batch, key):
     del key

@@ -85,6 +85,20 @@ def draw_parameters(name, num_workers, rng):
 
 
 @pytest.mark.parametrize('name', sorted(policies.POLICIES))
+def test_rounds_are_of_the_size_that_is_said(name):
+  for seed in range(8):
+    rng = np.random.default_rng(seed)
+    policy = policies.make(name, 5, **draw_parameters(name, 5, rng))
+    size = policy.round_size
+    assert (size is None) == (name in ('abs', 'adasync'))
+    if size is not None:
+      assert policy.accumulates == (size != 1)
+      assert set(round_sizes(schedule(policy, num_workers=5))[:-1]) == {
+        size or 5
+      }
+
+
+@pytest.mark.parametrize('name', sorted(policies.POLICIES))
 @settings(max_examples=100, deadline=None)
 @given(
   seed=st.integers(0, 10_000),

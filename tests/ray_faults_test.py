@@ -1,6 +1,6 @@
 """Processes and nodes on Ray die, hang and join; nothing is lost.
 
-The server killed ten times, a line for each (some minutes):
+The server killed ten times, a line for each (four minutes on 2 cores):
 
   python -m pytest tests/ray_faults_test.py -m slow -s
 """

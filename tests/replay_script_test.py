@@ -42,7 +42,7 @@ SETTINGS = {  # with few programs to compile
   'asgd': ASGD,
   'fast': dataclasses.replace(ASGD, executor='fast'),
   'threads': dataclasses.replace(
-    ASGD, executor='fast', runtime='threads', devices=2
+    ASGD, executor='fast', runtime='threads', devices=1
   ),
   'shared batches': dataclasses.replace(
     ASGD, executor='fast', runtime='threads', devices=2, devices_per_worker=2

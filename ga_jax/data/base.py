@@ -1,6 +1,7 @@
 """What a data set is, and how batches are drawn from it."""
 
 import functools
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -21,6 +22,14 @@ class Split(NamedTuple):
   labels: np.ndarray  # [n] int32
 
 
+class Batch(NamedTuple):
+  """Stored examples to evaluate on."""
+
+  inputs: np.ndarray  # [B, ...]
+  labels: np.ndarray  # [B] int32
+  valid: np.ndarray  # [B] bool; the last batch is filled up
+
+
 class Dataset(NamedTuple):
   """A classification data set in host memory.
 
@@ -39,6 +48,39 @@ class Dataset(NamedTuple):
   num_classes: int
   mean: np.ndarray
   std: np.ndarray
+
+  @property
+  def input_shape(self) -> tuple[int, ...]:
+    """Of one example."""
+    return self.train.inputs.shape[1:]
+
+  @property
+  def resident(self):
+    """What `source` keeps on the device."""
+    return (*self.train, self.mean, self.std)
+
+  def size(self, split: str) -> int:
+    """How many examples 'train', 'validation' or 'test' has."""
+    return len(getattr(self, split).labels)
+
+  def batches(self, split: str, size: int) -> Iterator[Batch]:
+    """A split in order, in batches of equal size."""
+    inputs, labels = getattr(self, split)
+    n = len(labels)
+    size = min(size, n)
+    for start in range(0, n, size):
+      rows = np.arange(start, start + size)
+      valid = rows < n
+      rows = np.minimum(rows, n - 1)
+      yield Batch(inputs[rows], labels[rows], valid)
+
+  def source(self, batch_size: int, seed: int, augment: bool = False) -> Source:
+    """Training batches, see `training_source`."""
+    return training_source(self, batch_size, seed, augment=augment)
+
+  def hold_out(self, size: int) -> 'Dataset':
+    """The data set with a validation split, see `hold_out`."""
+    return hold_out(self, size)
 
 
 def make_dataset(
@@ -95,11 +137,7 @@ def hold_out(dataset: Dataset, size: int) -> Dataset:
   """
   if size == 0:
     return dataset
-  n = len(dataset.train.labels)
-  if not 0 < size < n:
-    raise DataError(f'cannot hold out {size} of {n} training examples')
-  order = np.random.default_rng(0).permutation(n)
-  held, kept = order[:size], np.sort(order[size:])
+  held, kept = held_out(len(dataset.train.labels), size)
   inputs, labels = dataset.train
   mean, std = _statistics(inputs[kept])
   return dataset._replace(
@@ -108,6 +146,18 @@ def hold_out(dataset: Dataset, size: int) -> Dataset:
     mean=mean,
     std=std,
   )
+
+
+def held_out(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Indices of `size` examples that are held out, and of those that are kept.
+
+  Raises:
+    DataError: `size` is not from 1 to n − 1.
+  """
+  if not 0 < size < n:
+    raise DataError(f'cannot hold out {size} of {n} training examples')
+  order = np.random.default_rng(0).permutation(n)
+  return order[:size], np.sort(order[size:])
 
 
 def to_float(inputs: jax.Array, mean, std) -> jax.Array:
@@ -131,13 +181,30 @@ def training_source(
     dataset: its training split is used.
     batch_size: examples per batch, at most the size of the split.
     seed: of the permutations.
-    augment: random crop (images padded by an eighth of their side) and
-      horizontal flip.
+    augment: random crop (images padded by an eighth of their side: by 4 of
+      CIFAR's 32, by 3 of 28) and horizontal flip. The padding is the mean
+      colour, as in He et al. 2016, who subtract the mean first; code that pads
+      first, like torchvision's RandomCrop, pads with black.
 
   Returns:
     A `Source` of batches `(inputs [B, ...] float32, labels [B] int32)`.
   """
-  n = len(dataset.train.labels)
+  return Source(
+    shuffled(len(dataset.train.labels), batch_size, seed),
+    load_augmented if augment else load,
+    dataset.resident,
+  )
+
+
+def shuffled(n: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
+  """The examples of a batch as a pure function of its id, [batch_size] int32.
+
+  Each epoch has its own permutation; what does not fill a batch is left out of
+  that epoch.
+
+  Raises:
+    DataError: `batch_size` exceeds `n`.
+  """
   per_epoch = n // batch_size
   if per_epoch < 1:
     raise DataError(f'batch_size {batch_size} exceeds the {n} examples')
@@ -152,11 +219,7 @@ def training_source(
     epoch, i = divmod(batch_id, per_epoch)
     return order(epoch)[i * batch_size : (i + 1) * batch_size]
 
-  return Source(
-    batch_fn,
-    load_augmented if augment else load,
-    (*dataset.train, dataset.mean, dataset.std),
-  )
+  return batch_fn
 
 
 def load(resident, indices, key):

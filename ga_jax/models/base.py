@@ -15,19 +15,24 @@ class Model(NamedTuple):
     apply: `apply(params, model_state, inputs, train) -> (logits, model_state)`,
       logits [B, num_classes]. With `train` False the state comes back as it is.
     stats_momentum: momentum of the running statistics in `model_state`.
+    reads: 'any' inputs, 'images' [B, H, W, C] or 'tokens'.
   """
 
   init: Callable[..., tuple[Any, Any]]
   apply: Callable[..., tuple[jax.Array, Any]]
   stats_momentum: float = 0.9
+  reads: str = 'any'
 
 
-def from_linen(module: nn.Module, *, stats_momentum: float = 0.9) -> Model:
+def from_linen(
+  module: nn.Module, *, stats_momentum: float = 0.9, reads: str = 'any'
+) -> Model:
   """Wraps a Flax linen module called as `module(inputs, train)`.
 
   Args:
     module: its BatchNorm layers must use `stats_momentum`.
     stats_momentum: momentum of its running averages.
+    reads: what inputs it takes, see `Model`.
 
   Returns:
     A `Model` whose `model_state` is the 'batch_stats' collection, () without.
@@ -49,4 +54,4 @@ def from_linen(module: nn.Module, *, stats_momentum: float = 0.9) -> Model:
     )
     return logits, changed['batch_stats']
 
-  return Model(init, apply, stats_momentum)
+  return Model(init, apply, stats_momentum, reads)

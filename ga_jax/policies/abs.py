@@ -94,4 +94,5 @@ def adaptive_bounded_staleness(
     accumulates=num_workers > 1,
     needs_loss=True,
     needs_issue=True,
+    round_size=None if num_workers > 1 else 1,
   )

@@ -53,4 +53,10 @@ def adasync(num_workers: int, adasync_k0: int = 1) -> base.Policy:
       wait_for = adaptive.wait_for(progress, adasync_k0, num_workers)
     return AdaSyncState(rounds, progress, wait_for), decision
 
-  return base.Policy(init, decide, accumulates=num_workers > 1, needs_loss=True)
+  return base.Policy(
+    init,
+    decide,
+    accumulates=num_workers > 1,
+    needs_loss=True,
+    round_size=None if num_workers > 1 else 1,
+  )

@@ -77,7 +77,9 @@ def barrier(
       decision = decision._replace(restart=tuple(sorted(others)))
     return state, decision
 
-  return base.Policy(BarrierState, decide, accumulates=wait_for != 1)
+  return base.Policy(
+    BarrierState, decide, accumulates=wait_for != 1, round_size=wait_for or 0
+  )
 
 
 def wait_for_or_half(num_workers: int, wait_for: int | None) -> int:

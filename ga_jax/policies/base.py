@@ -83,6 +83,8 @@ class Policy(NamedTuple):
       issued; its decision is empty then.
     pipelines: whether a worker may hold several tickets, since it never waits
       for others and is never restarted.
+    round_size: gradients per round; 0 for one of every live worker, None where
+      it changes in the course of a run.
   """
 
   init: Callable[[], Any]
@@ -91,6 +93,7 @@ class Policy(NamedTuple):
   needs_loss: bool = False
   needs_issue: bool = False
   pipelines: bool = False
+  round_size: int | None = 1
 
 
 def check_integer(

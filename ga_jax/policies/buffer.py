@@ -50,4 +50,10 @@ def buffer(size: int, max_staleness: int | None = None) -> base.Policy:
       return state, base.Decision()
     return state, _go_on(base.Action.NONE, worker_id)
 
-  return base.Policy(BufferState, decide, accumulates=size > 1, pipelines=True)
+  return base.Policy(
+    BufferState,
+    decide,
+    accumulates=size > 1,
+    pipelines=True,
+    round_size=size,
+  )

@@ -6,6 +6,7 @@ from ga_jax.programs.easgd import easgd
 from ga_jax.programs.gradient import gradient
 from ga_jax.programs.laga import laga
 from ga_jax.programs.local_sgd import local_sgd
+from ga_jax.programs.recurrent import recurrent
 
 PROGRAMS = {
   'gradient': gradient,
@@ -25,4 +26,5 @@ __all__ = [
   'gradient',
   'laga',
   'local_sgd',
+  'recurrent',
 ]

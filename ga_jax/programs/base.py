@@ -60,6 +60,8 @@ class Program(NamedTuple):
       the wire, model statistics not counted.
     decode: `decode(message, params) -> grads`, done at arrival where what is
       submitted is a message; None where it is the gradients themselves.
+    streams: S where the state is what was remembered of batch b − S when batch
+      b is computed; 0 where the order of batches does not matter.
   """
 
   init: Callable[[Any], Any]
@@ -69,6 +71,7 @@ class Program(NamedTuple):
   overlaps: bool = False
   message_bytes: Callable[[Any], int] = nbytes
   decode: Callable[[Any, Any], Any] | None = None
+  streams: int = 0
 
 
 def fold_batches(step, carry, work: Work):

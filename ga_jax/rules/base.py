@@ -303,7 +303,7 @@ def scale_by_learning_rate(
 def momentum_trace(momentum, nesterov: bool = False):
   """`optax.trace`, or the identity where momentum is the number 0 or None."""
   check_number('momentum', momentum, low=0.0, below=1.0)
-  if momentum is None or (_is_number(momentum) and momentum == 0):
+  if momentum is None or is_zero(momentum):
     return optax.identity()
   return optax.trace(momentum, nesterov=nesterov)
 
@@ -311,7 +311,7 @@ def momentum_trace(momentum, nesterov: bool = False):
 def decayed_weights(weight_decay, mask=None):
   """L2 decay g + wd θ, or the identity where wd is the number 0."""
   check_number('weight_decay', weight_decay, low=0.0)
-  if _is_number(weight_decay) and weight_decay == 0:
+  if is_zero(weight_decay):
     return optax.identity()
   return optax.add_decayed_weights(weight_decay, mask)
 
@@ -430,6 +430,11 @@ def tree_sum(scalars) -> jax.Array:
 def tree_size(tree) -> int:
   """Number of scalars in a pytree."""
   return sum(jnp.size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def is_zero(value) -> bool:
+  """Whether it is the number 0 itself, not an array that may be."""
+  return _is_number(value) and value == 0
 
 
 def _is_number(value) -> bool:

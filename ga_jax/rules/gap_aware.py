@@ -129,26 +129,28 @@ def _scale_by_gap(
 
   def penalties_of(state, params, stale_params, peak, staleness):
     bias = -jnp.expm1(base.float_scalar(state.count) * log_decay(decay))
-    active = bias > 0  # 1 − Γ^n, so n > 0
+    active = (bias > 0) & (peak > 0)  # 1 − Γ^n, so n > 0
     if staleness is not None:
       active &= jnp.asarray(staleness) != 0
-    bias = jnp.where(bias > 0, bias, 1.0)
+    top = jnp.where(active, peak, 1.0)
+    slope = top / jnp.sqrt(jnp.where(active, bias, 1.0))
 
     def scale(s):  # C = η_max (sqrt(s / (1 − Γ^n)) + ε)
-      return peak.astype(s.dtype) * (jnp.sqrt(s / bias.astype(s.dtype)) + eps)
+      least = jnp.maximum(top.astype(s.dtype) * eps, jnp.finfo(s.dtype).tiny)
+      return slope.astype(s.dtype) * jnp.sqrt(s) + least
 
     if per_parameter:
-      return jax.tree.map(
-        lambda p, ps, s: gap.penalty(gap.distance(p, ps), scale(s), active),
-        params,
-        stale_params,
-        state.second_moment,
+      return gap.penalties_of(
+        params, stale_params, state.second_moment, scale, active
       )
     distance = gap.global_gap_rms(params, stale_params)
     g = gap.penalty(distance, scale(state.second_moment), active)
-    return jax.tree.map(
+    penalties = jax.tree.map(
       lambda p: jnp.broadcast_to(g.astype(base.float_dtype(p)), jnp.shape(p)),
       params,
+    )
+    return penalties, gap.GapMetrics(
+      mean_gap=gap.gap_rms(params, stale_params), penalty=base.Penalty(g, g)
     )
 
   def correct(
@@ -168,18 +170,16 @@ def _scale_by_gap(
       state.max_learning_rate,
       base.float_scalar(base.rate_at(max_learning_rate, count)),
     )
-    penalties = penalties_of(state, params, stale_params, peak, staleness)
+    penalties, metrics = penalties_of(
+      state, params, stale_params, peak, staleness
+    )
     corrected = gap.penalize(grads, penalties)
     if decoupled_decay is not None:
       link = base.decayed_weights(decoupled_decay, decay_mask)
       zeros = jax.tree.map(jnp.zeros_like, grads)
       decayed, _ = link.update(zeros, link.init(params), params)
       corrected = GradAndDecay(corrected, gap.penalize(decayed, penalties))
-    state = state._replace(
-      max_learning_rate=peak,
-      metrics=gap.metrics_of(params, stale_params, penalties),
-    )
-    return corrected, state
+    return corrected, state._replace(max_learning_rate=peak, metrics=metrics)
 
   def step(corrected, state, params=None, **extra):
     grads, decayed = corrected, None
@@ -304,7 +304,8 @@ def gap_aware_adam(
       decay,
       eps,
       granularity,
-      weight_decay,
+      # None, not 0: a decay of nothing would be penalised and added too.
+      None if base.is_zero(weight_decay) else weight_decay,
       weight_decay_mask,
     ),
     base.scale_by_learning_rate(learning_rate),

@@ -58,24 +58,33 @@ def trace_per_worker(
       worker_id,
       'the worker the gradient came from',
     )
-    old = jax.tree.map(
-      lambda v: jax.lax.dynamic_index_in_dim(v, worker_id, keepdims=False),
-      state.traces,
-    )
-    new = jax.tree.map(lambda g, v: g + momentum * v, grads, old)
-    traces = jax.tree.map(
-      lambda v, n: jax.lax.dynamic_update_index_in_dim(v, n, worker_id, 0),
-      state.traces,
-      new,
-    )
-    total = state.total
+
+    def read(v):
+      return jax.lax.dynamic_index_in_dim(v, worker_id, keepdims=False)
+
+    def moved(s, v, g):  # S + v_w(new) − v_w(old)
+      old = read(v)
+      new = g + momentum * old
+      return s + (new.astype(s.dtype) - old.astype(s.dtype))
+
+    def replaced(v, g, s):  # v_w ← γ v_w + g
+      new = g + momentum * read(v)
+      if s is not None:  # no other number; see below
+        new = jnp.where(jnp.isnan(s), s.astype(new.dtype), new)
+      return jax.lax.dynamic_update_index_in_dim(v, new, worker_id, 0)
+
+    # In this order: the sum first, for it reads the old buffer; then the buffer
+    # in its place, told to wait for the sum; then the direction from where it
+    # is. Otherwise XLA would copy all workers' buffers to keep the old one.
     if keep_total:
-      total = jax.tree.map(
-        lambda s, n, o: s + (n.astype(s.dtype) - o.astype(s.dtype)),
-        total,
-        new,
-        old,
+      total = jax.tree.map(moved, state.total, state.traces, grads)
+      traces = jax.tree.map(replaced, state.traces, grads, total)
+    else:
+      total = state.total
+      traces = jax.tree.map(
+        lambda v, g: replaced(v, g, None), state.traces, grads
       )
+    new = jax.tree.map(read, traces)
     return new, TracePerWorkerState(traces=traces, total=total)
 
   rule = base.lift(optax.GradientTransformationExtraArgs(init, step))

@@ -117,13 +117,9 @@ def penalize_gap(
     active = state.count > 0
     if staleness is not None:
       active &= jnp.asarray(staleness) != 0
-    penalties = jax.tree.map(
-      lambda p, ps, c: gap.penalty(gap.distance(p, ps), c + eps, active),
-      params,
-      stale_params,
-      state.scale,
+    penalties, metrics = gap.penalties_of(
+      params, stale_params, state.scale, lambda c: c + eps, active
     )
-    metrics = gap.metrics_of(params, stale_params, penalties)
     return (
       gap.penalize(grads, penalties),
       state._replace(metrics=metrics),

@@ -24,6 +24,7 @@ def play(
   num_batches: int,
   batches_per_ticket: int = 1,
   overlaps: bool = False,
+  streams: int = 0,
   loss_fn: Callable[[ledger.Ticket], float] | None = None,
 ) -> Iterator[ledger.Ledger]:
   """Plays a run, event by event.
@@ -35,6 +36,7 @@ def play(
     num_batches: batches to apply.
     batches_per_ticket: consecutive batches per ticket; the last may hold fewer.
     overlaps: whether messages are hidden behind the computation.
+    streams: see `Ledger`.
     loss_fn: `loss_fn(ticket) -> loss`, where the policy needs it.
 
   Yields:
@@ -49,7 +51,10 @@ def play(
   if policy.needs_loss and loss_fn is None:
     raise ValueError('this policy needs losses and cannot be scheduled alone')
   book = ledger.Ledger(
-    policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket
+    policy,
+    num_batches=num_batches,
+    batches_per_ticket=batches_per_ticket,
+    streams=streams,
   )
   machines = _Machines(clock, num_workers, overlaps)
   heap, now = machines.departures(), 0.0
@@ -89,6 +94,7 @@ def schedule(
   num_batches: int,
   batches_per_ticket: int = 1,
   overlaps: bool = False,
+  streams: int = 0,
 ) -> trace_lib.Trace:
   """Plays a cluster without computing anything.
 
@@ -99,6 +105,7 @@ def schedule(
     num_batches: batches to apply.
     batches_per_ticket: consecutive batches per ticket; the last may hold fewer.
     overlaps: whether messages are hidden behind the computation.
+    streams: see `Ledger`.
 
   Returns:
     The complete `Trace`; times are in the clock's units.
@@ -113,6 +120,7 @@ def schedule(
     num_batches=num_batches,
     batches_per_ticket=batches_per_ticket,
     overlaps=overlaps,
+    streams=streams,
   )
   book = collections.deque(events, maxlen=1).pop()
   return book.trace(num_workers)

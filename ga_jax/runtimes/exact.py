@@ -299,10 +299,10 @@ class Execution:
     hparams, sent = self._job.hparams, None
     if self._program.exchange is not None:
       submission, worker_state, sent = self._compiled.exchange(
-        hparams, worker_state, submission, sent_fn(), self._core.state.params
+        hparams, worker_state, submission, sent_fn(), self._core.params
       )
     elif self._program.decode is not None:
-      params = self._core.state.params
+      params = self._core.params
       grads = self._compiled.decode(hparams, submission.grads, params)
       submission = submission._replace(grads=grads)
     return submission, worker_state, sent
@@ -392,6 +392,7 @@ def execute(
   Raises:
     ValueError: the checkpoint is of another run.
   """
+  job_lib.expect(job.source, trace)
   rows = trace.events.tolist()
   execution = Execution(job, device, placement, shards)
   return Run(execution, checkpoints).consume(

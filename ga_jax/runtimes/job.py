@@ -1,6 +1,6 @@
 """What is to be computed, whoever computes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,18 +20,25 @@ class Source(NamedTuple):
     load_fn: `load_fn(resident, host_batch, key) -> batch`, in compiled code; by
       default the host batch as it is.
     resident: pytree of arrays kept on the device and handed to `load_fn`.
+    streams: S where batch b is what comes after batch b − S, for a program that
+      remembers (`programs.recurrent`); 0 where batches know no order.
+    expect_fn: `expect_fn(batch_ids)`, told where it is known in which order
+      batches will be asked for, so that they can be made ahead of time.
   """
 
   batch_fn: Callable[[int], Any]
   load_fn: Callable[..., Any] = lambda resident, host_batch, key: host_batch
   resident: Any = ()
+  streams: int = 0
+  expect_fn: Callable[[Sequence[int]], None] = lambda batch_ids: None
 
 
 class Job(NamedTuple):
   """A training job.
 
   Attributes:
-    loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, model_state)`.
+    loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, model_state)`;
+      what `programs.recurrent` says where that is the program.
     source: where batches come from.
     rule_fn: `rule_fn(hparams) -> rule`, hashable.
     hparams: pytree of numbers given to `rule_fn` and `program_fn`; changing
@@ -79,7 +86,11 @@ def build(
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
 ) -> Job:
-  """A job from what users give; see `simulate` for the arguments."""
+  """A job from what users give; see `simulate` for the arguments.
+
+  Raises:
+    ValueError: the program remembers other streams than the batches have.
+  """
   if not isinstance(batches, Source):
     batches = Source(batches)
   resident = jax.tree.map(jnp.asarray, batches.resident)  # moved only once
@@ -87,7 +98,7 @@ def build(
     rule_fn, program_fn = server.fixed(rule), Fixed(program or gradient)
   else:
     rule_fn, program_fn = rule, program or Fixed(gradient)
-  return Job(
+  job = Job(
     loss_fn=loss_fn,
     source=batches._replace(resident=resident),
     rule_fn=rule_fn,
@@ -100,6 +111,13 @@ def build(
     accumulates=policy.accumulates,
     seed=seed,
   )
+  streams = program_of(job).streams
+  if streams not in (0, batches.streams):
+    raise ValueError(
+      f'the worker program remembers {streams} streams, the source of the '
+      f'batches has streams={batches.streams}'
+    )
+  return job
 
 
 def worker_program(
@@ -156,6 +174,22 @@ def host_batches(source: Source, first_batch: int, num_batches: int):
     for batch_id in range(first_batch, first_batch + num_batches)
   ]
   return jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+
+
+def expect(source: Source, trace):
+  """Tells a source in which order a trace needs its batches."""
+  arrivals = trace.applied()
+  source.expect_fn(
+    [
+      first_batch + i
+      for first_batch, number in zip(
+        arrivals['first_batch'].tolist(),
+        arrivals['num_batches'].tolist(),
+        strict=True,
+      )
+      for i in range(number)
+    ]
+  )
 
 
 def received(program: programs.Program, worker_state, submission, sent, params):

@@ -219,6 +219,7 @@ class Live:
       num_batches=num_batches,
       batches_per_ticket=program.num_batches,
       depth=pipeline_depth,
+      streams=job.source.streams,
     )
     self._execution = exact.Execution(job, device, placement, shards, remote)
     self._expected = None  # shapes and dtypes of a submission

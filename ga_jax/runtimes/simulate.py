@@ -135,6 +135,7 @@ def simulate(
     'num_batches': num_batches,
     'batches_per_ticket': per_ticket,
     'overlaps': worker_program.overlaps,
+    'streams': job.source.streams,
   }
   if policy.needs_loss:
     return _interleaved(

@@ -1,0 +1,266 @@
+"""How fast the rules' updates are, against the machine's own copy bandwidth.
+
+  python -m experiments.bench.update_kernel --json=results/bench/update.json
+
+An update has to read and write certain arrays of the parameters' size: momentum
+SGD reads g, v and θ and writes v and θ, which is 5 arrays, GA reads θs and s
+too and writes s, 8. Those bytes over the time of `rule.update` and
+`optax.apply_updates`, compiled, with parameters and state donated, are compared
+with what a copy of one vector of that size reaches in the same run, turn by
+turn: the best of NumPy's and of XLA's on all threads, into memory that is there
+already. The parameters are one flat vector, or the 161 leaves of a ResNet-50;
+float32, and bfloat16. The last table is the ratio of the times of GA and SGD.
+
+`cpu` are the seconds that all threads spent together, which tell more than wall
+time where other programs use the cores too.
+"""
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+import ga_jax
+from experiments import cli, settings
+from experiments.bench import timing
+from ga_jax import rules
+
+RATE, WORKERS = 1e-3, 4
+SHAPES, DTYPES = ['flat', 'ResNet-50'], ['float32', 'bfloat16']
+
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'measurements of each')
+_RULES = flags.DEFINE_list('rules', [], 'rules to measure, all by default')
+_SHAPES = flags.DEFINE_list('shapes', SHAPES, 'of parameters')
+_DTYPES = flags.DEFINE_list('dtypes', DTYPES, 'of parameters')
+_SCALE = flags.DEFINE_float('scale', 1.0, 'of the flat vector, for a quick try')
+_JSON = flags.DEFINE_string('json', '', 'also write the figures here')
+
+
+class Rule(NamedTuple):
+  """A rule, and the arrays like the parameters that it must move.
+
+  Attributes:
+    make: `make() -> rule`.
+    arrays: arrays of the parameters' dtype to read and to write.
+    wide: of these, what is kept in float32 at least whatever the parameters.
+  """
+
+  make: Callable[[], ga_jax.AsyncOptimizer]
+  arrays: int
+  wide: int = 0
+
+
+RULES = {
+  # g; v and θ in and out
+  'SGD': Rule(lambda: rules.asgd(RATE, momentum=0.9), 5),
+  'SA': Rule(lambda: rules.staleness_aware(RATE, momentum=0.9), 5),
+  # and θs
+  'DC-ASGD': Rule(lambda: rules.dc_asgd(RATE, momentum=0.9), 6),
+  # and the mean square in and out
+  'DC-ASGD-a': Rule(lambda: rules.dc_asgd_adaptive(RATE, momentum=0.9), 8, 2),
+  # g; v_w, Σ v and θ in and out
+  'DANA-Zero': Rule(lambda: rules.dana_zero(RATE, num_workers=WORKERS), 7, 2),
+  # g, θs; v, s and θ in and out
+  'GA': Rule(lambda: rules.gap_aware(RATE, momentum=0.9), 8, 2),
+  # g, θs; v_w, Σ v, s and θ in and out
+  'DANA-GA': Rule(lambda: rules.dana_ga(RATE, num_workers=WORKERS), 10, 4),
+  # g, θs; both moments, s and θ in and out
+  'GA-Adam': Rule(lambda: rules.gap_aware_adam(RATE), 10, 2),
+}
+
+
+# Measured in every shape and dtype; the others as one float32 vector.
+EVERYWHERE = ('SGD', 'SA', 'DC-ASGD', 'DANA-Zero', 'GA')
+
+
+def resnet50_shapes() -> list[tuple[int, ...]]:
+  """The 161 parameter arrays of a ResNet-50 for 1,000 classes."""
+  shapes, channels = [(7, 7, 3, 64), (64,), (64,)], 64
+
+  def convolution(size, channels, filters):  # and its normalisation
+    return [(size, size, channels, filters), (filters,), (filters,)]
+
+  for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
+    for block in range(blocks):
+      shapes += convolution(1, channels, width)
+      shapes += convolution(3, width, width)
+      shapes += convolution(1, width, 4 * width)
+      if block == 0:  # the shortcut
+        shapes += convolution(1, channels, 4 * width)
+      channels = 4 * width
+  return [*shapes, (channels, 1000), (1000,)]
+
+
+def prepare():
+  """Checks what was asked for."""
+  known = (_RULES, list(RULES)), (_SHAPES, SHAPES), (_DTYPES, DTYPES)
+  for flag, accepted in known:
+    for value in flag.value:
+      if value not in accepted:
+        raise settings.SettingError(
+          flag.name, value, f'accepted are {accepted}'
+        )
+
+
+def main(_):
+  where = timing.machine()
+  print(where)
+  rows = []
+  for dtype in _DTYPES.value:
+    for name in _SHAPES.value:
+      shapes = {
+        'flat': [(int(25_600_000 * _SCALE.value),)],
+        'ResNet-50': resnet50_shapes(),
+      }[name]
+      rows += compared(name, shapes, jnp.dtype(dtype))
+  print(f'\n{"":20} GA / SGD: wall                 cpu')
+  for row in rows:
+    if 'over_sgd' in row and row['rule'] == 'GA':
+      wall = timing.Figure(**row['over_sgd'])
+      cpu = timing.Figure(**row['cpu_over_sgd'])
+      print(f'{row["shapes"]:9} {row["dtype"]:10} {wall!s:29} {cpu}')
+  timing.write(_JSON.value, {'machine': where, 'rows': rows})
+
+
+def compared(name: str, shapes, dtype) -> list[dict[str, object]]:
+  """Measures all rules and the copies in turns."""
+  size = sum(map(math.prod, shapes))
+  plain = name == 'flat' and dtype == jnp.float32
+  chosen = _RULES.value or [r for r in RULES if plain or r in EVERYWHERE]
+  runs = {rule: Update(RULES[rule], shapes, dtype) for rule in chosen}
+  copies = {
+    'NumPy copy': NumpyCopy(size, dtype),
+    'XLA copy': XlaCopy(size, dtype),
+  }
+  measured = timing.alternate({**copies, **runs}, _ROUNDS.value)
+  speeds = {
+    copy: [one.nbytes / seconds for seconds, _ in measured[copy]]
+    for copy, one in copies.items()
+  }
+  best = [max(pair) for pair in zip(*speeds.values(), strict=True)]
+  rows = []
+  for candidate, one in {**copies, **runs}.items():
+    walls, cpus = zip(*measured[candidate], strict=True)
+    rate = timing.figure([one.nbytes / s / 1e9 for s in walls])
+    part = _ratios([one.nbytes / s for s in walls], best)
+    row = {
+      'rule': candidate, 'shapes': name, 'dtype': str(dtype),
+      'bytes': one.nbytes, 'seconds': walls, 'cpu_seconds': cpus,
+      'part_of_copy': part._asdict(), 'temporary_bytes': one.temporary,
+    }  # fmt: skip
+    if candidate in runs and 'SGD' in runs:
+      of_sgd = list(zip(*measured['SGD'], strict=True))
+      row['over_sgd'] = _ratios(walls, of_sgd[0])._asdict()
+      row['cpu_over_sgd'] = _ratios(cpus, of_sgd[1])._asdict()
+    ms = timing.figure([1e3 * s for s in walls])
+    cpu = timing.figure([1e3 * s for s in cpus])
+    print(
+      f'{name:9} {dtype!s:8} {candidate:10} {ms!s:21} ms  cpu {cpu!s:21} '
+      f'{rate.median:5.3g} GB/s  of copy {part!s:24} '
+      f'spare {one.temporary / 1e6:.0f} MB',
+      flush=True,
+    )
+    rows.append(row)
+  return rows
+
+
+def _ratios(values, yardstick) -> timing.Figure:
+  return timing.figure([a / b for a, b in zip(values, yardstick, strict=True)])
+
+
+class Update:
+  """One rule's update, compiled; a call makes one and says what it took."""
+
+  def __init__(self, rule: Rule, shapes, dtype):
+    made = rule.make()
+    size = sum(map(math.prod, shapes))
+    wide = max(dtype.itemsize, 4)
+    narrow = (rule.arrays - rule.wide) * dtype.itemsize
+    self.nbytes = size * (narrow + rule.wide * wide)
+
+    @functools.partial(jax.jit, donate_argnums=(0, 1))
+    def update(params, state, grads, stale, staleness, worker_id):
+      updates, state = made.update(
+        grads,
+        state,
+        params,
+        stale_params=stale,
+        staleness=staleness,
+        worker_id=worker_id,
+        count=staleness,
+      )
+      return optax.apply_updates(params, updates), state
+
+    def filled(value):
+      return [jnp.full(shape, value, dtype) for shape in shapes]
+
+    self._kept = filled(1.0), made.init(filled(1.0))
+    self._given = filled(1e-6), filled(0.5), np.int32(3), np.int32(1)
+    self._update = update.lower(*self._kept, *self._given).compile()
+    self.temporary = self._update.memory_analysis().temp_size_in_bytes
+    self()
+
+  def __call__(self) -> tuple[float, float]:
+    """(wall seconds, seconds of all threads)."""
+
+    def run():
+      self._kept = jax.block_until_ready(
+        self._update(*self._kept, *self._given)
+      )
+
+    return _seconds(run)
+
+
+class NumpyCopy:
+  """Copies one vector, on one thread."""
+
+  temporary = 0
+
+  def __init__(self, size: int, dtype):
+    self._from = np.ones(size, dtype)
+    self._to = np.zeros(size, dtype)
+    self.nbytes = 2 * self._from.nbytes
+
+  def __call__(self) -> tuple[float, float]:
+    return _seconds(lambda: np.copyto(self._to, self._from))
+
+
+class XlaCopy:
+  """Copies one vector, compiled, into one that is given up."""
+
+  temporary = 0
+
+  def __init__(self, size: int, dtype):
+    self._from, self._to = jnp.ones(size, dtype), jnp.zeros(size, dtype)
+    self.nbytes = 2 * self._from.nbytes
+    copy = jax.jit(lambda x, to: -x, donate_argnums=1, keep_unused=True)
+    self._copy = copy.lower(self._from, self._to).compile()
+    self()
+
+  def __call__(self) -> tuple[float, float]:
+    def run():
+      self._to = jax.block_until_ready(self._copy(self._from, self._to))
+
+    return _seconds(run)
+
+
+def _seconds(run: Callable[[], object]) -> tuple[float, float]:
+  """(wall, of all threads), the shortest of three calls."""
+  spent = []
+  for _ in range(3):
+    cpu = time.process_time()
+    wall = timing.seconds(run)
+    spent.append((wall, time.process_time() - cpu))
+  walls, cpus = zip(*spent, strict=True)
+  return min(walls), min(cpus)
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)

@@ -1,0 +1,154 @@
+"""The finished runs of a grid: a line each in one file, and never run twice.
+
+Several processes may append to the same file. A line that was cut short, where
+a process was killed or the disk was full, is passed over and computed again.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+from experiments import environment, run
+from experiments import settings as settings_lib
+from ga_jax import metrics
+
+# Summaries keep them in a run's own folder; in a grid they are most bytes.
+_LONG = ('staleness_histogram', 'gap_histogram', 'worker_seconds', 'refused')
+
+
+class Cells:
+  """Runs settings and remembers their summaries in a file."""
+
+  def __init__(
+    self,
+    path: str,
+    advance: Callable[[str], None] = lambda name: None,
+    *,
+    any_version: bool = False,
+  ):
+    """Reads what is there.
+
+    Args:
+      path: of the file of JSON lines; its folder is made.
+      advance: told the name of every run that is asked for.
+      any_version: whether runs of other versions and devices count as finished;
+        each line says whose it is.
+    """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    self._path = path
+    self._advance = advance
+    self._any_version = any_version
+    self.computed = 0
+    self.rows = read(path)
+
+  def summary(
+    self, settings: settings_lib.Settings, *, curve: bool = False
+  ) -> dict[str, Any]:
+    """The summary of a run: from the file where it is there, else by running.
+
+    Args:
+      settings: checked settings.
+      curve: whether it must have the metrics of every epoch, as 'curve'.
+
+    Returns:
+      The summary as `run.train` makes it, without its histograms.
+    """
+    name = cell_name(settings, any_version=self._any_version)
+    if not self._has(name, curve):
+      self.rows = read(self._path)  # others may have written
+    if not self._has(name, curve):
+      found = self._computed(settings, curve)
+      append(self._path, {'cell': name, **found})
+      self.rows[name] = metrics.to_json(found)
+      self.computed += 1
+    self._advance(name)
+    return self.rows[name]
+
+  def _has(self, name, curve):
+    found = self.rows.get(name)
+    return found is not None and (not curve or 'curve' in found)
+
+  def _computed(self, settings, curve):
+    epochs = []
+
+    def observe(progress):
+      if progress.row:
+        epochs.append(progress.row)
+
+    done = run.train(settings, observe=observe, evaluate_epochs=curve)
+    summary = {k: v for k, v in done.summary.items() if k not in _LONG}
+    summary |= {'clock': settings.clock, 'jax': environment.versions()['jax']}
+    if curve:
+      summary['curve'] = with_times(epochs, done.result)
+    return summary
+
+
+def with_times(epochs: list[dict[str, Any]], result) -> list[dict[str, Any]]:
+  """Rows of epochs, with the (simulated) time at which each ended."""
+  arrivals = result.trace.applied()
+  batches = arrivals['num_batches'].cumsum()
+  return [
+    {
+      **row,
+      'time': float(arrivals['time'][batches.searchsorted(row['batches'])]),
+    }
+    for row in epochs
+  ]
+
+
+def cell_name(
+  settings: settings_lib.Settings, *, any_version: bool = False
+) -> str:
+  """A name that differs wherever settings (or versions) differ."""
+  defaults = dataclasses.asdict(settings_lib.Settings())
+  given = {  # what is no default, so that a new setting renames nothing
+    name: value
+    for name, value in dataclasses.asdict(settings).items()
+    if value != defaults[name]
+  }
+  if any_version and settings.data_path:  # wherever it lies there
+    given['data_path'] = settings.data_name()
+  what = [given, None if any_version else environment.versions()]
+  text = json.dumps(metrics.to_json(what), sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+  s = settings
+  momentum = dict(s.parameters).get('momentum')
+  tail = '' if momentum is None else f'-m{momentum:g}'
+  return (
+    f'{s.method}-N{s.workers}-lr{s.learning_rate:g}{tail}-seed{s.seed}-{digest}'
+  )
+
+
+def read(path: str) -> dict[str, dict[str, Any]]:
+  """The summaries in a file by the names of their cells; {} where none is."""
+  rows = {}
+  try:
+    with open(path, 'rb') as file:
+      lines = file.read().splitlines()
+  except FileNotFoundError:
+    return rows
+  for line in lines:
+    try:
+      row = json.loads(line)
+      rows[row.pop('cell')] = row
+    except (ValueError, TypeError, AttributeError, KeyError):
+      continue  # cut short
+  return rows
+
+
+def append(path: str, row: dict[str, Any]):
+  """Appends a line in one write, so that several processes may."""
+  line = json.dumps(metrics.to_json(row)).encode() + b'\n'
+  file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+  try:
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b'\n':
+      line = b'\n' + line  # the line before was cut short
+    written = os.write(file, line)
+    if written < len(line):
+      raise OSError(f'{path}: only {written} of {len(line)} bytes were written')
+  finally:
+    os.close(file)

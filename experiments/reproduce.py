@@ -1,0 +1,144 @@
+"""Makes the tables and figures of the papers, and ours, again.
+
+Question: what does each method give, over workers, beside what was published?
+
+  python -m experiments.reproduce --list
+  python -m experiments.reproduce --table=fashion_mnist_mlp --scale=smoke
+  python -m experiments.reproduce --table=cifar10_resnet20
+
+The runs of a table (experiments/papers.py) are done one after the other, or as
+many at a time as there are accelerators; each that is finished is a line of
+metrics.jsonl and is never done again, so a run that was killed goes on where it
+was. Written: table.md and pictures. Flags given here win over the preset's.
+"""
+
+import os
+import shlex
+import sys
+
+from absl import flags
+
+from experiments import (
+  cli,
+  pages,
+  papers,
+  progress,
+  studies,
+  tables,
+  tasks,
+)
+from experiments import settings as settings_lib
+
+cli.define_run_flags(without=('clock',))
+cli.define_runtime_flags()
+SCALES = ('smoke', 'short', 'full')
+_TABLE = flags.DEFINE_string('table', '', '|'.join(papers.TABLES))
+_SCALE = flags.DEFINE_string('scale', 'full', '|'.join(SCALES))
+_LIST = flags.DEFINE_bool('list', False, 'say which tables there are')
+_SEEDS = flags.DEFINE_integer('seeds', 0, "per cell (0: the table's)")
+_COLUMNS = flags.DEFINE_integer('columns', 0, 'the first so many (0: all)')
+_METHODS = flags.DEFINE_list('methods', [], "some of the table's (none: all)")
+_CLOCKS = flags.DEFINE_list('clocks', [], "some of the table's (none: all)")
+_PROCESSES = flags.DEFINE_integer(
+  'processes', 0, 'runs at a time (0: one per accelerator)'
+)
+_FOLDER = flags.DEFINE_string(
+  'folder', '', 'what to write to (default: results/TABLE, with the scale)'
+)
+flags.DEFINE_float('learning_rate', 0.1, 'where the table sweeps none')
+
+PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'presets')
+
+
+def prepare() -> studies.Study | None:
+  """Reads the preset, checks every cell of the table, reads the data."""
+  if _LIST.value:
+    return None
+  for flag, table in ((_TABLE, papers.TABLES), (_SCALE, SCALES)):
+    if flag.value not in table:
+      raise settings_lib.SettingError(
+        flag.name, flag.value, f'must be one of {", ".join(table)}'
+      )
+  name, scale = _TABLE.value, _SCALE.value
+  table = papers.TABLES[name]
+  scaled = {'smoke': table.smoke, 'short': table.short, 'full': ()}[scale]
+  preset = os.path.join(PRESETS, f'{table.preset}.flags')
+  flags.FLAGS(
+    [sys.argv[0], f'--flagfile={preset}', *table.flags, *scaled, *sys.argv[1:]]
+  )
+  table = _chosen(table)
+  columns = table.columns[: _COLUMNS.value or None]
+  plans = {
+    clock: studies.plan_of(
+      table, columns, _SEEDS.value or table.seeds, cli.run_settings, clock
+    )
+    for clock in table.clocks
+  }
+  example = next(iter(plans.values())).example()
+  tasks.source_of(example)
+  if table.rates and not example.holdout:
+    raise settings_lib.SettingError(
+      'holdout', 0, f'--table={name} sweeps rates: at least 1'
+    )
+  tail = '' if scale == 'full' else f'-{scale}'
+  folder = _FOLDER.value or os.path.join('results', name + tail)
+  return studies.Study(
+    name, table, plans, cli.writable_folder('folder', folder)
+  )
+
+
+def _chosen(table: papers.Table) -> papers.Table:
+  """The table with the methods and clocks that are wanted."""
+  if _METHODS.value:
+    there = dict.fromkeys(line.method for line in table.lines)
+    cli.check_names('methods', _METHODS.value, there)
+    kept = (line for line in table.lines if line.method in _METHODS.value)
+    table = table._replace(lines=tuple(kept))
+  if _CLOCKS.value:
+    cli.check_names('clocks', _CLOCKS.value, table.clocks)
+    table = table._replace(clocks=tuple(_CLOCKS.value))
+  return table
+
+
+def main(study: studies.Study | None):
+  if study is None:
+    print(listing())
+    return
+  processes = _PROCESSES.value or studies.processes_here()
+  with progress.grid_progress(None) as advance:
+    studies.compute(study, processes, advance)
+  command = ' '.join(shlex.quote(argument) for argument in sys.argv[1:])
+  pages.write(study, f'python -m experiments.reproduce {command}')
+
+
+def listing() -> str:
+  """What there is, and what it costs."""
+  rows = []
+  for name, table in papers.TABLES.items():
+    cells = len(table.lines) * len(table.columns) * len(table.clocks)
+    runs = cells * table.seeds * (2 if table.rates else 1)
+    if table.rates:
+      runs += 4 * cells * table.search_seeds
+    hours = runs * _epochs(table) * table.epoch_flops / papers.FLOPS / 3600
+    cost = f'{hours:,.0f}' if table.epoch_flops else 'CPU'
+    rows.append([name, table.about, f'{runs:,}', cost])
+  head = ['table', 'what', 'runs, about', 'GPU hours']
+  return (
+    f'{tables.markdown(head, rows)}\n\nGPU hours are estimates, not measured: '
+    'three forward passes of floating-point operations per example at '
+    f'{papers.FLOPS / 1e12:g} TFLOP/s.'
+  )
+
+
+def _epochs(table: papers.Table) -> float:
+  with open(os.path.join(PRESETS, f'{table.preset}.flags')) as file:
+    given = dict(
+      line.strip().removeprefix('--').split('=', 1)
+      for line in file
+      if line.startswith('--') and '=' in line
+    )
+  return float(given.get('epochs', settings_lib.Settings.epochs))
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)

@@ -1,0 +1,70 @@
+"""What a task is: a model on a data set, and how it is judged."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ga_jax import models
+
+
+class Metric(NamedTuple):
+  """What a task is judged by; less is better.
+
+  Attributes:
+    name: summaries hold it as test_NAME and validation_NAME.
+    unit: of the numbers that are shown, '' for none.
+    scale: what they are multiplied by to be shown.
+    worst: what a run counts as that diverged.
+  """
+
+  name: str
+  unit: str
+  scale: float
+  worst: float
+
+  @property
+  def label(self) -> str:
+    """For captions and axes: 'test error, %'."""
+    return f'test {self.name}' + (f', {self.unit}' if self.unit else '')
+
+  def text(self, value: float) -> str:
+    """A value as it is shown, with its unit."""
+    return f'{self.scale * value:.2f} {self.unit}'.strip()
+
+
+ERROR = Metric('error', '%', 100.0, 1.0)
+PERPLEXITY = Metric('perplexity', '', 1.0, float('inf'))
+METRICS = {metric.name: metric for metric in (ERROR, PERPLEXITY)}
+
+
+class Task(NamedTuple):
+  """What is trained.
+
+  Attributes:
+    dataset: what it is trained and judged on.
+    model: a pair of pure functions.
+    metric: what it is judged by.
+    init: `init(key) -> (params, model_state)`.
+    loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, model_state)`.
+    splits: what it can be judged on: 'test', and 'validation' where held out.
+    evaluate: `evaluate(params, model_state, split) -> (metric, mean loss)`.
+    predict: `predict(params, model_state, inputs) -> logits`, for inputs as
+      they are stored.
+    batches_per_epoch: `batches_per_epoch(settings) -> int`.
+    source: `source(settings) -> Source`, its resident arrays on the host;
+      raises a SettingError.
+    memory: `memory(settings) -> (() -> empty memory)` of a worker, hashable;
+      None for a model that remembers nothing. `loss_fn` is then that of
+      `programs.recurrent`.
+  """
+
+  dataset: Any
+  model: models.Model
+  metric: Metric
+  init: Callable[..., tuple[Any, Any]]
+  loss_fn: Callable[..., Any]
+  splits: tuple[str, ...]
+  evaluate: Callable[..., tuple[float, float]]
+  predict: Callable[..., Any]
+  batches_per_epoch: Callable[..., int]
+  source: Callable[..., Any]
+  memory: Callable[..., Any] | None = None

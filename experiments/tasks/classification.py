@@ -1,0 +1,97 @@
+"""Images or vectors into classes: cross-entropy, judged by the test error."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import settings as settings_lib
+from experiments.tasks import base
+from ga_jax import data, models
+
+EVAL_BATCH = 1000
+
+
+def task(
+  dataset: data.Dataset, model_name: str, options: dict[str, object]
+) -> base.Task:
+  """A model on a data set of classes.
+
+  Args:
+    dataset: what is classified.
+    model_name: a name in `models.MODELS`.
+    options: keyword arguments of the model.
+
+  Returns:
+    A `Task`.
+
+  Raises:
+    SettingError: the model does not read such inputs.
+  """
+  model = models.MODELS[model_name](dataset.num_classes, **options)
+  is_image = len(dataset.input_shape) == 3
+  if model.reads == 'tokens' or (model.reads == 'images' and not is_image):
+    raise settings_lib.SettingError(
+      'model',
+      model_name,
+      f'needs {model.reads}, --dataset has '
+      f'{"images" if is_image else "vectors"}',
+    )
+
+  def init(key):
+    return model.init(key, jnp.zeros((1, *dataset.input_shape)))
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    inputs, labels = batch
+    logits, model_state = model.apply(params, model_state, inputs, True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), model_state
+
+  @jax.jit
+  def predict(params, model_state, inputs):
+    inputs = data.to_float(jnp.asarray(inputs), dataset.mean, dataset.std)
+    return model.apply(params, model_state, inputs, False)[0]
+
+  @jax.jit
+  def count(params, model_state, inputs, labels, valid):
+    logits = predict(params, model_state, inputs)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    wrong = logits.argmax(-1) != labels
+    return jnp.sum(wrong & valid), jnp.sum(jnp.where(valid, losses, 0.0))
+
+  def evaluate(params, model_state, split):
+    wrong, loss, n = 0, 0.0, dataset.size(split)
+    for batch in dataset.batches(split, EVAL_BATCH):
+      w, l = count(params, model_state, *batch)
+      wrong, loss = wrong + int(w), loss + float(l)
+    return wrong / n, loss / n
+
+  def batches_per_epoch(settings):
+    return dataset.size('train') // settings.batch_size
+
+  def source(settings):
+    if settings.augment and not is_image:
+      raise settings_lib.SettingError(
+        'augment', True, f'needs images, {settings.dataset} has vectors'
+      )
+    try:
+      return dataset.source(
+        settings.batch_size, settings.seed, augment=settings.augment
+      )
+    except data.DataError as error:
+      raise settings_lib.SettingError(
+        'batch_size', settings.batch_size, str(error)
+      ) from error
+
+  return base.Task(
+    dataset=dataset,
+    model=model,
+    metric=base.ERROR,
+    init=jax.jit(init),
+    loss_fn=loss_fn,
+    splits=tuple(s for s in ('validation', 'test') if dataset.size(s)),
+    evaluate=evaluate,
+    predict=predict,
+    batches_per_epoch=batches_per_epoch,
+    source=source,
+  )

@@ -1,0 +1,104 @@
+"""Every preset of images: two updates, end to end.
+
+Those of texts are run by tests/language_test.py, those of digits by
+tests/launch_test.py and tests/methods_test.py; that a preset goes with every
+method of its tables is tested in tests/reproduce_test.py. The deep networks
+(a minute each to compile):
+
+  python -m pytest tests/presets_test.py -m slow
+"""
+
+import functools
+import pathlib
+
+import jax
+import pytest
+import tensorflow_datasets as tfds
+
+from experiments import parts, run
+from experiments import settings as settings_lib
+from ga_jax import data
+from tests import reproduce_test
+
+PRESETS = pathlib.Path(__file__).parent.parent / 'experiments' / 'presets'
+OTHERS = {  # and who runs them
+  'digits_demo',
+  'digits_methods',
+  'fashion_mnist_mlp_bn',
+  'text_transformer_xl_small',
+  'wikitext103_transformer_xl',
+}
+DEEP = {'cnn3', 'resnet20', 'wrn_16_4', 'resnet50'}
+
+
+def fields_of(preset):
+  """The fields of `Settings` that a preset gives."""
+  fields, parameters = {}, {}
+  for line in (PRESETS / f'{preset}.flags').read_text().splitlines():
+    if not line.startswith('--'):
+      continue
+    name, _, text = line.removeprefix('--').partition('=')
+    if name in parts.PARAMETERS:
+      parameters[name] = parts.PARAMETERS[name][0](text)
+    else:
+      default = getattr(settings_lib.Settings(), name)
+      if isinstance(default, tuple):
+        fields[name] = tuple(map(float, text.split(',')))
+      else:
+        fields[name] = type(default)(text or True)
+  return {**fields, 'parameters': tuple(sorted(parameters.items()))}
+
+
+def names():
+  """The presets of images, the deep ones marked."""
+  found = []
+  for path in sorted(PRESETS.glob('*.flags')):
+    if path.stem not in OTHERS:
+      deep = fields_of(path.stem)['model'] in DEEP
+      marks = [pytest.mark.slow] * deep
+      found.append(pytest.param(path.stem, marks=marks))
+  return found
+
+
+@pytest.fixture
+def small(monkeypatch):
+  """ImageNet at a size for two updates on a CPU."""
+  monkeypatch.setitem(
+    data.DATASETS,
+    'imagenet2012',
+    functools.partial(data.imagenet2012, image_size=32),
+  )
+  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+def two_updates(preset, folder, **own):
+  fields = fields_of(preset)
+  if fields['dataset'] == 'idx':
+    reproduce_test.write_idx(folder)
+    fields |= {'data_path': str(folder), 'holdout': 40}
+  chosen = {'workers': 2, 'batch_size': 4, 'executor': 'exact', **own}
+  with tfds.testing.mock_data(num_examples=8):
+    per_epoch = run.tasks.batches_per_epoch(
+      settings_lib.Settings(**fields | chosen)
+    )
+    chosen['epochs'] = 2 / per_epoch
+    settings = settings_lib.check(settings_lib.Settings(**fields | chosen))
+    return run.train(settings).summary
+
+
+@pytest.mark.parametrize('preset', names())
+def test_two_updates_of_a_preset(preset, small, tmp_path):
+  summary = two_updates(preset, tmp_path)
+  assert summary['updates'] == summary['batches'] == 2
+  assert not summary['diverged']
+  assert 0 <= summary['test_error'] <= 1
+
+
+@pytest.mark.parametrize('preset', ['cifar10_resnet20', 'imagenet_resnet50'])
+def test_two_updates_of_a_deep_preset_with_a_small_network(
+  preset, small, tmp_path
+):
+  summary = two_updates(preset, tmp_path, model='mlp')
+  assert summary['updates'] == summary['batches'] == 2
+  assert 0 <= summary['test_error'] <= 1

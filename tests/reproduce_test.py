@@ -1,0 +1,420 @@
+"""Tables of papers: their cells, their runs, their pages."""
+
+import concurrent.futures
+import gzip
+import json
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from experiments import (
+  cells,
+  grid,
+  pages,
+  papers,
+  protocols,
+  run,
+  studies,
+  tables,
+)
+from experiments import settings as settings_lib
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+FINISHED = 10  # runs after which a table is killed
+
+
+@pytest.fixture(autouse=True)
+def relaxed():
+  """What the scripts run with."""
+  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+def call(*arguments, **how):
+  return subprocess.run(
+    [sys.executable, '-m', 'experiments.reproduce', *arguments],
+    capture_output=True,
+    text=True,
+    cwd=ROOT,
+    check=False,
+    **how,
+  )
+
+
+# --- tables
+
+
+EVERY_CELL = """
+import sys
+from absl import flags
+from experiments import cli, papers, reproduce, studies, tasks
+
+tasks.source_of = lambda settings: None  # the data is not here
+for name, table in papers.TABLES.items():
+  for scale in reproduce.SCALES:
+    sys.argv = ['x', f'--table={name}', f'--scale={scale}', '--data_path=']
+    flags.FLAGS.unparse_flags()
+    for flag in flags.FLAGS:
+      flags.FLAGS[flag].unparse()
+    flags.FLAGS(sys.argv)
+    study = reproduce.prepare()
+    plan = next(iter(study.plans.values()))
+    cells = {s for p in study.plans.values() for s in p.settings.values()}
+    print(name, scale, len(cells), len(plan.lines()), len(plan.columns))
+"""
+
+
+def test_every_cell_of_every_table_has_a_meaning(tmp_path):
+  done = subprocess.run(
+    [sys.executable, '-c', EVERY_CELL],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': ROOT},
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  rows = [line.split() for line in done.stdout.splitlines()]
+  assert {row[0] for row in rows} == set(papers.TABLES)
+  for name, scale, found, lines, columns in rows:
+    table = papers.TABLES[name]
+    wanted = len(table.lines) * len(table.columns) * len(table.clocks)
+    assert int(lines) == len(table.lines)
+    if scale == 'full':
+      assert int(columns) == len(table.columns)
+      assert int(found) == wanted  # all of them differ
+
+
+def test_published_figures_belong_to_a_cell():
+  for table in papers.TABLES.values():
+    lines = {'', *(line.label for line in table.lines)}
+    columns = {column.label for column in table.columns}
+    for (line, column), (figure, source) in table.published.items():
+      assert line in lines
+      assert column in columns
+      assert figure
+      assert source
+
+
+def test_the_list_names_every_table():
+  done = call('--list')
+  assert done.returncode == 0, done.stderr
+  rows = {line.split('|')[1].strip() for line in done.stdout.splitlines()[2:-2]}
+  assert rows == set(papers.TABLES)
+
+
+@pytest.mark.parametrize(
+  ('arguments', 'said'),
+  [
+    (('--table=none',), '--table=none: must be one of cifar10_resnet20'),
+    (
+      ('--table=fashion_mnist_mlp', '--scale=tiny'),
+      '--scale=tiny: must be one',
+    ),
+    (
+      ('--table=fashion_mnist_mlp', '--data_path=/nowhere'),
+      '--data_path=/nowhere: no such file or folder',
+    ),
+  ],
+)
+def test_what_cannot_be_made_is_refused(arguments, said, tmp_path):
+  done = call(*arguments, f'--folder={tmp_path}')
+  assert done.returncode == 2
+  assert done.stderr.startswith('error: ')
+  assert said in done.stderr
+  assert done.stderr.count('\n') == 1
+
+
+# --- runs
+
+
+def tiny(**fields):
+  return settings_lib.Settings(
+    model='mlp', epochs=0.2, learning_rate=0.05, **fields
+  )
+
+
+@pytest.mark.parametrize('method', papers.ALONE)
+def test_one_worker_of_these_is_another_method(method):
+  settings = settings_lib.check(tiny(method=method, clock='heterogeneous'))
+  stand_in = studies.canonical(settings)
+  assert stand_in == tiny(method=papers.ALONE[method])
+  ours, theirs = (run.train(s).result for s in (settings, stand_in))
+  np.testing.assert_allclose(
+    ours.metrics['loss'], theirs.metrics['loss'], rtol=2e-5
+  )
+
+
+def test_several_workers_stand_for_themselves():
+  settings = tiny(method='ga', workers=2, clock='heterogeneous')
+  assert studies.canonical(settings) == settings
+
+
+def test_the_name_of_a_cell_knows_no_folder_and_no_default():
+  one = cells.cell_name(tiny(data_path='/a/data'), any_version=True)
+  assert one == cells.cell_name(tiny(data_path='/b/data'), any_version=True)
+  assert one != cells.cell_name(tiny(data_path='/b/other'), any_version=True)
+  assert one != cells.cell_name(tiny(data_path='/a/data'))
+
+
+def test_lines_are_whole_whoever_appends(tmp_path):
+  path = tmp_path / 'metrics.jsonl'
+
+  def write(i):
+    cells.append(path, {'cell': f'{i}', 'much': 'x' * 5000})
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    list(pool.map(write, range(200)))
+  assert set(cells.read(path)) == {f'{i}' for i in range(200)}
+  assert len(path.read_bytes().splitlines()) == 200
+
+
+def test_a_full_disk_is_said(tmp_path, monkeypatch):
+  monkeypatch.setattr(os, 'write', lambda file, data: len(data) // 2)
+  with pytest.raises(OSError, match=r'only .* bytes were written'):
+    cells.append(tmp_path / 'metrics.jsonl', {'cell': 'x'})
+
+
+def test_the_half_decades():
+  rates = [float(f'{rate:.3g}') for rate in grid.half_decades(0.0316)]
+  assert rates == [0.01, 0.0316, 0.1]
+
+
+def test_a_search_begins_where_the_last_one_ended(monkeypatch, tmp_path):
+  tried = []
+
+  def fake(settings, **_):
+    tried.append((settings.workers, settings.learning_rate))
+    best = {1: -1.0, 4: -1.5, 8: -3.0}[settings.workers]
+    error = abs(math.log10(settings.learning_rate) - best)
+    return run.Run(
+      {'validation_error': error, 'test_error': error, 'diverged': False}, None
+    )
+
+  monkeypatch.setattr(run, 'train', fake)
+  numbers = (1, 4, 8)
+  plan = protocols.Plan(
+    {('ga', n): tiny(workers=n) for n in numbers},
+    numbers,
+    (0.1, 10**-0.5),
+    {'ga': tiny()},
+    (0,),
+    follows=True,
+  )
+  unchanged, best = protocols.sweep(plan, cells.Cells(tmp_path / 'x.jsonl'))
+  assert {n: min(s, key=s.get) for (_, n), s in best.scores.items()} == {
+    1: 0.1,
+    4: 0.0316,
+    8: 0.001,
+  }
+  assert not best.unbracketed
+  assert set(best.scores['ga', 4]) == {0.01, 0.0316, 0.1, 0.316}
+  assert set(best.scores['ga', 8]) == {
+    3.16e-4,
+    0.001,
+    0.00316,
+    0.01,
+    0.0316,
+    0.1,
+  }
+  assert set(unchanged.scores['ga', 8]) == set(best.scores['ga', 1])
+  assert len(tried) == len(set(tried))
+
+
+# --- a table, killed and gone on with
+
+
+def write_idx(folder):
+  """Forty grey images of two classes, as Fashion-MNIST comes."""
+  rng = np.random.default_rng(0)
+  for part, n in (('train', 160), ('t10k', 60)):
+    labels = rng.integers(0, 2, n).astype(np.uint8)
+    images = rng.integers(0, 120, (n, 8, 8)).astype(np.uint8)
+    images[labels == 1, :4] += 100
+    for kind, values in (('images-idx3', images), ('labels-idx1', labels)):
+      head = bytes((0, 0, 8, values.ndim))
+      head += struct.pack(f'>{values.ndim}I', *values.shape)
+      with gzip.open(folder / f'{part}-{kind}-ubyte.gz', 'wb') as file:
+        file.write(head + values.tobytes())
+
+
+@pytest.mark.parametrize(
+  ('methods', 'processes'),
+  [('asgd', 1), pytest.param('asgd,ga', 2, marks=pytest.mark.slow)],
+)
+def test_a_killed_table_is_the_table(tmp_path, methods, processes):
+  data = tmp_path / 'data'
+  data.mkdir()
+  write_idx(data)
+  arguments = [
+    '--table=fashion_mnist_mlp',
+    '--scale=smoke',
+    f'--data_path={data}',
+    f'--methods={methods}',
+    '--holdout=40',
+    '--batch_size=10',
+    '--epochs=2',
+    '--warmup_epochs=0.5',
+    '--boundaries=1,1.5',
+  ]
+  whole = call(
+    *(*arguments, f'--folder={tmp_path}/whole', f'--processes={processes}')
+  )
+  assert whole.returncode == 0, whole.stderr
+  rows = tmp_path / 'killed' / 'metrics.jsonl'
+  with subprocess.Popen(
+    [
+      *(sys.executable, '-m', 'experiments.reproduce', *arguments),
+      f'--folder={tmp_path}/killed',
+    ],
+    cwd=ROOT,
+    stdout=subprocess.DEVNULL,
+    stderr=subprocess.DEVNULL,
+  ) as process:
+    deadline = time.monotonic() + 120
+    while not rows.exists() or rows.read_bytes().count(b'\n') < FINISHED:
+      assert process.poll() is None
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+  assert not (tmp_path / 'killed' / 'table.md').exists()
+  before = rows.read_bytes()
+  with open(rows, 'ab') as file:
+    file.write(b'{"cell": "cut sho')
+  done = call(*arguments, f'--folder={tmp_path}/killed')
+  assert done.returncode == 0, done.stderr
+  assert rows.read_bytes().startswith(before)
+  page = {
+    name: (tmp_path / name / 'table.md').read_text().splitlines()
+    for name in ('whole', 'killed')
+  }
+  assert page['whole'][0].startswith('`python -m experiments.reproduce --table')
+  # The first line is the command, the last one says how long it took.
+  assert page['whole'][1:-1] == page['killed'][1:-1]
+  found = {
+    name: cells.read(tmp_path / name / 'metrics.jsonl')
+    for name in ('whole', 'killed')
+  }
+  assert set(found['whole']) == set(found['killed'])
+  for kind in ('error-unchanged', 'error-best', 'error-over-rate'):
+    for clock in ('homogeneous', 'heterogeneous'):
+      picture = tmp_path / 'whole' / f'{kind}-{clock}.png'
+      assert picture.read_bytes().startswith(b'\x89PNG')
+      assert f']({picture.name})' in '\n'.join(page['whole'])
+
+
+# --- pages
+
+
+def summary(error, **more):
+  return {
+    'test_error': error,
+    'diverged': error is None,
+    'learning_rate': 0.1,
+    'updates': 10,
+    'wall_seconds': 60.0,
+    'device': 'abacus',
+    'jax': '1.2',
+    **more,
+  }
+
+
+def test_a_difference_says_how_sure_it_is():
+  ours = [summary(e) for e in (0.12, 0.13, 0.14)]
+  theirs = [summary(e) for e in (0.10, 0.10, 0.10)]
+  # mean 3 points, standard deviation 1, standard error 1/√3
+  assert tables.difference(ours, theirs) == '+3.00 (5.2)'
+  assert tables.difference(theirs, ours) == '-3.00 (5.2)'
+  assert tables.difference(ours, ours) == ''
+  assert tables.difference(ours, [*theirs[:2], summary(None)]) == ''
+  assert tables.difference(ours[:1], theirs[:1]) == ''
+
+
+def study_of(table, clock='homogeneous'):
+  def make(method, workers, clock, parameters):
+    return tiny(
+      method=method,
+      workers=workers,
+      clock=clock,
+      parameters=tuple(sorted(parameters.items())),
+    )
+
+  plan = studies.plan_of(table, table.columns, table.seeds, make, clock)
+  return studies.Study('x', table, {clock: plan}, '')
+
+
+def test_published_figures_stand_beside_ours(tmp_path):
+  table = papers.Table(
+    'a table',
+    'cifar10_resnet20',
+    papers.methods(('asgd', 'ga')),
+    papers.workers(1, 4),
+    seeds=2,
+    published={('', 'N = 1'): ('8.37', 'A'), ('ga', 'N = 4'): ('9.1', 'B')},
+    note='A note.',
+  )
+  study = study_of(table)._replace(folder=str(tmp_path))
+  results = {
+    'asgd': {
+      'N = 1': [summary(0.1), summary(0.1)],
+      'N = 4': [summary(None), summary(None)],
+    },
+    'ga': {
+      'N = 1': [summary(0.1), summary(0.1)],
+      'N = 4': [summary(0.11), summary(0.13)],
+    },
+  }
+  found = {'homogeneous': [protocols.Outcome('fixed', results)]}
+  text = pages.page(study, found, 'python x')
+  assert text.startswith('`python x` made this page.\n')
+  assert '| asgd   | 10.00 ± 0.00 [1: 8.37] | diverged ' in text
+  assert '| ga     | 10.00 ± 0.00 [1: 8.37] | 12.00 ± 1.41 [2: 9.1] |' in text
+  assert '[1] A; [2] B' in text
+  assert 'A note.' in text
+  assert 'abacus (JAX 1.2)' in text
+  assert '8 different runs are shown, 80 updates in 8 minutes' in text
+
+
+def test_the_time_to_a_target():
+  def run_of(errors, step):
+    curve = [
+      {'epoch': i + 1.0, 'time': step * (i + 1.0), 'test_error': e}
+      for i, e in enumerate(errors)
+    ]
+    return summary(errors[-1], curve=curve)
+
+  runs = {
+    'a': [run_of((0.3, 0.2, 0.1), 10)],
+    'b': [run_of((0.3, 0.104, 0.11), 7)],
+  }
+  target = pages.target_of(runs)
+  assert target == pytest.approx(0.105)
+  assert pages.reaches(runs['a'][0], target) == 30
+  assert pages.reaches(runs['b'][0], target) == 14
+  assert pages.reaches(runs['b'][0], 0.01) is None
+  assert pages.reaches(summary(None), target) is None
+
+
+def test_the_committed_tables_were_made_by_their_first_lines():
+  folders = [
+    name
+    for name in papers.TABLES
+    if os.path.exists(os.path.join(ROOT, 'results', name, 'table.md'))
+  ]
+  for name in folders:
+    folder = os.path.join(ROOT, 'results', name)
+    with open(os.path.join(folder, 'table.md')) as file:
+      first = file.readline()
+    assert first.startswith(
+      f'`python -m experiments.reproduce --table={name}'
+    ), name
+    with open(os.path.join(folder, 'metrics.jsonl')) as file:
+      assert all(json.loads(line)['cell'] for line in file)
