@@ -60,7 +60,7 @@ def how_to_load(workdir: str) -> str:
   """The line of Python that loads a trained model."""
   return (
     'from experiments import record; '
-    f'predict = record.load({workdir!r}); classes = predict(images)'
+    f'predict = record.load({workdir!r}); classes = predict(inputs)'
   )
 
 

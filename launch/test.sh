@@ -9,4 +9,5 @@ install dev --editable "${root}[dev]"
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest -n auto --maxprocesses=4 --dist loadfile "$@"
+exec "$python" -m pytest -n auto --maxprocesses=4 --dist loadfile \
+  --no-loadscope-reorder "$@"

@@ -6,6 +6,18 @@ import pytest
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 4)  # for the threads runtime
 
+LONGEST = (  # files that take longest come first, so that none ends alone
+  *('ray_test', 'executors_test', 'ray_faults_test', 'experiments_test'),
+  *('threads_test', 'replay_script_test', 'sharding_test', 'programs_test'),
+  *('launch_ray_test', 'reproduce_test', 'models_test', 'update_kernel_test'),
+)
+
+
+def pytest_collection_modifyitems(items):
+  """Sorts the files; the order within them stays."""
+  rank = {name: i for i, name in enumerate(LONGEST)}
+  items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+
 
 @pytest.fixture(autouse=True)
 def strict_promotion(request):

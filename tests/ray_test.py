@@ -185,6 +185,7 @@ def test_exchanges_replay_to_the_same_bits(nodes):
   assert result.trace.updates() == 16  # a short last ticket
 
 
+@pytest.mark.slow
 @pytest.mark.ray
 def test_shards_replay_to_the_same_bits_in_one_process(nodes):
   """A rule that asks all shards for sums; statistics are with the first."""

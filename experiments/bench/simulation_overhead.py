@@ -15,6 +15,7 @@ from absl import flags
 
 import ga_jax
 from experiments import cli
+from experiments import settings as settings_lib
 from experiments.bench import timing
 from ga_jax import clocks, data, models, policies, rules
 
@@ -26,6 +27,13 @@ _ROUNDS = flags.DEFINE_integer('rounds', 7, 'runs of each')
 _JSON = flags.DEFINE_string('json', '', 'also write the figures here')
 
 IMAGES = 6400
+
+
+def prepare():
+  """Checks the model before anything is timed."""
+  name = _MODEL.value
+  if name not in models.MODELS or models.MODELS[name](10).reads == 'tokens':
+    raise settings_lib.SettingError('model', name, 'must be one for images')
 
 
 def main(_):
@@ -114,4 +122,4 @@ class Timer:
 
 
 if __name__ == '__main__':
-  cli.launch(main, lambda: None)
+  cli.launch(main, prepare)
