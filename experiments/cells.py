@@ -80,7 +80,11 @@ class Cells:
 
     done = run.train(settings, observe=observe, evaluate_epochs=curve)
     summary = {k: v for k, v in done.summary.items() if k not in _LONG}
-    summary |= {'clock': settings.clock, 'jax': environment.versions()['jax']}
+    summary |= {
+      'clock': settings.clock,
+      'jax': environment.versions()['jax'],
+      'settings': chosen(settings, self._any_version),
+    }
     if curve:
       summary['curve'] = with_times(epochs, done.result)
     return summary
@@ -99,18 +103,24 @@ def with_times(epochs: list[dict[str, Any]], result) -> list[dict[str, Any]]:
   ]
 
 
-def cell_name(
-  settings: settings_lib.Settings, *, any_version: bool = False
-) -> str:
-  """A name that differs wherever settings (or versions) differ."""
+def chosen(settings: settings_lib.Settings, any_version: bool):
+  """The settings that are no defaults, so that a new one renames nothing."""
   defaults = dataclasses.asdict(settings_lib.Settings())
-  given = {  # what is no default, so that a new setting renames nothing
+  given = {
     name: value
     for name, value in dataclasses.asdict(settings).items()
     if value != defaults[name]
   }
   if any_version and settings.data_path:  # wherever it lies there
     given['data_path'] = settings.data_name()
+  return given
+
+
+def cell_name(
+  settings: settings_lib.Settings, *, any_version: bool = False
+) -> str:
+  """A name that differs wherever settings (or versions) differ."""
+  given = chosen(settings, any_version)
   what = [given, None if any_version else environment.versions()]
   text = json.dumps(metrics.to_json(what), sort_keys=True)
   digest = hashlib.sha256(text.encode()).hexdigest()[:10]

@@ -9,6 +9,8 @@ from experiments import protocols, studies, tables, tasks
 from ga_jax import plots
 
 REFERENCE = 'ga'  # the method that the others are compared with
+# How many times chance alone is above it: Student's t with so many seeds.
+_CHANCE = {2: 'three', 3: 'five', 4: 'seven', 5: 'nine'}
 _MARK = 2.0  # standard errors below which nothing is claimed
 
 
@@ -38,7 +40,8 @@ def page(study, found, command: str) -> str:
   if sources:
     numbered = '; '.join(f'[{i + 1}] {name}' for i, name in enumerate(sources))
     lines += [
-      f'In brackets what was published, for another implementation: {numbered}.'
+      'In brackets what was published, for another implementation and in part '
+      f'other hyper-parameters: {numbered}.'
       ' Where there is no bracket no figure was available to us.',
       '',
     ]
@@ -54,13 +57,17 @@ def page(study, found, command: str) -> str:
 
 def _settings(study, s, metric, seeds: int) -> str:
   """What all runs of a page share, and what is shown of them."""
+  beside = ''.join(f' and {flag}' for flag in study.table.flags)
+  shown = (
+    f'mean ± standard deviation over {seeds} seeds' if seeds > 1 else 'one seed'
+  )
   return ' '.join(
     [
       f'{s.model} on {s.data_name()}, {s.epochs:g} epochs in all (all workers '
       f'together), batch {s.batch_size} per worker; the rest of the settings '
-      f'stands in experiments/presets/{study.table.preset}.flags.',
-      f'{metric.label.capitalize()}: mean ± standard deviation over {seeds} '
-      f'seed{"s" if seeds > 1 else ""}.',
+      f'stands in experiments/presets/{study.table.preset}.flags, but for what '
+      f'the command gives{beside}.',
+      f'{metric.label.capitalize()}: {shown}.',
       _pairing(s),
       'The parameters of the server are what is judged.',
       'Policies that average a round use a rate larger by its size.'
@@ -91,11 +98,35 @@ def _section(study, plan, clock, outcome, sources) -> list[str]:
   lines = [explained, '', _errors(study, plan, outcome, sources), '']
   if plan.rates:
     lines += [tables.rate_table(outcome, plan.columns), '']
+    lines += [_chosen_by(plan, outcome), '']
   if 'time' in study.table.pictures:
     lines += [_times(outcome, plan), '']
   if len(plan.seeds) > 1:
     lines += _differences(study, plan, outcome)
   return lines
+
+
+def _chosen_by(plan, outcome) -> str:
+  """How the rates were chosen, and how clearly."""
+  if outcome.name == 'best':
+    number = len(plan.search_seeds)
+    return f'Chosen by {number} seed{"s" if number > 1 else ""}.'
+  searches = {
+    tuple(outcome.scores[line, column].items())
+    for line, column in outcome.scores
+  }
+  metric = tasks.metric_of(
+    next(iter(outcome.results.values()))[plan.columns[0]]
+  )
+  return 'Chosen by all seeds; the single worker on the validation split: ' + (
+    '; '.join(
+      ', '.join(
+        f'{rate:g}: {metric.text(score)}' for rate, score in sorted(search)
+      )
+      for search in sorted(searches)
+    )
+    + '.'
+  )
 
 
 def _errors(study, plan, outcome, sources) -> str:
@@ -139,7 +170,9 @@ def _differences(study, plan, outcome) -> list[str]:
     return []
   return [
     'Differences, the mean over seeds and in how many standard errors of it '
-    f'(paired); under {_MARK:g} they say nothing:',
+    f'(paired). Under {_MARK:g} they say nothing. Of so many cells some are '
+    f'above it by chance: with {len(plan.seeds)} seeds one in '
+    f'{_CHANCE.get(len(plan.seeds), "twenty")} where there is no difference.',
     '',
     *sections,
   ]
@@ -180,12 +213,12 @@ def _times(outcome, plan) -> str:
   return (
     f'{text}\n\nTime in mean batch times. The target is {metric.text(target)}, '
     'half a point above what the best method ends with; it counts as reached '
-    'at the end of an epoch.'
+    'at the end of an epoch, and by all seeds or not at all.'
   )
 
 
 def target_of(runs: dict[str, list[dict[str, Any]]]) -> float | None:
-  """Half a point above the lowest mean over seeds at the end of any epoch."""
+  """Half a point above the lowest mean over seeds at the end of training."""
   ends = [
     _curve(summaries)[1][-1]
     for summaries in runs.values()
@@ -303,11 +336,12 @@ def _origin(found) -> str:
   updates = sum(run['updates'] for run in unique)
   seconds = sum(run['wall_seconds'] for run in unique)
   where = sorted({f'{run["device"]} (JAX {run["jax"]})' for run in unique})
+  searched = any(o.scores for outcomes in found.values() for o in outcomes)
   return (
     f'{len(unique):,} different runs are shown, {updates:,} updates in '
-    f'{seconds / 60:.0f} minutes of machine time on {", ".join(where)}; the '
-    f'searches for learning rates took more. Every run is a line of '
-    f'{studies.RESULTS}.'
+    f'{seconds / 60:.0f} minutes of machine time on {", ".join(where)}'
+    + ('; the searches for learning rates took more' if searched else '')
+    + f'. Every run is a line of {studies.RESULTS}.'
   )
 
 

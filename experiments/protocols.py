@@ -97,9 +97,7 @@ def sweep(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
         continue
       search = best_rate(plan, cells, settings, rates)
       found['best'][line, column] = search
-      found['unchanged'][line, column] = best_rate(
-        plan, cells, plan.baselines[line]
-      )
+      found['unchanged'][line, column] = baseline_rate(plan, cells, line)
       if plan.follows:
         rates = grid.half_decades(search.settings.learning_rate)
   return [
@@ -110,6 +108,11 @@ def sweep(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
 def outcomes(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
   """What a plan gives: both protocols where it sweeps rates, else one."""
   return sweep(plan, cells) if plan.rates else [fixed(plan, cells)]
+
+
+def baseline_rate(plan, cells, line) -> grid.Search:
+  """The single worker's best rate: all lines hang on it, so by all seeds."""
+  return grid.best_rate(cells, plan.baselines[line], plan.rates, plan.seeds)
 
 
 def best_rate(plan, cells, settings, rates=()) -> grid.Search:

@@ -67,6 +67,7 @@ def prepare() -> studies.Study | None:
     [sys.argv[0], f'--flagfile={preset}', *table.flags, *scaled, *sys.argv[1:]]
   )
   table = _chosen(table)
+  _check(table)
   columns = table.columns[: _COLUMNS.value or None]
   plans = {
     clock: studies.plan_of(
@@ -81,10 +82,34 @@ def prepare() -> studies.Study | None:
       'holdout', 0, f'--table={name} sweeps rates: at least 1'
     )
   tail = '' if scale == 'full' else f'-{scale}'
+  if _METHODS.value or _CLOCKS.value or _COLUMNS.value:
+    tail += '-part'  # beside the whole one
   folder = _FOLDER.value or os.path.join('results', name + tail)
   return studies.Study(
     name, table, plans, cli.writable_folder('folder', folder)
   )
+
+
+def _check(table: papers.Table):
+  """Raises a SettingError where a flag has no meaning for a table."""
+  for flag, least in ((_SEEDS, 0), (_COLUMNS, 0), (_PROCESSES, 0)):
+    if flag.value < least:
+      raise settings_lib.SettingError(
+        flag.name, flag.value, f'must be at least {least}'
+      )
+  rate = flags.FLAGS['learning_rate']
+  if table.rates and any(
+    argument.startswith('--learning_rate=') for argument in sys.argv
+  ):
+    raise settings_lib.SettingError(
+      'learning_rate', rate.value, f'--table={_TABLE.value} sweeps rates'
+    )
+  if flags.FLAGS.runtime != 'simulate' and 'time' in table.pictures:
+    raise settings_lib.SettingError(
+      'runtime',
+      flags.FLAGS.runtime,
+      f'--table={_TABLE.value} is of the simulated cluster alone',
+    )
 
 
 def _chosen(table: papers.Table) -> papers.Table:
@@ -97,6 +122,8 @@ def _chosen(table: papers.Table) -> papers.Table:
   if _CLOCKS.value:
     cli.check_names('clocks', _CLOCKS.value, table.clocks)
     table = table._replace(clocks=tuple(_CLOCKS.value))
+  if flags.FLAGS.runtime != 'simulate':  # its times are what they are
+    table = table._replace(clocks=(settings_lib.Settings().clock,))
   return table
 
 

@@ -326,6 +326,7 @@ def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
   judged = {f'test_{name}': None, f'validation_{name}': None}
   if not diverged:
     judged = watch.evaluate(the_task, result.state)
+    diverged = not np.isfinite(judged[f'test_{name}'])  # a perplexity may be
   batches = int(result.metrics['num_batches'].sum())
   per_epoch = tasks.batches_per_epoch(settings)
   last_epoch = max(1, per_epoch * result.executed // batches)  # in arrivals

@@ -142,13 +142,13 @@ def compute(study: Study, processes: int, advance: Callable[[str], None]):
 class Baseline(NamedTuple):
   """The search for the rate of a single worker."""
 
-  plan: protocols.Plan
-  settings: settings_lib.Settings
+  plan: protocols.Plan  # of one line
 
   def __call__(self, path: str, advance=lambda name: None) -> str:
+    (line,) = self.plan.lines()
     cells = Cells(path, advance, any_version=True)
-    protocols.best_rate(self.plan, cells, self.settings)
-    return f'{self.settings.method}, one worker'
+    protocols.baseline_rate(self.plan, cells, line)
+    return f'{self.plan.baselines[line].method}, one worker'
 
 
 class OneLine(NamedTuple):
@@ -166,9 +166,7 @@ def works_of(study: Study) -> list[Baseline | OneLine]:
   baselines, lines = {}, {}
   for plan in study.plans.values():
     for line, settings in plan.baselines.items():
-      baselines.setdefault(
-        canonical(settings), Baseline(plan.only(line), settings)
-      )
+      baselines.setdefault(canonical(settings), Baseline(plan.only(line)))
     for line in plan.lines():
       one = plan.only(line)
       what = tuple(canonical(s) for s in one.settings.values())
@@ -180,10 +178,11 @@ def _begin(devices, processes: int):
   """Gives a process a device of its own, before JAX looks for them."""
   device = devices.get()
   for name in ('CUDA_VISIBLE_DEVICES', 'ROCR_VISIBLE_DEVICES'):
-    chosen = os.environ.get(name, '').split(',')
-    os.environ[name] = (
-      chosen[device] if device < len(chosen) > 1 else str(device)
-    )
+    if name not in os.environ:
+      os.environ[name] = str(device)
+    elif os.environ[name]:  # those that were given, by turns
+      given = os.environ[name].split(',')
+      os.environ[name] = given[device % len(given)]
   os.environ['TPU_VISIBLE_CHIPS'] = str(device)
   os.environ['TPU_PROCESS_BOUNDS'] = '1,1,1'
   os.environ['TPU_CHIPS_PER_PROCESS_BOUNDS'] = '1,1,1'

@@ -24,7 +24,6 @@ PRESETS = pathlib.Path(__file__).parent.parent / 'experiments' / 'presets'
 OTHERS = {  # and who runs them
   'digits_demo',
   'digits_methods',
-  'fashion_mnist_mlp_bn',
   'text_transformer_xl_small',
   'wikitext103_transformer_xl',
 }
@@ -58,6 +57,14 @@ def names():
       marks = [pytest.mark.slow] * deep
       found.append(pytest.param(path.stem, marks=marks))
   return found
+
+
+def test_no_flag_stands_twice():
+  for path in PRESETS.glob('*.flags'):
+    lines = [x for x in path.read_text().splitlines() if x.startswith('--')]
+    flags = [line.partition('=')[0] for line in lines]
+    assert len(flags) == len(set(flags)), path
+    assert all(' ' not in x for x in lines if '--note' not in x), path
 
 
 @pytest.fixture

@@ -2,9 +2,10 @@
 
 import concurrent.futures
 import gzip
-import json
 import math
 import os
+import shlex
+import shutil
 import signal
 import struct
 import subprocess
@@ -403,18 +404,91 @@ def test_the_time_to_a_target():
   assert pages.reaches(summary(None), target) is None
 
 
-def test_the_committed_tables_were_made_by_their_first_lines():
-  folders = [
-    name
-    for name in papers.TABLES
-    if os.path.exists(os.path.join(ROOT, 'results', name, 'table.md'))
-  ]
-  for name in folders:
-    folder = os.path.join(ROOT, 'results', name)
-    with open(os.path.join(folder, 'table.md')) as file:
-      first = file.readline()
-    assert first.startswith(
-      f'`python -m experiments.reproduce --table={name}'
-    ), name
-    with open(os.path.join(folder, 'metrics.jsonl')) as file:
-      assert all(json.loads(line)['cell'] for line in file)
+AGAIN = """
+import os, shlex, sys
+from absl import flags
+from experiments import cli, pages, reproduce, run, tasks
+from ga_jax import plots
+
+folder, here, *sys.argv = sys.argv[1:]
+for name in ('error_over_workers', 'error_over_rates', 'curves'):
+  setattr(plots, name, lambda *args, **kwargs: None)  # compared by eye
+tasks.source_of = lambda settings: None  # the data is not here
+
+def never(*args, **kwargs):
+  raise AssertionError('a run is missing')
+
+def again(study):
+  run.train = never
+  command = shlex.join(sys.argv[1:]).replace(f' --data_path={here}', '')
+  command = f'python -m experiments.reproduce {command}'
+  pages.write(study._replace(folder=folder), command)
+
+cli.launch(again, reproduce.prepare)
+"""
+
+
+def committed():
+  for name in papers.TABLES:
+    if os.path.exists(os.path.join(ROOT, 'results', name, 'table.md')):
+      yield name
+
+
+@pytest.mark.parametrize('name', list(committed()))
+def test_committed_tables_are_those_of_their_runs(name, tmp_path):
+  """The page is made again from metrics.jsonl by the command in its head."""
+  there = os.path.join(ROOT, 'results', name)
+  shutil.copytree(there, tmp_path / name)
+  with open(os.path.join(there, 'table.md')) as file:
+    text = file.read()
+  command = shlex.split(text.split('`')[1])
+  assert command[:3] == ['python', '-m', 'experiments.reproduce']
+  data = [x.split('=')[1] for x in command if x.startswith('--data_path=')]
+  preset = papers.TABLES[name].preset
+  if not data:
+    with open(f'{ROOT}/experiments/presets/{preset}.flags') as file:
+      data = [x.split('=')[1] for x in file if x.startswith('--data_path=')]
+  data = tmp_path / os.path.basename(data[0].strip())  # the name is in the runs
+  data.touch()
+  done = subprocess.run(
+    [
+      *(sys.executable, '-c', AGAIN, tmp_path / name, f'{data}'),
+      *command[2:],
+      f'--data_path={data}',
+    ],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': ROOT},
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert (tmp_path / name / 'table.md').read_text() == text
+
+
+def test_there_are_committed_tables():
+  assert {'fashion_mnist_mlp', 'text_transformer_xl'} <= set(committed())
+
+
+@pytest.mark.parametrize('name', papers.TABLES)
+def test_a_short_table_is_shorter(name):
+  table = papers.TABLES[name]
+  given = dict(x.removeprefix('--').split('=') for x in table.short)
+  seeds = int(given.get('seeds', table.seeds))
+  assert seeds <= table.seeds
+  with open(f'{ROOT}/experiments/presets/{table.preset}.flags') as file:
+    epochs = next(float(x[9:]) for x in file if x.startswith('--epochs='))
+  assert float(given.get('epochs', epochs)) * seeds <= table.seeds * epochs / 3
+
+
+@pytest.mark.parametrize(
+  ('argument', 'said'),
+  [
+    ('--seeds=-1', '--seeds=-1: must be at least 0'),
+    ('--learning_rate=0.5', '--table=fashion_mnist_mlp sweeps rates'),
+  ],
+)
+def test_flags_without_a_meaning_are_refused(argument, said, tmp_path):
+  done = call('--table=fashion_mnist_mlp', argument, f'--folder={tmp_path}')
+  assert done.returncode == 2
+  assert said in done.stderr
