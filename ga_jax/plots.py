@@ -15,8 +15,10 @@ COLOURS = (
   '#56B4E9',
   '#000000',
   '#8C6D31',
+  '#999999',
+  '#882255',
 )
-MARKERS = 'osD^vPX*'
+MARKERS = 'osD^vPX*<>'
 DASHES = ('-', '--', ':', '-.')  # where there are more lines than colours
 
 
@@ -42,8 +44,9 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
   all_workers = sorted({n for line in cells.values() for n in line})
   position = {n: i for i, n in enumerate(all_workers)}
   diverged, means = [], []
+  styles = _styles(cells)
   for i, (method, line) in enumerate(cells.items()):
-    colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+    colour = styles[method]['color']
     x, mean, std = [], [], []
     for workers in sorted(line):
       kept = [error for error in line[workers] if error is not None]
@@ -55,14 +58,7 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
         std.append(np.std(kept, ddof=1) if len(kept) > 1 else 0.0)
     mean, std = np.array(mean), np.array(std)
     means.extend(mean)
-    axes.plot(
-      x,
-      mean,
-      marker=marker,
-      color=colour,
-      linestyle=DASHES[i // len(COLOURS) % len(DASHES)],
-      label=method,
-    )
+    axes.plot(x, mean, label=method, **styles[method])
     if len(x):
       axes.fill_between(x, mean - std, mean + std, color=colour, alpha=0.15)
   for x, colour in diverged:
@@ -83,7 +79,11 @@ def error_over_workers(path: str, cells, *, title: str, label: str):
   axes.set_ylabel(label)
   axes.set_title(title, fontsize=10)
   axes.grid(alpha=0.3)
-  axes.legend(frameon=False, fontsize=9)
+  if len(cells) > 8:  # beside the picture, and not in it
+    figure.set_size_inches(9.0, 4.8)
+    figure.legend(loc='outside right center', frameon=False, fontsize=8)
+  else:
+    axes.legend(frameon=False, fontsize=9)
   figure.savefig(path, dpi=150)
 
 
@@ -97,19 +97,20 @@ def error_over_rates(path: str, panels, *, title: str, label: str):
     title: above the picture.
     label: of the y axes.
 
-  Errors are cut at five times the lowest one, so that the optima can be read.
+  Errors are cut at twice the lowest one of a panel: the optima can be read so.
   """
   columns = min(3, len(panels))
   rows = -(-len(panels) // columns)
   figure, grid = _panels(rows, columns, (3.4 * columns + 1.8, 2.9 * rows))
-  known = [e for p in panels.values() for m in p.values() for e in m.values()]
-  lowest = min((e for e in known if e is not None), default=1.0)
+  styles = _styles(dict.fromkeys(m for p in panels.values() for m in p))
   for axes, (name, lines) in zip(grid, panels.items(), strict=False):
-    for i, (method, scores) in enumerate(lines.items()):
+    known = [e for m in lines.values() for e in m.values() if e is not None]
+    lowest = min(known, default=1.0)
+    for method, scores in lines.items():
       kept = {r: e for r, e in scores.items() if e is not None}
-      axes.plot(list(kept), list(kept.values()), label=method, **_style(i))
+      axes.plot(list(kept), list(kept.values()), label=method, **styles[method])
     axes.set_xscale('log')
-    axes.set_ylim(0.9 * lowest, 5 * lowest)
+    axes.set_ylim(0.95 * lowest, 2 * lowest)
     axes.set_title(name, fontsize=9)
     axes.grid(alpha=0.3)
   _finish(figure, grid, len(panels), title, 'learning rate', label)
@@ -133,8 +134,9 @@ def curves(path: str, panels, *, title: str, label: str):
   for j, (name, quantities) in enumerate(panels.items()):
     for k, (quantity, lines) in enumerate(quantities.items()):
       axes = grid[k * len(panels) + j]
-      for i, (method, (x, y)) in enumerate(lines.items()):
-        axes.plot(x, y, label=method, markersize=4, **_style(i))
+      styles = _styles(lines)
+      for method, (x, y) in lines.items():
+        axes.plot(x, y, label=method, markersize=4, **styles[method])
       values = [v for _, y in lines.values() for v in y if v > 0]
       if values and max(values) > 10 * min(values):
         axes.set_yscale('log')
@@ -144,13 +146,21 @@ def curves(path: str, panels, *, title: str, label: str):
   figure.savefig(path, dpi=150)
 
 
-def _style(i: int) -> dict[str, object]:
-  """Colour, marker and dashes of the i-th line."""
-  return {
-    'color': COLOURS[i % len(COLOURS)],
-    'marker': MARKERS[i % len(MARKERS)],
-    'linestyle': DASHES[i // len(COLOURS) % len(DASHES)],
-  }
+def _styles(names) -> dict[str, dict[str, object]]:
+  """Colour and marker by method; dashes by what stands after its comma."""
+  methods = list(dict.fromkeys(name.partition(',')[0] for name in names))
+  kinds = list(dict.fromkeys(name.partition(',')[2] for name in names))
+
+  def style(name):
+    method, _, kind = name.partition(',')
+    i, j = methods.index(method), kinds.index(kind)
+    return {
+      'color': COLOURS[i % len(COLOURS)],
+      'marker': MARKERS[i % len(MARKERS)],
+      'linestyle': DASHES[(j + i // len(COLOURS)) % len(DASHES)],
+    }
+
+  return {name: style(name) for name in names}
 
 
 def _panels(rows: int, columns: int, size):
