@@ -5,6 +5,7 @@ a process was killed or the disk was full, is passed over and computed again.
 """
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import os
@@ -154,6 +155,7 @@ def append(path: str, row: dict[str, Any]):
   line = json.dumps(metrics.to_json(row)).encode() + b'\n'
   file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
   try:
+    fcntl.flock(file, fcntl.LOCK_EX)
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) != b'\n':
       line = b'\n' + line  # the line before was cut short

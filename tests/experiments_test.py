@@ -742,6 +742,13 @@ def test_a_cell_is_what_training_gives(comparison):
   assert {**trained, **untimed(stored)} == trained | {
     'clock': settings.clock,
     'jax': jax.__version__,
+    'settings': {
+      'epochs': 0.25,
+      'learning_rate': 0.05,
+      'model': 'mlp',
+      'seed': 1,
+      'workers': 3,
+    },
   }
   assert len(stored) > 20
 

@@ -130,7 +130,7 @@ def test_a_worker_dies_at_rest_and_at_work(nodes, tmp_path):
       pid = run.facts(1).pid
       ray_runs.kill(pid)
       ray_runs.until(lambda: other(pid), 'other process', run)
-      assert not run.rows(Kind.LEAVE)  # nobody could notice
+      # Nobody need have noticed: it may be at rest for good.
     with hold(tmp_path, 1):
       ray_runs.until(lambda: run.rows(Kind.LEAVE), 'loss of worker 1', run)
       with hold(tmp_path, 0):
