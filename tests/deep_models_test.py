@@ -482,6 +482,7 @@ def train(workdir, *flags):
     return json.load(file)
 
 
+@pytest.mark.slow
 def test_resnet20_trains(tmp_path):
   summary = train(tmp_path, '--model=resnet20', '--augment')
   assert (summary['updates'], summary['batches']) == (2, 2)

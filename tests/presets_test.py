@@ -27,7 +27,7 @@ OTHERS = {  # and who runs them
   'text_transformer_xl_small',
   'wikitext103_transformer_xl',
 }
-DEEP = {'cnn3', 'resnet20', 'wrn_16_4', 'resnet50'}
+DEEP = {'cnn_bn', 'cnn3', 'resnet20', 'wrn_16_4', 'resnet50'}
 
 
 def fields_of(preset):

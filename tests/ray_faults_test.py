@@ -299,6 +299,7 @@ def lossy(folder, name):
   return make(name)
 
 
+@pytest.mark.slow
 def test_an_object_is_lost_and_a_worker_hangs(nodes, tmp_path):
   """Snapshots are read ahead, which goes through the object store."""
   with start(

@@ -249,7 +249,10 @@ def write_idx(folder):
 
 @pytest.mark.parametrize(
   ('methods', 'processes'),
-  [('asgd', 1), pytest.param('asgd,ga', 2, marks=pytest.mark.slow)],
+  [
+    pytest.param('asgd', 1, marks=pytest.mark.slow),
+    pytest.param('asgd,ga', 2, marks=pytest.mark.slow),
+  ],
 )
 def test_a_killed_table_is_the_table(tmp_path, methods, processes):
   data = tmp_path / 'data'
