@@ -91,13 +91,12 @@ def sweep(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
   """Both protocols: the single worker's best rate, and each cell's own."""
   found = {'unchanged': {}, 'best': {}}
   for line in plan.lines():
-    rates = plan.rates
-    for (name, column), settings in plan.settings.items():
-      if name != line:
-        continue
-      search = best_rate(plan, cells, settings, rates)
+    rates, seeds = plan.rates, plan.search_seeds or plan.seeds
+    baseline = baseline_rate(plan, cells, line)
+    for (_, column), settings in plan.only(line).settings.items():
+      search = grid.best_rate(cells, settings, rates, seeds)
       found['best'][line, column] = search
-      found['unchanged'][line, column] = baseline_rate(plan, cells, line)
+      found['unchanged'][line, column] = baseline
       if plan.follows:
         rates = grid.half_decades(search.settings.learning_rate)
   return [
@@ -113,12 +112,6 @@ def outcomes(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
 def baseline_rate(plan, cells, line) -> grid.Search:
   """The single worker's best rate: all lines hang on it, so by all seeds."""
   return grid.best_rate(cells, plan.baselines[line], plan.rates, plan.seeds)
-
-
-def best_rate(plan, cells, settings, rates=()) -> grid.Search:
-  """The best rate of a cell, by the plan's seeds for searches."""
-  seeds = plan.search_seeds or plan.seeds
-  return grid.best_rate(cells, settings, rates or plan.rates, seeds)
 
 
 def _outcome(plan, cells, name, searches) -> Outcome:

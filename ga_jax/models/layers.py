@@ -11,6 +11,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from ga_jax.models import base
+
 COMPUTE_DTYPES = ('float32', 'bfloat16')
 STATS_MOMENTUM = 0.9  # PyTorch's 0.1 is the weight of the new value
 EPSILON = 1e-5
@@ -36,6 +38,14 @@ def dtype_of(compute_dtype: str) -> Any:
       f'{", ".join(COMPUTE_DTYPES)}'
     )
   return None if compute_dtype == 'float32' else jnp.dtype(compute_dtype)
+
+
+def model(
+  network: type[nn.Module], num_classes: int, compute_dtype: str, remat: bool
+) -> base.Model:
+  """A network of images, made as `network(num_classes, dtype=, remat=)`."""
+  module = network(num_classes, dtype=dtype_of(compute_dtype), remat=remat)
+  return base.from_linen(module, stats_momentum=STATS_MOMENTUM, reads='images')
 
 
 def conv(features: int, size: int, stride: int = 1, dtype=None) -> nn.Conv:

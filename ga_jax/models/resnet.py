@@ -130,12 +130,7 @@ def resnet20(
   Returns:
     A `Model` of images.
   """
-  module = CifarResNet(
-    num_classes, dtype=layers.dtype_of(compute_dtype), remat=remat
-  )
-  return base.from_linen(
-    module, stats_momentum=layers.STATS_MOMENTUM, reads='images'
-  )
+  return layers.model(CifarResNet, num_classes, compute_dtype, remat)
 
 
 def resnet50(
@@ -151,9 +146,4 @@ def resnet50(
   Returns:
     A `Model` of images.
   """
-  module = ResNet(
-    num_classes, dtype=layers.dtype_of(compute_dtype), remat=remat
-  )
-  return base.from_linen(
-    module, stats_momentum=layers.STATS_MOMENTUM, reads='images'
-  )
+  return layers.model(ResNet, num_classes, compute_dtype, remat)

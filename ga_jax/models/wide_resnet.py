@@ -69,9 +69,4 @@ def wrn_16_4(
   Returns:
     A `Model` of images.
   """
-  module = WideResNet(
-    num_classes, dtype=layers.dtype_of(compute_dtype), remat=remat
-  )
-  return base.from_linen(
-    module, stats_momentum=layers.STATS_MOMENTUM, reads='images'
-  )
+  return layers.model(WideResNet, num_classes, compute_dtype, remat)
