@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from absl import app, flags, logging
 
-from experiments import parts
+from experiments import compilation, parts
 from experiments import settings as settings_lib
 from ga_jax import data, models
 
@@ -31,6 +31,7 @@ def define_run_flags(without: tuple[str, ...] = ()):
     without: names that the script sweeps itself.
   """
   d = _DEFAULTS
+  compilation.define_flag()
   flags.DEFINE_string('dataset', d.dataset, _names(data.DATASETS))
   flags.DEFINE_string(
     'data_path',
@@ -287,6 +288,8 @@ def launch(main: Callable[[], None], prepare: Callable[[], object]):
 
   def checked(argv):
     del argv
+    if 'compilation_cache' in flags.FLAGS:  # the script computes
+      compilation.keep(flags.FLAGS.compilation_cache)
     try:
       prepared = prepare()
     except settings_lib.SettingError as error:

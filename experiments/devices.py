@@ -3,6 +3,7 @@
 import contextlib
 import os
 import sys
+from typing import Any
 
 import jax
 
@@ -13,22 +14,29 @@ from ga_jax.runtimes import placement
 def use(settings: settings_lib.Settings):
   """Makes CPU devices for the workers, and checks that there are enough.
 
-  Nothing is done for the simulated cluster. On the CPU the devices of one
-  worker are made for each worker, up to the cores, where --devices does not say
-  how many; on Ray every process has those of one worker.
+  On the CPU the devices of one worker are made for each worker, up to the
+  cores, where --devices or --simulate_devices do not say how many; on Ray every
+  process has those of one worker. Nothing is done for the simulated cluster on
+  one device.
 
   Raises:
     SettingError: there are fewer devices than asked for.
   """
-  if settings.runtime == 'simulate':
+  simulated = settings.runtime == 'simulate'
+  if simulated and not settings.simulate_devices:
     return
   cores, each = len(os.sched_getaffinity(0)), settings.devices_per_worker
   workers = 1
-  if settings.runtime == 'threads':
+  if settings.runtime != 'ray':
     workers = min(settings.workers, max(1, cores // each))
   wanted = settings.devices or workers * each
+  if settings.simulate_devices.isdecimal():
+    wanted = int(settings.simulate_devices)
   with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
     jax.config.update('jax_num_cpu_devices', wanted)
+  if simulated:
+    simulators(settings)
+    return
   found = len(jax.local_devices())
   if settings.devices > found:
     raise settings_lib.SettingError(
@@ -44,6 +52,24 @@ def use(settings: settings_lib.Settings):
       'they only wait for each other',
       file=sys.stderr,
     )
+
+
+def simulators(settings: settings_lib.Settings) -> list[Any] | None:
+  """The devices that compute a simulated run; None for JAX's own choice.
+
+  Raises:
+    SettingError: there are fewer than asked for.
+  """
+  wanted, found = settings.simulate_devices, jax.local_devices()
+  if not wanted:
+    return None
+  if wanted == 'all':
+    return found
+  if int(wanted) > len(found):
+    raise settings_lib.SettingError(
+      'simulate_devices', wanted, f'this process has {len(found)} devices'
+    )
+  return found[: int(wanted)]
 
 
 def of_one_worker(

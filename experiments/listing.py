@@ -7,14 +7,17 @@ import jax.numpy as jnp
 from absl import flags
 
 from experiments import assembly, cli, methods, tables
-from ga_jax import kernel
+from ga_jax import clocks
 from ga_jax.programs import base as programs
+from ga_jax.runtimes import cluster, memory, slots
 
 _MARKDOWN = flags.DEFINE_bool(
   'markdown', False, 'print the table of the documentation instead'
 )
 
 COMPONENTS = 1_000_000  # of the model that bytes are counted for
+FEW, MANY = 8, 16  # workers, between which copies are compared
+ROUNDS = 12  # gradients per worker of a schedule
 _EXTRA = ('stale_params', 'staleness', 'worker_id')
 
 
@@ -22,13 +25,16 @@ class Facts(NamedTuple):
   """What a method costs and needs.
 
   Attributes:
-    server: copies of the parameters at the server beside the model, as text.
+    state: copies of the parameters in the optimiser's state and an open round,
+      as text.
+    snapshots: versions that workers hold at once, likewise.
     worker: copies that each worker keeps from ticket to ticket.
     message: bytes of one submission of `COMPONENTS` float32 parameters.
     needs: what it must be told.
   """
 
-  server: str
+  state: str
+  snapshots: str
   worker: str
   message: int
   needs: tuple[str, ...]
@@ -39,30 +45,73 @@ def facts(method: methods.Method) -> Facts:
   params = jax.ShapeDtypeStruct((COMPONENTS,), jnp.float32)
   size = programs.nbytes(params)
 
-  def copies(workers):
-    rule, policy, program = _parts(method, workers)
-    state = jax.eval_shape(
-      lambda p: kernel.init(rule, p, accumulates=policy.accumulates), params
-    )
-    server = programs.nbytes((state.opt_state, state.round))
-    worker = programs.nbytes(jax.eval_shape(program.init, params))
-    return server / size, worker / size
+  def kept(workers):
+    found = resident(method, params, workers)
+    return memory.Resident(*(part / size for part in found))
 
-  few, many = 8, 16
-  (server, worker), (server_more, _) = copies(few), copies(many)
-  slope = (server_more - server) / (many - few)
-  rule, policy, program = _parts(method, few)
+  few, many = kept(FEW), kept(MANY)
+  slope = (many.state - few.state) / (MANY - FEW)
+  worker = few.workers / FEW
+  rule, policy, program = _parts(method, FEW)
   return Facts(
-    _linear(server - few * slope, slope),
+    _linear(few.state - FEW * slope, slope),
+    _versions(round(few.snapshots), round(many.snapshots)),
     f'{worker:.3g}' if worker > 1e-3 else '0',
     program.message_bytes(params),
     needs(rule, policy, program),
   )
 
 
+def resident(method: methods.Method, params, workers: int) -> memory.Resident:
+  """Bytes that a simulated run of a method keeps, on a homogeneous clock.
+
+  Args:
+    method: a method with its default parameters.
+    params: parameters, or their shapes.
+    workers: N.
+
+  Returns:
+    See `memory.resident`.
+  """
+  rule, policy, program = _parts(method, workers)
+  return memory.resident(
+    rule,
+    params,
+    num_workers=workers,
+    versions=slots.plan(schedule(policy, program, workers)).rows,
+    accumulates=policy.accumulates,
+    program=program,
+  )
+
+
+def schedule(policy, program, workers: int):
+  """The trace of a few rounds; where losses decide, they do not fall."""
+  *_, book = cluster.play(
+    policy,
+    clocks.homogeneous(0),
+    num_workers=workers,
+    num_batches=ROUNDS * workers * program.num_batches,
+    batches_per_ticket=program.num_batches,
+    overlaps=program.overlaps,
+    loss_fn=lambda _: 1.0,
+  )
+  return book.trace(workers)
+
+
 def _parts(method: methods.Method, workers: int):
   made = assembly.assembled(method, {}, workers)
+  # Arrays, as a run gives them: a momentum of 0 has its buffer then.
+  made = made._replace(hparams=jax.tree.map(jnp.float32, made.hparams))
   return made.rule(), made.policy, made.program(lambda *_: None)
+
+
+def _versions(few: int, many: int) -> str:
+  """How snapshots grow from `FEW` to `MANY` workers."""
+  if few == many:
+    return str(few)
+  if (few, many) == (FEW, MANY):
+    return 'N'
+  return f'{many} of N = {MANY}'
 
 
 def needs(rule, policy, program) -> tuple[str, ...]:
@@ -123,7 +172,8 @@ def rows() -> list[list[str]]:
         ),
         method.about,
         method.paper or '-',
-        found.server,
+        found.state,
+        found.snapshots,
         found.worker,
         f'{found.message:,}',
         ', '.join(found.needs) or '-',
@@ -137,8 +187,9 @@ HEAD = [
   'parts',
   'an arriving gradient / a round',
   'paper',
-  'server copies',
-  'worker copies',
+  'state',
+  'snapshots',
+  'per worker',
   'bytes per 1 M',
   'needs',
 ]
@@ -154,11 +205,13 @@ def main(_):
   if _MARKDOWN.value:
     print(markdown())
     return
-  for name, built, about, paper, server, worker, message, needed in rows():
+  for name, built, about, paper, *copies, message, needed in rows():
+    state, snapshots, worker = copies
     print(f'{name:21} {about}')
     print(f'{"":21} {paper}; {built}')
     print(
-      f'{"":21} copies: server {server}, worker {worker}; '
+      f'{"":21} copies: 1 parameters + {state} state + {snapshots} snapshots'
+      f'{"" if worker == "0" else f" + N x {worker} at workers"}; '
       f'{message} bytes per million; needs {needed}'
     )
 

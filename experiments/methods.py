@@ -4,9 +4,11 @@ Question: which methods are there, whose are they, and what do they cost?
 
   python -m experiments.methods
 
-prints one line per method: its parts, what it does, the paper, the copies of
-the parameters it keeps beside the model (as a function of N workers), the bytes
-of one submission of a million float32 parameters, and what it needs to know.
+prints for each method its parts, what it does, the paper, the copies of the
+parameters that a simulated run of N workers keeps (the server's own, the
+optimiser's state with an open round, one snapshot per version that a worker
+still holds, what worker programs keep), the bytes of one submission of a
+million float32 parameters, and what it needs to know.
 All but the sentence and the paper is measured from the parts themselves.
 """
 
@@ -51,6 +53,11 @@ METHODS = {
   'asgd': Method('applies a gradient as if it were fresh', 'Dean et al. 2012'),
   'nag_asgd': Method(
     'the same with Nesterov momentum', fixed=(('nesterov', True),)
+  ),
+  'adam': Method(
+    'AdamW, every gradient as if it were fresh',
+    'Kingma, Ba 2015, arXiv:1412.6980',
+    'adam',
   ),
   'sa': Method('divides it by its staleness', _ZHANG, 'sa'),
   'dynsgd': Method(

@@ -184,7 +184,7 @@ TABLES = {
   'wikitext103_transformer_xl': Table(
     'GA: WikiText-103, Transformer-XL, perplexity over workers',
     'wikitext103_transformer_xl',
-    methods(('ga_adam',)),
+    methods(('ga_adam', 'adam')),
     workers(1, 4, 8, 16),
     seeds=1,
     short=('--epochs=1.75',),
@@ -193,7 +193,7 @@ TABLES = {
   'text_transformer_xl': Table(
     'perplexity over epochs, a small Transformer-XL on a real text',
     'text_transformer_xl_small',
-    methods(('ga_adam',)),
+    methods(('ga_adam', 'adam')),
     workers(1, 8),
     seeds=1,
     pictures=('epochs',),

@@ -5,7 +5,7 @@ import contextlib
 from rich import console as rich_console
 from rich import progress as rich_progress
 
-from experiments import tasks
+from experiments import compilation, tasks
 
 
 class TrainingProgress:
@@ -25,7 +25,7 @@ class TrainingProgress:
     self._task = self._bar.add_task(
       'train', total=None, epoch=0.0, text='compiling'
     )
-    self._text = ''
+    self._text, self._told = '', False
 
   def __enter__(self):
     self._bar.__enter__()
@@ -37,6 +37,9 @@ class TrainingProgress:
     self._bar.__exit__(*error)
 
   def update(self, now):
+    if not self._told:  # the first block is compiled
+      self._console.print(str(compilation.so_far()), highlight=False)
+      self._told = True
     if now.row:
       self._text = describe(now.row)
       if not self._live:

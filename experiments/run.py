@@ -9,7 +9,15 @@ import jax
 import numpy as np
 
 import ga_jax
-from experiments import assembly, environment, schedules, tasks, watch
+from experiments import (
+  assembly,
+  compilation,
+  devices,
+  environment,
+  schedules,
+  tasks,
+  watch,
+)
 from experiments import control as control_lib
 from experiments import settings as settings_lib
 from ga_jax import checkpoint, clocks
@@ -110,7 +118,7 @@ def train(
     `summary['stopped']` where it was ended before its end.
   """
   control, keeping = control or control_lib.Control(), keeping or Keeping()
-  started = time.perf_counter()
+  started, compiled = time.perf_counter(), compilation.so_far()
   the_task = tasks.task_of(settings)
   total = total_batches(settings)
   method = method_of(settings)
@@ -147,6 +155,7 @@ def train(
   wall = time.perf_counter() - started
   rate = rates[-1]
   summary['wall_seconds'] = wall
+  summary['compilation'] = compilation.so_far().since(compiled)._asdict()
   summary['updates_per_second'] = (
     rate and rate * summary['updates'] / summary['batches']
   )
@@ -175,6 +184,7 @@ def _simulated(settings, work, total, messages, follow, keeping):
     num_workers=settings.workers,
     num_batches=total,
     executor=settings.executor,
+    devices=devices.simulators(settings),
     align=batches_per_row(settings),
     observe=follow,
     checkpoints=keeping.checkpoints(),

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import math
 import os
+import re
 
 from experiments import assembly, methods, parts
 from ga_jax import clocks, data, models
@@ -61,6 +62,7 @@ class Settings:
   warmup_epochs: float = 0.0
   seed: int = 0
   executor: str = 'fast'
+  simulate_devices: str = ''
   runtime: str = 'simulate'
   devices: int = 0
   devices_per_worker: int = 1
@@ -199,7 +201,7 @@ def _check_numbers(s: Settings):
 def _check_parts(s: Settings):
   given = dict(s.parameters)
   try:
-    assembly.assembled(
+    made = assembly.assembled(
       s.parts(), given, s.workers, s.learning_rate, scale_lr=s.scale_lr
     )
   except parts.ParameterError as error:
@@ -208,6 +210,12 @@ def _check_parts(s: Settings):
     got = given.get(flag, getattr(s, flag, ''))
     got = got or getattr(s.parts(), flag, got)
     raise SettingError(flag, got, str(error)) from error
+  several = s.simulate_devices
+  fine = bool(re.fullmatch('(all|[1-9][0-9]*)?', several))
+  _require('simulate_devices', several, fine, 'all, or a number of at least 1')
+  if several and made.policy.needs_loss:
+    why = f'--policy={s.parts().policy} decides by losses, not known ahead'
+    raise SettingError('simulate_devices', several, why)
 
 
 def _check_faults(s: Settings):
@@ -236,6 +244,7 @@ _READ_BY = {
       'stalls',
       'deaths',
       'executor',
+      'simulate_devices',
     ),
     ('simulate',),
   ),

@@ -47,6 +47,12 @@ _WORKERS = flags.DEFINE_integer('workers', 1, 'how many')
 _LEARNING_RATE = flags.DEFINE_float('learning_rate', 0.1, 'peak learning rate')
 _MOMENTUM = flags.DEFINE_float('momentum', None, 'momentum (default 0.9)')
 _SEED = flags.DEFINE_integer('seed', 0, 'of model, batches and clock')
+flags.DEFINE_string(
+  'simulate_devices',
+  '',
+  'all|NUMBER: local devices that compute the gradients of the simulated '
+  "cluster ahead, with the exact executor's bits (none: one device)",
+)
 _WORKDIR = flags.DEFINE_string(
   'workdir', '', 'what to write to (default runs/METHOD-TIME)'
 )

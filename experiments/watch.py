@@ -45,7 +45,7 @@ class Watch:
     self._unread = block['loss']
     self._blocks.append(block)
     if self._rows_done is None:  # a run may go on where another ended
-      begun = batches - int(np.sum(block['num_batches']))
+      begun = batches - int(np.asarray(block['num_batches']).sum())
       self._rows_done = begun // self._every
     next_row = (self._rows_done + 1) * self._every
     ends = batches >= min(next_row, self._total)

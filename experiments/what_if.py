@@ -57,6 +57,7 @@ def settings_with(
       settings,
       clock=settings_lib.Settings.clock,  # the trace takes its place
       clock_times='',
+      simulate_devices='',  # it is computed on one
       parameters=(),
       **fields,
     )

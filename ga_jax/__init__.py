@@ -17,6 +17,8 @@ from ga_jax.rules import (
 )
 from ga_jax.runtimes.cluster import schedule
 from ga_jax.runtimes.job import Source
+from ga_jax.runtimes.many import simulate_many
+from ga_jax.runtimes.memory import Resident, resident
 from ga_jax.runtimes.simulate import Result, simulate
 from ga_jax.runtimes.threads import run_on_threads
 from ga_jax.server import Server
@@ -29,6 +31,7 @@ __all__ = [
   'GapMetrics',
   'Ledger',
   'Receipt',
+  'Resident',
   'Result',
   'Server',
   'ServerState',
@@ -48,12 +51,14 @@ __all__ = [
   'penalize_gap',
   'policies',
   'programs',
+  'resident',
   'rules',
   'run_on_ray',
   'run_on_threads',
   'scale_by_gap',
   'schedule',
   'simulate',
+  'simulate_many',
 ]
 
 

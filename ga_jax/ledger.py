@@ -9,6 +9,7 @@ queue with attempt + 1.
 
 import collections
 import copy
+import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -112,7 +113,7 @@ class Ledger:
       streams_lib.Streams(streams, num_batches) if streams else None
     )
     self._reserved = {}  # worker_id -> (first, number, attempt)
-    self._outstanding = {}  # ticket_id -> Ticket
+    self._outstanding = {}  # ticket_id -> Ticket, in the order of their issue
     self._revoked = set()  # ids of tickets that were taken back
     self._depth = depth
     self._in_round = 0  # gradients in the open round
@@ -248,9 +249,6 @@ class Ledger:
     self._next_ticket += 1
     self._outstanding[ticket.ticket_id] = ticket
     self._record(time, Kind.ISSUE, worker_id, ticket)
-    if self._policy.needs_issue:
-      event = Event(Kind.ISSUE, worker_id, self.version, 0, time, None)
-      self._policy_state, _ = self._policy.decide(self._policy_state, event)
     return ticket
 
   def arrive(
@@ -359,7 +357,7 @@ class Ledger:
     self._policy_state, decision = self._policy.decide(
       self._policy_state, event
     )
-    action, weight, start, restart = decision
+    action, weight, start, restart, max_staleness = decision
     if ticket is not None:
       self._record(
         event.time, Kind.ARRIVE, event.worker_id, ticket, action, weight
@@ -377,12 +375,23 @@ class Ledger:
           self._in_round = 0
     elif action == Action.APPLY and self._in_round:
       self._close(event.time)
+    if max_staleness is not None:
+      restart += self._staler(max_staleness)
     revoked = self._revoke(restart, event.time, Kind.RESTART) if restart else ()
-    if start or restart:
-      there = () if self._depth else set(self.ready)
-      wanted = dict.fromkeys(start + restart)
-      self.ready.extend(w for w in wanted if w not in there)
+    wanted = dict.fromkeys(start + restart)
+    if self.ready and not self._depth:
+      there = set(self.ready)
+      wanted = [worker_id for worker_id in wanted if worker_id not in there]
+    self.ready.extend(wanted)
     return revoked, decision
+
+  def _staler(self, max_staleness) -> tuple[int, ...]:
+    """Workers that compute at versions older than that, the oldest first."""
+    oldest = self.version - max_staleness
+    late = itertools.takewhile(
+      lambda ticket: ticket.version < oldest, self._outstanding.values()
+    )
+    return tuple(ticket.worker_id for ticket in late)
 
   def _close(self, time):
     self._record(time, Kind.CLOSE, -1, None, Action.APPLY)

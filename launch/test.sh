@@ -9,5 +9,7 @@ install dev --editable "${root}[dev]"
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-exec "$python" -m pytest -n auto --maxprocesses=4 --dist loadfile \
+# One more than cores: some tests wait for processes of their own.
+processes=$("$python" -c 'import os; print(min(os.cpu_count() + 1, 4))')
+exec "$python" -m pytest -n "$processes" --dist loadfile \
   --no-loadscope-reorder "$@"

@@ -15,6 +15,7 @@ WORKERS = 3
 RULES = {
   'asgd': lambda rate: rules.asgd(rate, weight_decay=1e-3),
   'nag_asgd': lambda rate: rules.asgd(rate, nesterov=True),
+  'adam': lambda rate: rules.adam(rate, weight_decay=1e-2),
   'sa': lambda rate: rules.staleness_aware(rate, weight_decay=1e-3),
   'dynsgd': lambda rate: rules.dynsgd(rate, weight_decay=1e-3),
   'staleness_discounted': lambda rate: rules.staleness_discounted(rate),
@@ -39,10 +40,10 @@ RULES = {
   ),
 }
 POLICIES = policies.POLICIES
-# optax.scale_by_adam needs implicit promotion.
+ADAMS = ('adam', 'ga_adam')  # optax.scale_by_adam needs implicit promotion
 EVERY_RULE = [
   pytest.param(name, marks=pytest.mark.optax_promotes)
-  if name == 'ga_adam'
+  if name in ADAMS
   else name
   for name in RULES
 ]

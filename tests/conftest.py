@@ -1,7 +1,13 @@
 """Strict settings for every test, and a few shared pieces."""
 
+import os
+import shutil
+import tempfile
+
 import jax
 import pytest
+
+from experiments import compilation
 
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 4)  # for the threads runtime
@@ -11,6 +17,19 @@ LONGEST = (  # files that take longest come first, so that none ends alone
   *('threads_test', 'replay_script_test', 'sharding_test', 'programs_test'),
   *('launch_ray_test', 'reproduce_test', 'models_test', 'update_kernel_test'),
 )
+
+
+def pytest_configure(config):
+  """All processes of the tests share compiled programs, not the user's."""
+  if not hasattr(config, 'workerinput'):
+    os.environ[compilation.FOLDER] = tempfile.mkdtemp('-compiled')
+  compilation.keep()
+
+
+def pytest_unconfigure(config):
+  """Removes what `pytest_configure` made."""
+  if not hasattr(config, 'workerinput'):
+    shutil.rmtree(os.environ.pop(compilation.FOLDER))
 
 
 def pytest_collection_modifyitems(items):

@@ -311,7 +311,16 @@ SMALL = {  # one block per stage
 }
 
 
-@pytest.mark.parametrize('kind', SMALL)
+@pytest.mark.parametrize(
+  'kind',
+  [
+    'basic',
+    *(
+      pytest.param(kind, marks=pytest.mark.slow)
+      for kind in ('bottleneck', 'wide')
+    ),
+  ],
+)
 def test_options_change_no_values(kind):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)

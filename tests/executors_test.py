@@ -26,7 +26,6 @@ OF_ITS_OWN_KIND = (
   'asgd',
   'sa',
   'ga',
-  'ga_adam',
   'dana_ga',
   'dana_slim',
   'smega2',
@@ -41,7 +40,7 @@ PAIRS = [
     rule,
     policy,
     marks=[
-      *([pytest.mark.optax_promotes] if rule == 'ga_adam' else []),
+      *([pytest.mark.optax_promotes] if rule in cases.ADAMS else []),
       *([] if rule in OF_ITS_OWN_KIND else [pytest.mark.slow]),
     ],
     id=f'{rule}-{policy}',

@@ -41,6 +41,7 @@ SUMMARY_KEYS = {
   'mean_gap',
   'mean_penalty',
   'wall_seconds',
+  'compilation',
   'updates_per_second',
   'simulated_time',
   'simulated_speedup',
@@ -49,7 +50,7 @@ SUMMARY_KEYS = {
   'bytes_pushed',
   'diverged',
 }
-TIMES = ('wall_seconds', 'updates_per_second')
+TIMES = ('wall_seconds', 'updates_per_second', 'compilation')
 NAN, INF = math.nan, math.inf
 
 
@@ -408,7 +409,7 @@ BAD_SETTINGS = [
   ('data_path', {'data_path': '/no/such/folder'}),
   ('model', {'model': 'resnet'}),
   ('method', {'method': 'sgd'}),
-  ('rule', {'rule': 'adam'}),
+  ('rule', {'rule': 'adagrad'}),
   ('policy', {'policy': 'gossip'}),
   ('program', {'program': 'local'}),
   ('clock', {'clock': 'sundial'}),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 import ga_jax
 from ga_jax import clocks, ledger, policies, recovery, trace
-from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
+from ga_jax.policies.base import Action, Decision, Kind, Policy
 from tests import cluster
 
 
@@ -133,32 +133,26 @@ def test_a_policy_must_answer_an_arrival():
     book.arrive(ticket)
 
 
-def test_a_policy_that_needs_it_is_told_of_tickets():
-  heard = []
-
+def test_what_is_computed_too_long_is_given_up():
   def decide(state, event):
-    heard.append(event)
-    if event.kind == Kind.ISSUE:  # whatever it decides is ignored
-      return state, Decision(Action.APPLY, 1.0, (7,), (0,))
-    return policies.asynchronous().decide(state, event)
+    if event.kind == Kind.JOIN:
+      return state, Decision(start=(event.worker_id,))
+    return state, Decision(Action.APPLY, 1.0, (event.worker_id,), (), 1)
 
-  policy = policies.asynchronous()._replace(decide=decide)
-  for needs_issue in (False, True):
-    heard.clear()
-    book = ledger.Ledger(
-      policy._replace(needs_issue=needs_issue), num_batches=2
-    )
-    book.join(3, 0.5)
-    book.arrive(book.ticket(3, 1.0), 2.0)
-    ticket = book.ticket(3, 2.5)
-    assert book.outstanding == {1: ticket}
-    assert not book.ready
-    issues = [event for event in heard if event.kind == Kind.ISSUE]
-    assert issues == needs_issue * [
-      Event(Kind.ISSUE, 3, 0, 0, 1.0, None),
-      Event(Kind.ISSUE, 3, 1, 0, 2.5, None),
-    ]
-    assert len(heard) == 2 + len(issues)
+  book = ledger.Ledger(Policy(lambda: None, decide), num_batches=9)
+  for worker in range(4):
+    book.join(worker)
+  last, first, second, quick = (book.ticket(w) for w in (3, 1, 2, 0))
+  assert book.arrive(quick).revoked == ()  # all others are of version 0 = 1 − 1
+  receipt = book.arrive(book.ticket(0))
+  assert receipt.action == Action.APPLY
+  assert receipt.revoked == (last, first, second)
+  assert not book.outstanding
+  assert list(book.ready) == [0, 3, 1, 2]
+  again = book.ticket(3)
+  assert again[2:] == (2, last.first_batch, 1, 1)
+  assert book.arrive(first).cause == 'late'
+  assert book.arrive(again).revoked == ()
 
 
 def test_a_worker_is_let_start_once():

@@ -148,16 +148,20 @@ def test_a_recorded_clock_plays_a_trace(tmp_path):
 @pytest.mark.parametrize(
   ('method', 'expected'),
   [
-    ('asgd', ('1', '0', 4_000_000, ())),
-    ('ga', ('2', '0', 4_000_000, ('stale_params',))),
-    ('multi_asgd', ('N', '0', 4_000_000, ('worker_id',))),
-    ('dana_zero', ('1 + N', '0', 4_000_000, ('worker_id', 'lookahead sent'))),
-    ('dana_slim', ('0', '1', 4_000_000, ())),
-    ('ssgd', ('2', '0', 4_000_000, ())),
-    ('abs', ('2', '0', 4_000_000, ('losses',))),
-    ('easgd', ('0', '2', 4_000_000, ('exchange at arrival',))),
-    ('terngrad', ('1', '0', 250_004, ())),
-    ('topk', ('1', '1', 80_000, ())),
+    ('asgd', ('1', 'N', '0', 4_000_000, ())),
+    ('ga', ('2', 'N', '0', 4_000_000, ('stale_params',))),
+    ('multi_asgd', ('N', 'N', '0', 4_000_000, ('worker_id',))),
+    (
+      'dana_zero',
+      ('1 + N', 'N', '0', 4_000_000, ('worker_id', 'lookahead sent')),
+    ),
+    ('dana_slim', ('1', 'N', '1', 4_000_000, ())),
+    ('ssgd', ('2', '1', '0', 4_000_000, ())),
+    ('abs', ('2', 'N', '0', 4_000_000, ('losses',))),
+    ('ringmaster', ('1', '13 of N = 16', '0', 4_000_000, ())),
+    ('easgd', ('1', 'N', '2', 4_000_000, ('exchange at arrival',))),
+    ('terngrad', ('1', 'N', '0', 250_004, ())),
+    ('topk', ('1', 'N', '1', 80_000, ())),
   ],
 )
 def test_the_listing_measures(method, expected):

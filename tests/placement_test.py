@@ -67,7 +67,7 @@ def shared(size: int) -> placement.Placement:
   ('model', 'size', 'program'),
   [
     ('mlp', 2, programs.gradient),
-    ('mlp_bn', 4, programs.gradient),
+    pytest.param('mlp_bn', 4, programs.gradient, marks=pytest.mark.slow),
     pytest.param('mlp', 4, programs.gradient, marks=pytest.mark.slow),
     pytest.param('mlp_bn', 2, programs.gradient, marks=pytest.mark.slow),
     pytest.param('mlp_bn', 2, programs.dana_slim, marks=pytest.mark.slow),

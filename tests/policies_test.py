@@ -137,13 +137,10 @@ def test_exactly_once_with_stalls_deaths_and_joins(
   told = [
     (step.event.kind, *step.event[1:5], step.decision.action)
     for step in steps
-    if step.event.kind in (Kind.ISSUE, Kind.ARRIVE)
+    if step.event.kind == Kind.ARRIVE
   ]
-  heard = [Kind.ARRIVE, Kind.ISSUE] if policy.needs_issue else [Kind.ARRIVE]
-  rows = run.events[
-    np.isin(run.events['event'], heard)
-    & (run.events['action'] != Action.REFUSE)
-  ]
+  rows = kinds(run, Kind.ARRIVE)
+  rows = rows[rows['action'] != Action.REFUSE]
   fields = ['event', 'worker_id', 'version', 'staleness', 'time', 'action']
   assert told == rows[fields].tolist()
   with tempfile.TemporaryDirectory() as folder:
@@ -186,16 +183,12 @@ def test_a_lease_that_expires_is_awaited_by_nobody(name):
   for worker_id in range(3):
     tell(Kind.JOIN, worker_id)
   assert started == {0, 1, 2}
-  for worker_id in range(3):
-    tell(Kind.ISSUE, worker_id, 0) if policy.needs_issue else None
   started.clear()
   tell(Kind.EXPIRE, 2)
   assert started == {2}  # when it asks
   for _ in range(8):  # the others never wait for it
     started.clear()
     for worker_id in range(2):
-      if policy.needs_issue:
-        tell(Kind.ISSUE, worker_id, version)
       tell(Kind.ARRIVE, worker_id, version)
     assert started >= {0, 1}
   # It comes back late: its gradient counts or it starts again, but no barrier
@@ -602,31 +595,30 @@ def test_abs_bounds_the_staleness_ever_tighter(factor):
   k = waited_for(steps)
   assert k == sorted(k)
   assert k[0] < k[-1] <= 8
-  restarts = 0
-  bound, wait_for = math.ceil(factor * 8 / 2), 2
-  version, reads = 0, {}
-  for step in steps:
-    event, decision = step.event, step.decision
-    if event.kind == Kind.ISSUE:
-      reads[event.worker_id] = event.version
-      assert decision == Decision()
-    if event.kind != Kind.ARRIVE:
-      continue
-    del reads[event.worker_id]
-    assert event.staleness <= bound  # τ_max^t of its round
-    if decision.action == Action.APPLY:
-      version += 1
-      wait_for = step.state.wait_for
-      bound = math.ceil(factor * 8 / wait_for)
-      assert step.state.max_staleness == bound
-      late = {w for w, read in reads.items() if version - read > bound}
-      assert set(decision.restart) == late
-      restarts += len(late)
-      for worker_id in late:
-        del reads[worker_id]
-    else:
-      assert not decision.restart
-  assert restarts == len(kinds(run, Kind.RESTART))
+  bound, version = math.ceil(factor * 8 / 2), 0
+  told = [step for step in steps if step.event.kind == Kind.ARRIVE]
+  reads, restarts = {}, 0
+  for row in run.events[run.events['event'] != Kind.JOIN]:
+    ticket_id, event = int(row['ticket_id']), row['event']
+    if event == Kind.ISSUE:
+      reads[ticket_id] = row['version']
+    elif event == Kind.RESTART:
+      assert version - reads.pop(ticket_id) > bound
+      restarts += 1
+    elif event == Kind.ARRIVE:
+      # Whoever was too late for the last update was restarted by it.
+      assert all(version - read <= bound for read in reads.values())
+      assert row['staleness'] <= bound  # τ_max^t of its round
+      del reads[ticket_id]
+      step = told.pop(0)
+      assert step.decision.restart == ()
+      if row['action'] == Action.APPLY:
+        version += 1
+        bound = math.ceil(factor * 8 / step.state.wait_for)
+        assert step.decision.max_staleness == step.state.max_staleness == bound
+      else:
+        assert step.decision.max_staleness is None
+  assert not told
   assert restarts
   assert not len(actions(run, Action.DISCARD))
 

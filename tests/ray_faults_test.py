@@ -112,6 +112,7 @@ def hold(folder, worker_id):
   path.unlink()
 
 
+@pytest.mark.slow
 def test_a_worker_dies_at_rest_and_at_work(nodes, tmp_path):
   """In rounds, so that it waits for the other one; it keeps a state."""
 
@@ -334,6 +335,7 @@ def test_an_object_is_lost_and_a_worker_hangs(nodes, tmp_path):
   assert most == 2
 
 
+@pytest.mark.slow
 def test_nodes_join_and_die(nodes, tmp_path):
   """A worker that finds no room waits for it, also one that lost its node."""
   blocker = ray.remote(num_cpus=1)(Owner).remote()

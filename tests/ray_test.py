@@ -196,6 +196,7 @@ def test_shards_replay_to_the_same_bits_in_one_process(nodes):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_devices_share_the_batches_of_a_worker(nodes):
   where = placement.shared_out(jax.local_devices(), 2)[0]
   result = run(

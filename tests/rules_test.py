@@ -21,6 +21,7 @@ every_rule = pytest.mark.parametrize('name', cases.EVERY_RULE)
 ORACLES = {
   'asgd': (oracles.ASGD, {'wd': 1e-3}),
   'nag_asgd': (oracles.ASGD, {'nesterov': True}),
+  'adam': (oracles.Adam, {'wd': 1e-2}),
   'sa': (oracles.SA, {'wd': 1e-3}),
   'dynsgd': (oracles.DynSGD, {'wd': 1e-3}),
   'staleness_discounted': (oracles.StalenessDiscounted, {}),
@@ -179,8 +180,10 @@ def on_a_quadratic(name, steps):
 @pytest.mark.parametrize('staleness', STALENESSES)
 def test_converges_on_a_quadratic(name, staleness):
   run, target = on_a_quadratic(name, 3000)
-  # Weight decay moves the optimum by at most 1e-2 / 0.3 of its size.
-  np.testing.assert_allclose(run(delays(staleness, 3000)), target, atol=0.08)
+  # Weight decay moves the optimum by at most 1e-2 / 0.3 of its size. Adam's
+  # steps do not shrink with the gradient: late ones end in a small cycle.
+  near = 0.1 if name == 'adam' else 0.08
+  np.testing.assert_allclose(run(delays(staleness, 3000)), target, atol=near)
 
 
 @functools.cache
@@ -491,6 +494,10 @@ NESTEROV = optax.sgd(RATE, 0.9, nesterov=True)
 ALONE = {
   'asgd': (rules.asgd(RATE), SGD),
   'nag_asgd': (rules.asgd(RATE, nesterov=True), NESTEROV),
+  'adam': (
+    rules.adam(RATE, weight_decay=1e-2),
+    optax.adamw(RATE, weight_decay=1e-2),
+  ),
   'sa': (rules.staleness_aware(RATE), SGD),
   'dynsgd': (rules.dynsgd(RATE), SGD),
   'staleness_discounted': (rules.staleness_discounted(RATE), SGD),

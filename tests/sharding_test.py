@@ -125,7 +125,7 @@ QUICK = ('ga', False), ('ga_global', False), ('ga_global', True)
       accumulates,
       marks=[
         *([] if (name, accumulates) in QUICK else [pytest.mark.slow]),
-        *([pytest.mark.optax_promotes] if name == 'ga_adam' else []),
+        *([pytest.mark.optax_promotes] if name in cases.ADAMS else []),
       ],
     )
     for name in cases.RULES

@@ -515,7 +515,7 @@ def run_of(**fields):
   [
     ('cifar10', 'fast', 'simulate'),
     ('imagenet2012', 'exact', 'simulate'),
-    ('imagenet2012', 'fast', 'threads'),
+    pytest.param('imagenet2012', 'fast', 'threads', marks=pytest.mark.slow),
   ],
 )
 def test_two_updates(small, tmp_path, name, executor, runtime):

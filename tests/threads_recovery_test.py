@@ -178,7 +178,10 @@ def test_killed_runs_go_on_with_every_row(name, every_updates, tmp_path):
   assert result.executed == len(result.trace.applied())
   refused = dict(result.refused)
   refused.pop('late', 0)  # answers of workers that were restarted
-  assert sum(refused.values()) == result.trace.number_of(Kind.EXPIRE) > 0
+  lost = result.trace.number_of(Kind.EXPIRE)
+  assert sum(refused.values()) == lost
+  # Where rounds take tickets back nothing need be out when it is killed.
+  assert lost or name == 'restarts'
   assert set(refused) <= {recovery.UNRECORDED, 'restart'}
   assert_replays(life, result)
 

@@ -223,7 +223,7 @@ def test_the_benchmark_runs(tmp_path):
     command + flags, capture_output=True, text=True, timeout=120
   )
   assert done.returncode == 0, done.stderr
-  assert 'GA / SGD' in done.stdout
+  assert 'GA, flat: times SGD: ' in done.stdout
   assert path.exists()
   wrong = subprocess.run(
     [*command, '--rules=GAA'], capture_output=True, text=True, timeout=120

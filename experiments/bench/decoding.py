@@ -25,7 +25,6 @@ _WORKERS = flags.DEFINE_list('pool', [], 'sizes of pools (default: the cores)')
 _ROUNDS = flags.DEFINE_integer('rounds', 7, 'runs of each')
 _BATCH = flags.DEFINE_integer('batch_size', 32, 'images per batch')
 _STEP = flags.DEFINE_float('step_seconds', 0.15, 'what a batch computes')
-_JSON = flags.DEFINE_string('json', '', 'also write the figures here')
 _SIZE = 224
 _PART = 8
 
@@ -57,6 +56,12 @@ def part(number: int, start: int) -> np.ndarray:
       for i, file in enumerate(files, start)
     ]
   )
+
+
+LIMITS = """
+Decoding releases the interpreter's lock, so that threads do what processes do
+and nothing has to be sent between them.
+"""
 
 
 def pools(sizes: list[int], number: int):
@@ -119,18 +124,21 @@ def main(_):
   )
   for pool in made.values():
     pool.shutdown()
-  print(where)
-  print(f'{"pool":16} images/s')
+  timing.say(f'{"pool":16} images/s')
   for name, rates in measured.items():
-    print(f'{name:16} {timing.figure(rates)}')
-  results = {'machine': where, 'images_per_second': measured, 'waited_ms': {}}
-  print(
+    timing.say(f'{name:16} {timing.figure(rates)}')
+  rows = [
+    {'pool': name, 'images_per_second': rates}
+    for name, rates in measured.items()
+  ]
+  timing.say(
     f'{"batches":16} ms waited, {_BATCH.value} images, {_STEP.value} s each'
   )
   for name, told in (('on demand', False), ('ahead', True)):
-    results['waited_ms'][name] = waited(number, told)
-    print(f'{name:16} {timing.figure(results["waited_ms"][name])}')
-  timing.write(_JSON.value, results)
+    times = waited(number, told)
+    timing.say(f'{name:16} {timing.figure(times)}')
+    rows.append({'batches': name, 'waited_ms': times})
+  timing.finish(where, rows)
 
 
 if __name__ == '__main__':

@@ -1,13 +1,29 @@
-"""Measuring: alternate the candidates, quote the median and the extremes."""
+"""Measuring: alternate the candidates, quote the median and the extremes.
+
+Every benchmark ends with `finish`, which prints what was aimed at beside what
+was seen and writes JSON of one form:
+
+  {'command': ..., 'machine': {...}, 'printed': [...], 'rows': [...],
+   'targets': [{'what': ..., 'measured': {'median': ..., 'minimum': ...,
+   'maximum': ...}, 'bound': ..., 'at_least': ..., 'met': ...}]}
+
+where the rows are the benchmark's own, and printed what it gave to `say`.
+`experiments.bench.all` makes a page of these files.
+"""
 
 import json
 import os
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
+from absl import flags
+
+_JSON = flags.DEFINE_string('json', '', 'also write the figures here')
+_SAID: list[str] = []
 
 
 class Figure(NamedTuple):
@@ -19,6 +35,33 @@ class Figure(NamedTuple):
 
   def __str__(self):
     return f'{self.median:.3g} ({self.minimum:.3g} to {self.maximum:.3g})'
+
+
+class Target(NamedTuple):
+  """What was aimed at, and what was seen.
+
+  Attributes:
+    what: was measured, its unit or yardstick included.
+    measured: in several rounds.
+    bound: of the median.
+    at_least: whether the bound is a lower one.
+  """
+
+  what: str
+  measured: Figure
+  bound: float
+  at_least: bool = False
+
+  @property
+  def met(self) -> bool:
+    """Whether the median keeps the bound."""
+    median = self.measured.median
+    return median >= self.bound if self.at_least else median <= self.bound
+
+  def __str__(self):
+    side = 'at least' if self.at_least else 'at most'
+    verdict = 'met' if self.met else 'MISSED'
+    return f'{self.what}: {self.measured}, {side} {self.bound:g}: {verdict}'
 
 
 def figure(values) -> Figure:
@@ -63,9 +106,46 @@ def machine() -> dict[str, object]:
   }
 
 
-def write(path: str, results: dict):
-  """Writes a benchmark's JSON where a path was asked for."""
-  if path:
-    with open(path, 'w') as file:
+def ratios(values, yardstick) -> Figure:
+  """Of measurements over those of the same round of another candidate."""
+  return figure([a / b for a, b in zip(values, yardstick, strict=True)])
+
+
+def say(line: object = ''):
+  """Prints a line that belongs to the benchmark's result."""
+  print(line, flush=True)
+  _SAID.append(str(line))
+
+
+def finish(where: dict[str, object], rows: list[dict], targets=()):
+  """Prints the targets and writes the JSON where --json asks for it.
+
+  Args:
+    where: of `machine`, called before anything was measured.
+    rows: the benchmark's own figures.
+    targets: `Target`s.
+  """
+  for target in targets:
+    print(target)
+  if _JSON.value:
+    met = [
+      {**t._asdict(), 'measured': t.measured._asdict(), 'met': t.met}
+      for t in targets
+    ]
+    results = {
+      'command': _command(),
+      'machine': where,
+      'printed': _SAID,
+      'targets': met,
+      'rows': rows,
+    }
+    with open(_JSON.value, 'w') as file:
       json.dump(results, file, indent=2)
       file.write('\n')
+
+
+def _command() -> str:
+  """By which this program was started."""
+  name = sys.modules['__main__'].__spec__.name
+  given = [flag for flag in sys.argv[1:] if not flag.startswith('--json')]
+  return ' '.join(['python', '-m', name, *given])

@@ -5,6 +5,9 @@ References:
   <https://archive.ics.uci.edu/dataset/80>`_, 1998.
 """
 
+import importlib.util
+import os
+
 import numpy as np
 
 from ga_jax.data import base
@@ -23,11 +26,10 @@ def digits(path: str | None = None) -> base.Dataset:
   """
   if path:
     raise base.DataError('digits come with scikit-learn: give no data_path')
-  from sklearn import datasets  # imported late: it takes most of a second
-
-  bunch = datasets.load_digits()
-  images = np.round(bunch.images * (255.0 / 16.0)).astype(np.uint8)[..., None]
-  labels = bunch.target.astype(np.int32)
+  values, labels = _table()
+  images = values.reshape(-1, 8, 8, 1)
+  images = np.round(images * (255.0 / 16.0)).astype(np.uint8)
+  labels = labels.astype(np.int32)
   order = np.random.default_rng(0).permutation(len(labels))
   test, train = order[:TEST_SIZE], order[TEST_SIZE:]
   return base.make_dataset(
@@ -36,3 +38,19 @@ def digits(path: str | None = None) -> base.Dataset:
     base.Split(images[test], labels[test]),
     num_classes=10,
   )
+
+
+def _table() -> tuple[np.ndarray, np.ndarray]:
+  """Values [n, 64] from 0 to 16, and labels [n].
+
+  They are read from scikit-learn's own file: to import it takes a second.
+  """
+  found = importlib.util.find_spec('sklearn')
+  for folder in found.submodule_search_locations if found else ():
+    file = os.path.join(folder, 'datasets', 'data', 'digits.csv.gz')
+    if os.path.exists(file):
+      table = np.loadtxt(file, delimiter=',')
+      return table[:, :-1], table[:, -1]
+  from sklearn import datasets  # a version that keeps it elsewhere
+
+  return datasets.load_digits(return_X_y=True)

@@ -22,17 +22,15 @@ import math
 from typing import NamedTuple
 
 from ga_jax.policies import adaptive, barrier, base
-from ga_jax.policies import reads as reads_lib
 
 
 class ABSState(NamedTuple):
-  """The barrier, how many it waits for, and who computes what."""
+  """The barrier, how many it waits for, and how stale they may be."""
 
   rounds: barrier.BarrierState
   progress: adaptive.Progress
   wait_for: int  # K_t
   max_staleness: int  # τ_max^t
-  reads: reads_lib.Reads
 
 
 def adaptive_bounded_staleness(
@@ -64,35 +62,26 @@ def adaptive_bounded_staleness(
 
   def init():
     return ABSState(
-      barrier.BarrierState(),
-      adaptive.Progress(),
-      abs_k0,
-      bound(abs_k0),
-      reads_lib.init(),
+      barrier.BarrierState(), adaptive.Progress(), abs_k0, bound(abs_k0)
     )
 
   def decide(state, event):
-    rounds, progress, wait_for, max_staleness, reads = state
-    if event.kind == base.Kind.ISSUE:
-      reads = reads_lib.begin(reads, event.worker_id)
-      return state._replace(reads=reads), base.Decision()
-    reads = reads_lib.end(reads, event.worker_id)
+    rounds, progress, wait_for, max_staleness = state
     if event.kind == base.Kind.ARRIVE:
       progress = adaptive.observe(progress, event.loss)
     rounds, decision = barrier.step(rounds, event, wait_for)
     if decision.action == base.Action.APPLY:
       wait_for = max(wait_for, adaptive.wait_for(progress, abs_k0, num_workers))
       max_staleness = bound(wait_for)
-      reads, late = reads_lib.close(reads, max_staleness)
-      decision = decision._replace(restart=late)
-    state = ABSState(rounds, progress, wait_for, max_staleness, reads)
-    return state, decision
+      decision = base.Decision(
+        decision.action, 1.0, decision.start, (), max_staleness
+      )
+    return ABSState(rounds, progress, wait_for, max_staleness), decision
 
   return base.Policy(
     init,
     decide,
     accumulates=num_workers > 1,
     needs_loss=True,
-    needs_issue=True,
     round_size=None if num_workers > 1 else 1,
   )

@@ -46,7 +46,7 @@ class Action(enum.IntEnum):
 class Event(NamedTuple):
   """What a policy is told."""
 
-  kind: Kind  # ARRIVE, EXPIRE, JOIN or LEAVE; ISSUE where it is needed
+  kind: Kind  # ARRIVE, EXPIRE, JOIN or LEAVE
   worker_id: int
   version: int  # the version its gradient is computed at; -1 without one
   staleness: int  # server updates since; 0 without a gradient
@@ -63,12 +63,16 @@ class Decision(NamedTuple):
     weight: of the gradient in its round's weighted mean, >= 0.
     start: workers that get a ticket now; all others go on or wait.
     restart: workers whose tickets are revoked; they begin again at once.
+    max_staleness: the most that what is being computed may have once this is
+      carried out, in updates; workers whose tickets were read longer ago are
+      restarted too, the oldest first. None for no limit.
   """
 
   action: Action = Action.NONE
   weight: float = 1.0
   start: tuple[int, ...] = ()
   restart: tuple[int, ...] = ()
+  max_staleness: int | None = None
 
 
 class Policy(NamedTuple):
@@ -79,8 +83,6 @@ class Policy(NamedTuple):
     decide: `decide(state, event) -> (state, decision)`.
     accumulates: whether a round may hold more than one gradient.
     needs_loss: whether decisions depend on `event.loss`.
-    needs_issue: whether it is told of tickets too (ISSUE), right after each was
-      issued; its decision is empty then.
     pipelines: whether a worker may hold several tickets, since it never waits
       for others and is never restarted.
     round_size: gradients per round; 0 for one of every live worker, None where
@@ -91,7 +93,6 @@ class Policy(NamedTuple):
   decide: Callable[[Any, Event], tuple[Any, Decision]]
   accumulates: bool = False
   needs_loss: bool = False
-  needs_issue: bool = False
   pipelines: bool = False
   round_size: int | None = 1
 

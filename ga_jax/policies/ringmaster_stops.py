@@ -10,7 +10,7 @@ References:
   with Optimal Time Complexity <https://arxiv.org/abs/2501.16168>`_, ICML 2025.
 """
 
-from ga_jax.policies import base, reads
+from ga_jax.policies import base
 from ga_jax.policies.ringmaster import delay
 
 
@@ -32,15 +32,12 @@ def ringmaster_stops(
   max_staleness = delay(num_workers, max_delay) - 1
 
   def decide(state, event):
-    worker_id = event.worker_id
-    if event.kind == base.Kind.ISSUE:
-      return reads.begin(state, worker_id), base.Decision()
-    state = reads.end(state, worker_id)
+    start = (event.worker_id,)
     if event.kind == base.Kind.ARRIVE:
-      state, late = reads.close(state, max_staleness)
-      return state, base.Decision(base.Action.APPLY, 1.0, (worker_id,), late)
+      action = base.Action.APPLY
+      return state, base.Decision(action, 1.0, start, (), max_staleness)
     if event.kind == base.Kind.LEAVE:
       return state, base.Decision()
-    return state, base.Decision(start=(worker_id,))
+    return state, base.Decision(start=start)
 
-  return base.Policy(reads.init, decide, needs_issue=True)
+  return base.Policy(lambda: None, decide)

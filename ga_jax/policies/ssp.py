@@ -18,29 +18,34 @@ from ga_jax.policies import base
 
 
 class SSPState(NamedTuple):
-  """How far the live workers are."""
+  """How far the live workers are; nothing of it is changed in place."""
 
-  completed: dict[int, int]  # steps, by worker; never changed in place
+  # Steps by worker, in groups: {worker // _GROUP: {worker: steps}}. A change
+  # copies two small dicts, not a large one.
+  completed: dict[int, dict[int, int]]
   waiting: tuple[int, ...]  # all of them lead by s + 1
   slowest: int  # the least number of steps
   num_slowest: int  # workers that completed no more than that
 
 
+_GROUP = 32
+_NOBODY = {}
+
+
 def _set(state: SSPState, worker_id: int, steps: int | None) -> SSPState:
   """Sets a worker's steps; None takes it out."""
-  completed = state.completed.copy()
-  before = completed.get(worker_id)
-  if steps is None:
-    completed.pop(worker_id, None)
-  else:
-    completed[worker_id] = steps
-  number = state.num_slowest - (before == state.slowest)
-  number += steps == state.slowest
-  slowest = state.slowest
-  if not number and completed:
-    slowest = min(completed.values())
-    number = sum(steps == slowest for steps in completed.values())
-  return SSPState(completed, state.waiting, slowest, number)
+  completed, waiting, slowest, number = state
+  group = completed.get(worker_id // _GROUP, _NOBODY).copy()
+  before = group.pop(worker_id, None)
+  if steps is not None:
+    group[worker_id] = steps
+  completed = {**completed, worker_id // _GROUP: group}
+  number += (steps == slowest) - (before == slowest)
+  if not number:
+    everyone = [n for group in completed.values() for n in group.values()]
+    slowest = min(everyone, default=slowest)
+    number = everyone.count(slowest)
+  return SSPState(completed, waiting, slowest, number)
 
 
 def ssp(max_staleness: int = 3) -> base.Policy:
@@ -66,7 +71,8 @@ def ssp(max_staleness: int = 3) -> base.Policy:
 
   def arrive(state, worker_id):
     before = state.slowest
-    steps = state.completed.get(worker_id, before) + 1
+    group = state.completed.get(worker_id // _GROUP, _NOBODY)
+    steps = group.get(worker_id, before) + 1
     state, start = released(_set(state, worker_id, steps), before)
     if steps - state.slowest <= max_staleness:
       start = (*start, worker_id)

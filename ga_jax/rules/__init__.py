@@ -3,6 +3,7 @@
 One method, one file; one line in `RULES`.
 """
 
+from ga_jax.rules.adam import adam
 from ga_jax.rules.asgd import asgd
 from ga_jax.rules.base import (
   AsyncOptimizer,
@@ -37,6 +38,7 @@ RULES = {
   'dynsgd': dynsgd,
   'staleness_discounted': staleness_discounted,
   'delay_adaptive': delay_adaptive,
+  'adam': adam,
   'ga': gap_aware,
   'ga_adam': gap_aware_adam,
   'dc_asgd': dc_asgd,
@@ -56,6 +58,7 @@ __all__ = [
   'RULES',
   'AsyncOptimizer',
   'GapMetrics',
+  'adam',
   'asgd',
   'chain',
   'clip_by_global_norm',

@@ -61,11 +61,10 @@ def play(
   for worker_id in range(num_workers):
     book.join(worker_id, now)
   while True:
-    while book.has_batches:
-      worker_id = machines.first_alive(book.ready, now)
-      if worker_id is None:
-        break
+    while (worker_id := machines.first_alive(book.ready, now)) is not None:
       ticket = book.ticket(worker_id, now)
+      if ticket is None:  # no batch is left
+        break
       end = machines.end(worker_id, now, ticket.num_batches)
       if end < math.inf:
         heapq.heappush(heap, (end, worker_id, _ARRIVES, ticket))

@@ -115,11 +115,14 @@ def compiled_block(
   accumulates: bool,
   resets: bool,
   unrolled: bool,
+  mapped: bool = False,
 ):
   """Compiles `block(carry, steps, hparams, resident, key) -> (carry, metrics)`.
 
   The carry is donated. The number of arrivals in a block is that of `steps`.
   Worker states are set back only where `resets` says that a worker was lost.
+  A `mapped` block computes several runs: all of its arguments but `resident`
+  have a leading axis of runs.
   """
 
   def block(carry, steps, hparams, resident, key):
@@ -182,7 +185,9 @@ def compiled_block(
           step.write_slot,
         )
       else:
+        before = state.params
         state, metrics = kernel.apply(rule, state, arrival, stats_momentum)
+        state = state._replace(params=_after(metrics.gap, before, state.params))
         buffer = publish(state, buffer, step.write_slot)
       hold = held(Carry(state, buffer, workers), next_slot, next_worker)
       return hold, job_lib.record(
@@ -193,7 +198,16 @@ def compiled_block(
     # the readers of a row could still be waiting when another is written, XLA
     # copies the whole buffer in every step.
     def held(carry, slot, worker_id):
-      return carry, _row(carry.buffer, slot), _row(carry.workers, worker_id)
+      def read(slot, worker_id):
+        return _row(carry.buffer, slot), _row(carry.workers, worker_id)
+
+      if not unrolled:  # the loop's carry holds them
+        return carry, *read(slot, worker_id)
+      # Without a loop XLA would read them again wherever they are used; what
+      # comes out of a branch it takes as it is. No slot is negative.
+      return carry, *jax.lax.cond(
+        slot < 0, lambda *_: read(0, 0), read, slot, worker_id
+      )
 
     items = steps, _following(steps.read_slot), _following(steps.worker_id)
     hold = held(carry, steps.read_slot[0], steps.worker_id[0])
@@ -203,6 +217,8 @@ def compiled_block(
     hold, metrics = jax.lax.scan(arrive, hold, items, unroll=unrolled)
     return hold[0], metrics
 
+  if mapped:
+    block = jax.vmap(block, in_axes=(0, 0, 0, None, 0))
   return jax.jit(block, donate_argnums=0)
 
 
@@ -252,7 +268,7 @@ def execute(
     bool(plan.reset.any()),
     unrolled > 0,
   )
-  carry = _start(job, plan, trace.num_workers)
+  carry = first_carry(job, plan, trace.num_workers)
   key, log, done = jax.random.key(job.seed), [], 0
   run = {'trace': checkpoints_lib.digest(trace), 'block length': length}
   if checkpoints and (saved := checkpoints.resume(run)):
@@ -276,7 +292,7 @@ def execute(
     size = length if even and done % length == 0 else 1
     carry, metrics = run_block(
       carry,
-      _steps(job, plan, slice(done, done + size)),
+      steps_of(job, plan, slice(done, done + size)),
       job.hparams,
       job.source.resident,
       key,
@@ -292,38 +308,74 @@ def execute(
   return carry.state, job_lib.joined(log), done
 
 
-def _start(job: job_lib.Job, plan: slots.Plan, num_workers: int) -> Carry:
-  rule = job.rule_fn(job.hparams)
-  state = kernel.init(
-    rule, job.params, job.model_state, accumulates=job.accumulates
+def first_carry(job: job_lib.Job, plan: slots.Plan, num_workers: int) -> Carry:
+  """What a run begins with; version 0 is in row 0."""
+  begin = compiled_start(
+    job.rule_fn,
+    job.program_fn,
+    job.loss_fn,
+    job.source.load_fn,
+    job.accumulates,
   )
-  snapshot = functools.partial(kernel.snapshot, rule)
-  if rule.looks_ahead:
-    snapshot = functools.partial(
-      kernel.compiled(
-        job.rule_fn, job.stats_momentum, job.accumulates
-      ).snapshot,
-      job.hparams,
+  return begin(
+    job.hparams,
+    job.source.resident,
+    job.params,
+    job.model_state,
+    rows=plan.rows,
+    num_workers=num_workers,
+  )
+
+
+@functools.lru_cache(maxsize=64)
+def compiled_start(
+  rule_fn: Callable[[Any], Any],
+  program_fn,
+  loss_fn,
+  load_fn,
+  accumulates: bool,
+):
+  """Compiles what makes the first carry; one program, which copies nothing.
+
+  Its arguments are the hyper-parameters, what is resident, parameters and model
+  statistics, and `rows` and `num_workers` by name. Version 0 is in row 0.
+  """
+
+  def start(hparams, resident, params, model_state, *, rows, num_workers):
+    rule = rule_fn(hparams)
+    program = job_lib.worker_program(
+      program_fn, hparams, loss_fn, load_fn, resident
     )
-  buffer = _buffer(snapshot(state), plan.rows)
-  workers = jax.tree.map(
-    lambda x: jnp.stack([x] * num_workers),
-    job_lib.program_of(job).init(state.params),
-  )
-  return Carry(state, buffer, workers)
+    state = kernel.init(rule, params, model_state, accumulates=accumulates)
+    buffer = jax.tree.map(
+      lambda x: jnp.zeros((rows, *x.shape), x.dtype).at[0].set(x),
+      kernel.snapshot(rule, state),
+    )
+    workers = jax.tree.map(
+      lambda x: jnp.broadcast_to(x, (num_workers, *jnp.shape(x))),
+      program.init(params),
+    )
+    return Carry(state, buffer, workers)
 
-
-@functools.partial(jax.jit, static_argnames='rows')
-def _buffer(sent, rows: int):
-  """Room for so many versions; the first is there."""
-  return jax.tree.map(
-    lambda x: jnp.zeros((rows, *x.shape), x.dtype).at[0].set(x), sent
-  )
+  return jax.jit(start, static_argnames=('rows', 'num_workers'))
 
 
 def _following(values):
   """The value of the next step; of the last one any that is in range."""
   return jnp.concatenate([values[1:], values[:1]])
+
+
+def _after(gap, before, params):
+  """The same parameters, on the CPU after the gap is measured.
+
+  No gap is negative, but XLA learns an order: without one it copies parameters
+  and row in every step, for one is overwritten and the other read.
+  """
+  if jax.default_backend() != 'cpu':
+    return params
+  return jax.tree.map(
+    lambda old, new: jnp.where(gap < 0, old, new), before, params
+  )
 
 
 def _row(tree, index):
@@ -333,7 +385,8 @@ def _row(tree, index):
   )
 
 
-def _steps(job: job_lib.Job, plan: slots.Plan, part: slice) -> Step:
+def steps_of(job: job_lib.Job, plan: slots.Plan, part: slice) -> Step:
+  """A part of a plan as compiled code reads it, host batches included."""
   rows = plan.arrivals[part]
   batches = [
     job_lib.host_batches(job.source, first, number)

@@ -29,7 +29,12 @@ from ga_jax.runtimes.checkpoints import Checkpoints
 
 ACCELERATORS = ('cpu', 'gpu', 'tpu')
 # Environment variables that every process of a run has in common.
-_SHARED = ('XLA_FLAGS', 'PJRT_NPROC', 'NPROC', 'PYTHONPATH', 'JAX_ENABLE_X64')
+_SHARED = (
+  *('XLA_FLAGS', 'PJRT_NPROC', 'NPROC', 'PYTHONPATH', 'JAX_ENABLE_X64'),
+  'JAX_COMPILATION_CACHE_DIR',
+  'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS',
+  'JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES',
+)
 
 # Every update makes arrays of the parameters' size, in fresh memory: the kernel
 # clears it page by page, which takes longer than the update where a page is

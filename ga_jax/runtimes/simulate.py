@@ -6,7 +6,8 @@ decisions depend on losses the two are interleaved: the schedule is played event
 by event and computed as it goes, with the exact executor's functions.
 """
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy as np
 from ga_jax import clocks, kernel
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Policy
-from ga_jax.runtimes import cluster, exact, fast
+from ga_jax.runtimes import cluster, exact, fast, parallel
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
 
@@ -58,6 +59,7 @@ def simulate(
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
   executor: str = 'fast',
+  devices: Sequence[Any] | None = None,
   block: int | None = None,
   align: int | None = None,
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
@@ -85,6 +87,10 @@ def simulate(
       `hparams`, `program(hparams)(loss_fn)`; by default `programs.gradient`.
     executor: 'fast' (compiled blocks) or 'exact' (a live run's bits). A policy
       that needs losses is always computed event by event.
+    devices: compute gradients ahead on all of these, with threads, and make the
+      updates on the first of them. Whatever `executor` says the bits are those
+      of the exact one on one device, where XLA's CPU thread pool is of the same
+      size. Not for a policy that needs losses.
     block: arrivals per block, and between two calls of `observe`.
     align: batches between points of interest (an epoch); blocks are chosen to
       end there where that is possible.
@@ -113,36 +119,32 @@ def simulate(
     raise ValueError(
       f'executor must be one of {sorted(EXECUTORS)}, got {executor!r}'
     )
-  job = job_lib.build(
+  job, settings = prepared(
     loss_fn,
     params,
     batches,
     rule,
     policy=policy,
+    num_workers=num_workers,
+    num_batches=num_batches,
     model_state=model_state,
     stats_momentum=stats_momentum,
     seed=seed,
     hparams=hparams,
     program=program,
   )
-  kernel.check_rule(job.rule_fn(job.hparams), job.accumulates, num_workers)
-  worker_program = job_lib.program_of(job)
-  per_ticket = worker_program.num_batches
+  execute = EXECUTORS[executor]
+  if devices is not None:
+    _check_devices(devices, policy)
+    execute = functools.partial(parallel.execute, devices=devices)
   if align:
-    align = max(1, align // per_ticket)
-  settings = {
-    'num_workers': num_workers,
-    'num_batches': num_batches,
-    'batches_per_ticket': per_ticket,
-    'overlaps': worker_program.overlaps,
-    'streams': job.source.streams,
-  }
+    align = max(1, align // settings['batches_per_ticket'])
   if policy.needs_loss:
     return _interleaved(
       job, policy, clock, settings, observe, block or align, checkpoints
     )
   trace = cluster.schedule(policy, clock, **settings)
-  state, metrics, executed = EXECUTORS[executor](
+  state, metrics, executed = execute(
     job,
     trace,
     observe=observe,
@@ -151,6 +153,32 @@ def simulate(
     checkpoints=checkpoints,
   )
   return Result(state, trace, metrics, executed)
+
+
+def prepared(
+  loss_fn, params, batches, rule, *, policy, num_workers, num_batches, **of_job
+) -> tuple[job_lib.Job, dict[str, Any]]:
+  """The job of a run, and how its cluster is played; see `simulate`."""
+  job = job_lib.build(loss_fn, params, batches, rule, policy=policy, **of_job)
+  kernel.check_rule(job.rule_fn(job.hparams), job.accumulates, num_workers)
+  program = job_lib.program_of(job)
+  return job, {
+    'num_workers': num_workers,
+    'num_batches': num_batches,
+    'batches_per_ticket': program.num_batches,
+    'overlaps': program.overlaps,
+    'streams': job.source.streams,
+  }
+
+
+def _check_devices(devices: Sequence[Any], policy: Policy):
+  if not devices:
+    raise ValueError('devices must name at least one, or be None')
+  if policy.needs_loss:
+    raise ValueError(
+      'devices must be None: this policy decides by losses, so that nothing '
+      'can be computed ahead on several'
+    )
 
 
 def _interleaved(

@@ -41,6 +41,30 @@ class ASGD:
     self.theta = self.theta - self.eta() * self.direction(g, worker)
 
 
+class Adam(ASGD):
+  """AdamW: the decay is decoupled; `penalty` divides it in GA's form."""
+
+  b1, b2, adam_eps = 0.9, 0.999, 1e-8
+  penalty = 1.0
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.m1 = np.zeros_like(self.theta)
+    self.m2 = np.zeros_like(self.theta)
+
+  def correct(self, g, sent, staleness):
+    return g
+
+  def direction(self, g, worker):
+    t = self.updates + 1
+    self.m1 = self.b1 * self.m1 + (1 - self.b1) * g
+    self.m2 = self.b2 * self.m2 + (1 - self.b2) * g * g
+    m1 = self.m1 / (1 - self.b1**t)
+    m2 = self.m2 / (1 - self.b2**t)
+    ratio = m1 / (np.sqrt(m2) + self.adam_eps)
+    return ratio + self.wd * self.theta / self.penalty
+
+
 class SA(ASGD):
   """g ← g / τ for τ ≥ 1."""
 
@@ -140,29 +164,13 @@ class GAGlobal(GA):
   granularity = 'global'
 
 
-class GAAdam(GA):
+class GAAdam(Adam, GA):
   """AdamW's step is the direction; wd is decoupled and divided by G too."""
-
-  b1, b2, adam_eps = 0.9, 0.999, 1e-8
-
-  def __init__(self, *args, **kwargs):
-    super().__init__(*args, **kwargs)
-    self.m1 = np.zeros_like(self.theta)
-    self.m2 = np.zeros_like(self.theta)
 
   def correct(self, g, sent, staleness):
     self.eta_max = max(self.eta_max, self.eta())
     self.penalty = self.penalty_of(sent, staleness)
     return g / self.penalty
-
-  def direction(self, g, worker):
-    t = self.n + 1
-    self.m1 = self.b1 * self.m1 + (1 - self.b1) * g
-    self.m2 = self.b2 * self.m2 + (1 - self.b2) * g * g
-    m1 = self.m1 / (1 - self.b1**t)
-    m2 = self.m2 / (1 - self.b2**t)
-    ratio = m1 / (np.sqrt(m2) + self.adam_eps)
-    return ratio + self.wd * self.theta / self.penalty
 
 
 class MultiASGD(ASGD):

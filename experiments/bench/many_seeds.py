@@ -1,0 +1,234 @@
+"""Many seeds of one configuration: what computes them soonest.
+
+  python -m experiments.bench.many_seeds
+
+Gap-Aware with 8 simulated workers, batch 128, 8 seeds, on the CPU an MLP and a
+small CNN with BatchNorm, on an accelerator ResNet-20: one run after another;
+all in one program, mapped over the runs (`simulate_many`); a thread per run;
+and in processes that share the device, as `experiments.reproduce --processes`
+has them. Compiling and starting processes is left out. The images are random,
+which changes nothing about the time.
+"""
+
+import concurrent.futures
+import functools
+import multiprocessing
+import os
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from absl import flags
+
+import ga_jax
+from experiments import cli
+from experiments import settings as settings_lib
+from experiments.bench import timing
+from ga_jax import clocks, data, models, policies, rules
+
+_MODEL = flags.DEFINE_list(
+  'model', [], 'of the runs (none: by device); ' + '|'.join(models.MODELS)
+)
+_SEEDS = flags.DEFINE_integer('seeds', 8, 'runs')
+_BATCH = flags.DEFINE_integer('batch_size', 128, 'examples per gradient')
+_WORKERS = flags.DEFINE_integer('workers', 8, 'simulated, of each run')
+_UPDATES = flags.DEFINE_integer(
+  'updates', 0, 'per run (0: 16 on the CPU, 192 on an accelerator)'
+)
+_BLOCK = flags.DEFINE_integer(
+  'block',
+  0,
+  'arrivals per compiled block (0: 2 on the CPU, where convolutions compile '
+  'for long, else 32)',
+)
+_PROCESSES = flags.DEFINE_integer(
+  'processes', 2, 'at a time; they share the device (0: not measured)'
+)
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'measurements of each')
+
+IMAGES, SIDE = 4096, 32
+RULE = rules.gap_aware(0.01)
+ALONE, MAPPED = 'one after another', 'mapped, one program'
+THREADS = 'a thread per run'
+
+LIMITS = """
+On the CPU there is little to win: a run keeps the cores busy wherever XLA
+shares out its products. Mapped over runs an MLP takes the processor time of the
+runs alone, the small CNN more than twice that, because a convolution whose
+weights differ between the runs becomes a grouped one; it compiles for longer
+too. Where mapping loses, runs in threads of one process need no second
+compilation, and processes no common interpreter.
+"""
+
+
+def prepare():
+  """Checks what was asked for before anything is timed."""
+  for name in _MODEL.value:
+    if name not in models.MODELS or models.MODELS[name](10).reads == 'tokens':
+      raise settings_lib.SettingError('model', name, 'must be one for images')
+  low = {'seeds': 2, 'batch_size': 1, 'workers': 1, 'updates': 0}
+  for name, least in {**low, 'block': 0, 'processes': 0, 'rounds': 1}.items():
+    value = flags.FLAGS[name].value
+    if value < least:
+      raise settings_lib.SettingError(name, value, f'must be at least {least}')
+
+
+def main(_):
+  where, rows, targets = timing.machine(), [], []
+  on_cpu = jax.default_backend() == 'cpu'
+  names = _MODEL.value or (['mlp_bn', 'cnn_bn'] if on_cpu else ['resnet20'])
+  updates = _UPDATES.value or (16 if on_cpu else 192)
+  block = _BLOCK.value or (2 if on_cpu else 32)
+  sizes = _BATCH.value, _WORKERS.value, updates, block
+  timing.say(
+    f'{_SEEDS.value} seeds, {updates} updates of {_BATCH.value} examples each'
+  )
+  for name in names:
+    walls = measured(name, sizes, range(_SEEDS.value))
+    timing.say(f'{name:20} seconds for all            times one after another')
+    for how, taken in walls.items():
+      ratio = timing.ratios(taken, walls[ALONE])
+      timing.say(f'  {how:18} {timing.figure(taken)!s:26} {ratio}')
+      rows.append({'model': name, 'name': how, 'seconds': taken})
+    if not on_cpu:
+      what = f'{_SEEDS.value} seeds of {name}, the best over one after another'
+      others = [taken for how, taken in walls.items() if how != ALONE]
+      best = min(others, key=lambda taken: timing.figure(taken).median)
+      ratio = timing.ratios(best, walls[ALONE])
+      targets.append(timing.Target(what, ratio, 0.5))
+  timing.finish(where, rows, targets)
+
+
+def measured(name: str, sizes, seeds) -> dict[str, list[float]]:
+  """Seconds that all runs of a model take, by how they are computed."""
+  *of_run, block = sizes
+  runs = [arguments(name, *of_run, seed) for seed in seeds]
+  candidates = {
+    ALONE: lambda: [alone(run, block) for run in runs],
+    MAPPED: lambda: ga_jax.simulate_many(runs, block),
+    THREADS: lambda: in_threads(runs, block),
+  }
+  for candidate in candidates.values():
+    candidate()  # compiles
+  if not _PROCESSES.value:
+    return timed(candidates)
+  context = multiprocessing.get_context('spawn')
+  everybody = context.Barrier(_PROCESSES.value)
+  with concurrent.futures.ProcessPoolExecutor(
+    _PROCESSES.value, context, begin, (everybody, _PROCESSES.value)
+  ) as pool:
+    in_processes(pool, compiled, [(name, sizes)] * _PROCESSES.value)
+    work = [(name, sizes, seed) for seed in seeds]
+    how = f'{_PROCESSES.value} processes'
+    return timed(
+      {**candidates, how: lambda: in_processes(pool, in_process, work)}
+    )
+
+
+def timed(candidates) -> dict[str, list[float]]:
+  calls = {
+    name: functools.partial(timing.seconds, run)
+    for name, run in candidates.items()
+  }
+  return timing.alternate(calls, _ROUNDS.value)
+
+
+def alone(run: dict[str, Any], block: int):
+  """Computes a run; it is done when its metrics are on the host."""
+  ga_jax.simulate(**run, block=block)
+
+
+def in_threads(runs, block: int):
+  with concurrent.futures.ThreadPoolExecutor(len(runs)) as pool:
+    list(pool.map(lambda run: alone(run, block), runs))
+
+
+_EVERYBODY: list[Any] = []  # in a process: the barrier of all of them
+
+
+def begin(everybody, processes: int):
+  """In a new process, before JAX looks for devices: shares one out."""
+  _EVERYBODY.append(everybody)
+  part = f'{0.6 / processes:.2f}'
+  os.environ.setdefault('XLA_PYTHON_CLIENT_MEM_FRACTION', part)
+  cores = len(os.sched_getaffinity(0))
+  os.environ.setdefault('NPROC', str(max(1, cores // processes)))
+
+
+def in_processes(pool, function, work):
+  """Calls a function in the processes of a pool, and waits."""
+  for future in [pool.submit(function, *one) for one in work]:
+    future.result()
+
+
+def compiled(name: str, sizes):
+  """Compiles what runs need; each process does so once."""
+  in_process(name, sizes, 0)
+  _EVERYBODY[0].wait()
+
+
+def in_process(name: str, sizes, seed: int):
+  *of_run, block = sizes
+  alone(arguments(name, *of_run, seed), block)
+
+
+@functools.cache
+def arguments(
+  name: str, batch_size: int, workers: int, updates: int, seed: int
+) -> dict[str, Any]:
+  """What `simulate` takes for a run of a seed."""
+  model = models.MODELS[name](10)
+  params, stats = model.init(
+    jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3))
+  )
+  return {
+    'loss_fn': loss_of(name),
+    'params': params,
+    'batches': source(batch_size, seed),
+    'rule': RULE,
+    'policy': policies.asynchronous(),
+    'clock': clocks.homogeneous(seed),
+    'num_workers': workers,
+    'num_batches': updates,
+    'model_state': stats,
+    'stats_momentum': model.stats_momentum,
+    'seed': seed,
+  }
+
+
+@functools.cache
+def loss_of(name: str):
+  """One function per model: what is compiled is shared."""
+  model = models.MODELS[name](10)
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    logits, model_state = model.apply(params, model_state, batch[0], True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+    return losses.mean(), model_state
+
+  return loss_fn
+
+
+def source(batch_size: int, seed: int) -> ga_jax.Source:
+  """Batches of random images, which are on the device once."""
+  dataset, resident = images()
+  found = data.training_source(dataset, batch_size, seed)
+  return found._replace(resident=resident)
+
+
+@functools.cache
+def images() -> tuple[data.Dataset, Any]:
+  rng = np.random.default_rng(0)
+  split = data.Split(
+    rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=np.uint8),
+    rng.integers(0, 10, IMAGES).astype(np.int32),
+  )
+  dataset = data.make_dataset('random', split, split, 10)
+  return dataset, jax.device_put(dataset.resident)
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)

@@ -1,0 +1,203 @@
+"""Compiled programs that are kept: the same bits, and never in the way."""
+
+import glob
+import os
+import subprocess
+import sys
+import warnings
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+import ga_jax
+from experiments import compilation, progress, watch
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_kept_afterwards(monkeypatch):
+  options = ('jax_compilation_cache_dir', *compilation._LIMITS)
+  for name in options:
+    monkeypatch.setenv(name.upper(), '')  # set back afterwards
+    monkeypatch.delenv(name.upper())
+  before = {name: jax.config.values[name] for name in options}
+  yield
+  for name, value in before.items():
+    jax.config.update(name, value)
+  compilation_cache.reset_cache()
+
+
+def trained(executor):
+  """(final state, what was compiled) of a model that no one has run before."""
+
+  def loss_fn(params, model_state, batch, key):
+    x, y = batch
+    del key
+    hidden = jnp.tanh(x @ params['w'])
+    return jnp.mean((hidden @ params['v'] - y) ** 2), model_state
+
+  def batch(i):
+    rng = np.random.default_rng(i)
+    x = rng.normal(size=(32, 8)).astype(np.float32)
+    return x, np.sin(x.sum(-1))
+
+  rng = np.random.default_rng(0)
+  params = {
+    'w': rng.normal(size=(8, 16)).astype(np.float32),
+    'v': rng.normal(size=16).astype(np.float32),
+  }
+  before = compilation.so_far()
+  result = ga_jax.simulate(
+    loss_fn,
+    params,
+    batch,
+    ga_jax.gap_aware(0.05),
+    policy=ga_jax.policies.asynchronous(),
+    clock=ga_jax.clocks.homogeneous(0),
+    num_workers=4,
+    num_batches=40,
+    block=8,
+    executor=executor,
+  )
+  state = jax.tree.map(np.asarray, result.state)
+  return state, compilation.so_far().since(before)
+
+
+@pytest.mark.parametrize(
+  'executor', ['fast', pytest.param('exact', marks=pytest.mark.slow)]
+)
+def test_a_program_from_the_cache_gives_the_same_bits(tmp_path, executor):
+  compilation.keep(compilation.NONE)
+  plain, compiled = trained(executor)
+  assert compiled.programs >= 2
+  assert compiled.cached == 0
+  compilation.keep(str(tmp_path))
+  first, _ = trained(executor)
+  second, compiled = trained(executor)
+  assert compiled.programs >= 2
+  assert compiled.cached == compiled.programs
+  assert list(tmp_path.iterdir())
+  for other in (first, second):
+    jax.tree.map(np.testing.assert_array_equal, plain, other)
+
+
+def double(x):
+  return x * 2 + jnp.flip(x)
+
+
+def compiled_now(number):
+  """How many of the programs of a fresh `double` came from the cache."""
+  before = compilation.so_far()
+  # A lambda of its own: JAX would know the function again.
+  jax.block_until_ready(jax.jit(lambda x: double(x))(np.arange(number)))
+  return compilation.so_far().since(before).cached
+
+
+def test_a_damaged_entry_is_said_once_and_mended(tmp_path, capsys):
+  compilation.keep(str(tmp_path))
+  warnings.simplefilter('always')
+  compiled_now(3)
+  compiled_now(5)
+  entries = glob.glob(str(tmp_path / 'jit__lambda*-cache'))
+  assert len(entries) == 2
+  for path in entries:
+    with open(path, 'r+b') as file:
+      file.truncate(os.path.getsize(path) // 2)
+  assert compiled_now(3) == 0
+  assert compiled_now(5) == 0
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1
+  assert str(tmp_path) in said
+  assert 'lambda' in said
+  assert compiled_now(5) == 1
+  assert not capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_used_stops_nothing(tmp_path, capsys):
+  (tmp_path / 'file').write_text('')
+  compilation.keep(str(tmp_path / 'file' / 'cache'))
+  said = capsys.readouterr().err
+  assert said.count('\n') == 1
+  assert '--compilation_cache' in said
+  assert str(tmp_path / 'file' / 'cache') in said
+  assert compiled_now(7) == 0
+  assert compiled_now(7) == 0
+
+
+@pytest.mark.parametrize('given', ['', 'none'])
+def test_it_can_be_switched_off(tmp_path, monkeypatch, given):
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
+  compilation.keep(given)
+  assert not jax.config.jax_compilation_cache_dir
+  assert compiled_now(9) == 0
+  assert not list(tmp_path.iterdir())
+  assert os.environ[compilation.FOLDER] == ''  # so do processes it starts
+
+
+def test_where_programs_are_kept(tmp_path, monkeypatch):
+  for name in ('GA_JAX_CACHE', 'XDG_CACHE_HOME'):
+    monkeypatch.delenv(name, raising=False)
+  monkeypatch.setenv('HOME', '/home/me')
+  assert compilation.default_folder() == '/home/me/.cache/ga_jax/compiled'
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
+  compilation.keep()
+  kept = str(tmp_path / 'xdg' / 'ga_jax' / 'compiled')
+  assert jax.config.jax_compilation_cache_dir == kept
+  assert os.stat(kept).st_mode & 0o077 == 0  # whoever writes there runs code
+  monkeypatch.setenv('GA_JAX_CACHE', str(tmp_path / 'own'))
+  assert compilation.default_folder() == str(tmp_path / 'own' / 'compiled')
+  monkeypatch.setenv(compilation.FOLDER, str(tmp_path / 'jax'))
+  compilation.keep()  # what JAX was told already
+  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'jax')
+
+
+def test_progress_says_how_long_it_took(capsys):
+  at = watch.Progress(0.5, 4, 8, None, None)
+  with progress.TrainingProgress() as shown:
+    shown.update(at)
+    shown.update(at)
+  first, second, *rest = capsys.readouterr().out.splitlines()
+  assert first == 'compiling ...'
+  assert second.startswith('compiled ')
+  assert ' s' in second
+  assert not rest
+
+
+def train(folder, workdir, **variables):
+  command = [sys.executable, '-m', 'experiments.train', '--epochs=0.5']
+  flags = [f'--compilation_cache={folder}', f'--workdir={workdir}']
+  return subprocess.run(
+    command + flags,
+    env={**os.environ, **variables},
+    capture_output=True,
+    text=True,
+    check=True,
+    timeout=300,
+  ).stdout
+
+
+@pytest.mark.slow
+def test_a_second_start_compiles_nothing_and_replays(tmp_path):
+  cache = tmp_path / 'cache'
+  first = train(cache, tmp_path / 'first')
+  assert 'from the cache' not in first
+  second = train(cache, tmp_path / 'second')
+  line = next(x for x in second.splitlines() if x.startswith('compiled'))
+  _, number, *_ = line.split()
+  assert f'{number} of them from the cache' in line
+  replay = [sys.executable, '-m', 'experiments.replay', '--fast']
+  subprocess.run(
+    [*replay, f'--workdir={tmp_path}/second', '--compilation_cache=none'],
+    check=True,  # the same bits, compiled anew
+    timeout=300,
+  )
+
+
+@pytest.mark.slow
+def test_a_program_is_known_by_the_size_of_the_thread_pool(tmp_path):
+  for number in ('1', '2'):
+    train(tmp_path / 'cache', tmp_path / number, NPROC=number)
+  blocks = glob.glob(str(tmp_path / 'cache' / 'jit_block-*'))
+  assert len(blocks) == 2
