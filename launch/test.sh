@@ -9,7 +9,5 @@ install dev --editable "${root}[dev]"
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .
-# One more than cores: some tests wait for processes of their own.
-processes=$("$python" -c 'import os; print(min(os.cpu_count() + 1, 4))')
-exec "$python" -m pytest -n "$processes" --dist loadfile \
+exec "$python" -m pytest -n auto --maxprocesses=4 --dist loadfile \
   --no-loadscope-reorder "$@"

@@ -22,16 +22,7 @@ PLAIN_BATCHES = 40  # nothing is compiled there
 
 # Rules whose state, correction or look-ahead has a form of its own; the others
 # are slow tests.
-OF_ITS_OWN_KIND = (
-  'asgd',
-  'sa',
-  'ga',
-  'dana_ga',
-  'dana_slim',
-  'smega2',
-  'ormo',
-  'penalize_gap',
-)
+OF_ITS_OWN_KIND = ('asgd', 'ga', 'dana_ga', 'dana_slim', 'ormo')
 
 # Every rule alone; rounds with every shape of what `correct` may make of a
 # gradient; every way in which a policy treats late ones.
@@ -57,9 +48,9 @@ PAIRS = [
   )
 ]
 SINGLE = [
-  ('ga', 'asynchronous'),
   ('ga', 'synchronous'),
-  ('dana_ga', 'asynchronous'),
+  pytest.param('ga', 'asynchronous', marks=pytest.mark.slow),
+  pytest.param('dana_ga', 'asynchronous', marks=pytest.mark.slow),
   pytest.param('asgd', 'asynchronous', marks=pytest.mark.slow),
   pytest.param('asgd', 'synchronous', marks=pytest.mark.slow),
 ]
@@ -176,7 +167,7 @@ def classifier(model_name):
   ('model_name', 'nesterov', 'weight_decay'),
   [
     pytest.param('mlp_bn', False, 0.0, marks=pytest.mark.slow),
-    ('mlp_bn', True, 1e-3),
+    pytest.param('mlp_bn', True, 1e-3, marks=pytest.mark.slow),
     ('cnn_bn', True, 0.0),
     pytest.param('cnn_bn', False, 1e-3, marks=pytest.mark.slow),
   ],

@@ -140,11 +140,21 @@ def processes(tmp_path_factory):
 
 
 @pytest.mark.usefixtures('processes')  # that they be at work meanwhile
+def is_quick(name):
+  """Methods of another rule or parameter alone are slow tests, but for two."""
+  parts = methods.METHODS[name]._replace(about='', paper='', rule='', fixed=())
+  same = [
+    other
+    for other, method in methods.METHODS.items()
+    if method._replace(about='', paper='', rule='', fixed=()) == parts
+  ]
+  return name in (same[0], 'ga', 'dana_zero')
+
+
 @pytest.mark.parametrize(
   'method',
   [
-    # EASGD with a momentum: the same parts.
-    pytest.param(name, marks=pytest.mark.slow) if name == 'eamsgd' else name
+    name if is_quick(name) else pytest.param(name, marks=pytest.mark.slow)
     for name in methods.METHODS
   ],
 )
@@ -171,6 +181,7 @@ def test_every_method_trains(method):
   assert (summary['bytes_pushed'] < size * arrived.sum()) == smaller
 
 
+@pytest.mark.slow
 def test_more_epochs_learn_more():
   few, many = (
     run.train(settings_of(epochs=epochs, workers=3)).summary

@@ -69,12 +69,12 @@ def outer(program):
 
 EVERY_STAGE = [  # a plain gradient is executors_test.py's
   ('local_sgd', 'none'),
-  ('easgd', 'none'),
   ('dana_slim', 'none'),
   ('gradient', 'topk'),
   *(
     pytest.param(*pair, marks=pytest.mark.slow)
     for pair in (
+      ('easgd', 'none'),
       ('laga', 'none'),
       ('gradient', 'bf16'),
       ('gradient', 'terngrad'),

@@ -238,6 +238,7 @@ def test_when_all_workers_fail_their_error_is_shown(nodes):
 
 
 @pytest.mark.ray
+@pytest.mark.slow
 def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
   workdir = f'--workdir={tmp_path}'
   done = ray_runs.script(

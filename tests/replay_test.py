@@ -70,9 +70,8 @@ def test_a_loaded_trace_executes_to_the_same_bits(name, tmp_path):
   assert np.isfinite(metrics['loss']).all()
 
 
-@pytest.mark.parametrize(
-  'name', [pytest.param('asynchronous', marks=pytest.mark.slow), 'k_sync']
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['asynchronous', 'k_sync'])
 def test_lost_workers_begin_again_in_every_executor(name, tmp_path, x64):
   del x64
   policy, trace, _ = accidents(name, 3, tmp_path)

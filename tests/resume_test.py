@@ -130,7 +130,15 @@ def blocks_done(store, seen):
 @pytest.mark.parametrize(
   'how', ['stop_at', pytest.param('raise_at', marks=pytest.mark.slow)]
 )
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ('plain', 'a momentum per worker')
+    else name
+    for name in CASES
+  ],
+)
 def test_resumed_has_the_same_bits(name, how, tmp_path):
   wanted, all_seen = uninterrupted(name)
   store = checkpoint.CheckpointStore(tmp_path, keep=1)

@@ -114,7 +114,7 @@ def assert_same(whole, parts, tolerance):
     assert int(state.version) == parts.core.version
 
 
-QUICK = ('ga', False), ('ga_global', False), ('ga_global', True)
+QUICK = ('ga_global', False), ('ga_global', True)
 
 
 @pytest.mark.parametrize(

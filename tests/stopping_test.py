@@ -91,7 +91,9 @@ def relaxed():
       {'executor': 'exact', 'method': 'abs'}, 20, marks=pytest.mark.slow
     ),
     ({'runtime': 'threads', 'devices': 2}, 20),
-    ({'runtime': 'threads', 'devices': 2}, None),  # its record is enough
+    pytest.param(  # its record is enough
+      {'runtime': 'threads', 'devices': 2}, None, marks=pytest.mark.slow
+    ),
   ],
 )
 def test_a_run_that_is_told_to_stop_goes_on(

@@ -88,7 +88,10 @@ def test_every_kind_of_program_replays_to_the_same_bits(name):
   assert replays(job, run(job, policy, num_batches=61))  # a short last ticket
 
 
-@pytest.mark.parametrize('name', ['bf16', 'terngrad', 'topk'])
+@pytest.mark.parametrize(
+  'name',
+  ['bf16', pytest.param('terngrad', marks=pytest.mark.slow), 'topk'],
+)
 def test_what_reaches_the_server_is_the_message(name):
   """Not what it stands for: the bytes that are counted are those sent."""
   policy = policies.asynchronous()

@@ -39,20 +39,20 @@ class Bench(NamedTuple):
 
 
 BENCHES = (
-  Bench('simulation_overhead'),
+  Bench('simulation_overhead', ('--rounds=3',)),
   Bench('update_kernel', ('--rounds=3', '--dtypes=float32')),
   Bench('growth'),
   Bench('memory'),
-  Bench('many_seeds'),
+  Bench('many_seeds', ('--model=mlp_bn',)),
   Bench('simulated_devices'),
-  Bench('scheduling'),
+  Bench('scheduling', ('--rounds=3',)),
   Bench('cold_start'),
   Bench('against_torch', needs='torch'),
-  Bench('straggler', ('--rounds=3',)),
+  Bench('straggler', ('--rounds=2', '--batches=120')),
   Bench('decoding', ('--rounds=3',)),
   Bench(
     'ray_throughput',
-    ('--workers=2', '--seconds=1', '--rounds=3'),
+    ('--workers=2', '--seconds=1', '--rounds=1', '--only=ResNet-20'),
     needs='ray',
   ),
 )

@@ -74,8 +74,8 @@ class Problem(NamedTuple):
 
 
 PROBLEMS = {
-  'mlp_bn-512': Problem('mlp_bn', 512, 64),
-  'mlp_bn-64': Problem('mlp_bn', 64, 128),
+  'mlp_bn-1536': Problem('mlp_bn', 1536, 64),
+  'mlp_bn-192': Problem('mlp_bn', 192, 128),
   # Its unrolled blocks take seconds to compile, for each number of workers.
   'cnn_bn-64': Problem('cnn_bn', 64, 128, (4, 256)),
 }
