@@ -47,7 +47,7 @@ BENCHES = (
   Bench('simulated_devices'),
   Bench('scheduling', ('--rounds=3',)),
   Bench('cold_start'),
-  Bench('against_torch', needs='torch'),
+  Bench('against_torch', ('--models=mlp,transformer',), needs='torch'),
   Bench('straggler', ('--rounds=2', '--batches=120')),
   Bench('decoding', ('--rounds=3',)),
   Bench(
@@ -123,7 +123,7 @@ def page() -> str:
     for target in results['targets']
   ]
   head = ('benchmark', 'what', 'measured', 'target', '')
-  parts = [HEAD, tables.markdown(head, rows)]
+  parts = [HEAD, tables.markdown(head, rows) + '\n']
   parts += [section(bench, results) for bench, results in measured]
   return '\n'.join(parts)
 

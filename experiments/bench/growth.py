@@ -59,7 +59,6 @@ def prepare() -> tuple[int, ...]:
 
 def main(sizes):
   where = timing.machine()
-  timing.say(where)
   rows, targets = [], []
   for part in (over_workers(), over_sizes(sizes)):
     rows += part[0]

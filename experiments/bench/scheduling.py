@@ -54,7 +54,6 @@ def main(_):
   measured = timing.alternate(
     {name: (lambda name=name: rate(name)) for name in chosen}, _ROUNDS.value
   )
-  timing.say(where)
   timing.say(f'{_ARRIVALS.value:,} arrivals of {_WORKERS.value:,} workers')
   timing.say(f'{"policy":18} thousand arrivals/s')
   rows, targets = [], []

@@ -11,7 +11,6 @@ where the rows are the benchmark's own, and printed what it gave to `say`.
 `experiments.bench.all` makes a page of these files.
 """
 
-import json
 import os
 import statistics
 import sys
@@ -21,6 +20,8 @@ from typing import NamedTuple
 
 import jax
 from absl import flags
+
+from ga_jax import metrics
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures here')
 _SAID: list[str] = []
@@ -139,9 +140,7 @@ def finish(where: dict[str, object], rows: list[dict], targets=()):
       'targets': met,
       'rows': rows,
     }
-    with open(_JSON.value, 'w') as file:
-      json.dump(results, file, indent=2)
-      file.write('\n')
+    metrics.write_json(_JSON.value, results)
 
 
 def _command() -> str:
