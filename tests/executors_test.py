@@ -246,6 +246,7 @@ def test_batch_norm_statistics_stay_bounded_under_staleness():
   np.testing.assert_allclose(layer['var'], hidden.var(0), rtol=0.5)
 
 
+@pytest.mark.slow
 def test_hyper_parameters_compile_nothing_again():
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   fast.compiled_block.cache_clear()

@@ -58,6 +58,7 @@ def program_fn(hparams):
   return programs.dana_slim  # workers have a state
 
 
+@pytest.mark.slow
 def test_seeds_and_rates_and_lost_workers_are_what_they_are_alone(x64):
   del x64
   clock = clocks.with_fault(clocks.heterogeneous(1), worker_id=2, time=4.0)

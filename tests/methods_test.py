@@ -86,6 +86,7 @@ def test_the_message_says_what_is_read():
   assert text.endswith('they read momentum, nesterov, softsync_n, weight_decay')
 
 
+@pytest.mark.slow
 def test_local_programs_take_the_learning_rate_and_its_schedule():
   """Half of the batches at a rate of nothing leave what the others made."""
 

@@ -68,12 +68,12 @@ def outer(program):
 
 
 EVERY_STAGE = [  # a plain gradient is executors_test.py's
-  ('local_sgd', 'none'),
   ('dana_slim', 'none'),
   ('gradient', 'topk'),
   *(
     pytest.param(*pair, marks=pytest.mark.slow)
     for pair in (
+      ('local_sgd', 'none'),
       ('easgd', 'none'),
       ('laga', 'none'),
       ('gradient', 'bf16'),

@@ -140,16 +140,8 @@ def job_of(policy, dtype=np.float64, made=program):
   )
 
 
-@pytest.mark.parametrize(
-  'name',
-  [
-    'ringmaster',
-    *(
-      pytest.param(name, marks=pytest.mark.slow)
-      for name in ('asynchronous', 'synchronous')
-    ),
-  ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['ringmaster', 'asynchronous', 'synchronous'])
 def test_executors_agree(name, x64):
   """Four workers, of which one dies; gradients are discarded or averaged."""
   del x64

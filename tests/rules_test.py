@@ -212,7 +212,10 @@ def on_a_logistic_regression(name, steps):
 
 
 @every_rule
-@pytest.mark.parametrize('staleness', STALENESSES)
+@pytest.mark.parametrize(
+  'staleness',
+  [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 3)), 'random'],
+)
 def test_converges_on_a_logistic_regression(name, staleness):
   loss, smallest = logistic_regression()
   params = on_a_logistic_regression(name, 1000)(delays(staleness, 1000))

@@ -62,14 +62,25 @@ def test_there_are_devices_to_run_on():
   assert len(jax.local_devices()) == WORKERS
 
 
-@pytest.mark.parametrize('name', policies.POLICIES)
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('asynchronous', 'synchronous', 'k_async', 'abs', 'ringmaster')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in policies.POLICIES
+  ],
+)
 def test_every_policy_replays_to_the_same_bits(name):
   policy = policies.make(name, WORKERS)
   job = tiny_job(cases.rule('ga', 0.02), policy)
   assert replays(job, run(job, policy))
 
 
-@pytest.mark.parametrize('name', ['local_sgd', 'easgd', 'dana_slim'])
+@pytest.mark.parametrize(
+  'name',
+  ['dana_slim', pytest.param('local_sgd', marks=pytest.mark.slow), 'easgd'],
+)
 def test_every_kind_of_program_replays_to_the_same_bits(name):
   policy = policies.asynchronous()
   arguments = {
@@ -542,7 +553,10 @@ def test_batches_are_prepared_while_the_device_computes():
   assert (stolen.first_batch, stolen.attempt) == (2, 1)
 
 
-@pytest.mark.parametrize('policy_name', ['asynchronous', 'abs'])
+@pytest.mark.parametrize(
+  'policy_name',
+  ['asynchronous', pytest.param('abs', marks=pytest.mark.slow)],
+)
 def test_a_stopped_run_goes_on_where_it_was(policy_name, tmp_path):
   policy = policies.make(policy_name, WORKERS)
   job = tiny_job(rules.gap_aware(0.01, 0.0), policy, programs.dana_slim)
