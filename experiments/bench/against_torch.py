@@ -64,10 +64,7 @@ _COMPILE = flags.DEFINE_bool('torch_compile', False, 'also torch.compile')
 
 def prepare():
   """Checks the flags, and that PyTorch is there."""
-  for name in _MODELS.value:
-    if name not in twin_problems.PROBLEMS:
-      accepted = f'accepted are {", ".join(twin_problems.PROBLEMS)}'
-      raise settings_lib.SettingError('models', name, accepted)
+  cli.check_names('models', _MODELS.value, twin_problems.PROBLEMS)
   if importlib.util.find_spec('torch') is None:
     raise settings_lib.SettingError(
       'models', ','.join(_MODELS.value), NEEDS_TORCH
@@ -82,7 +79,6 @@ def main(_):
   threads = environment.thread_pool()
   torch, device = started(threads)
   where |= {'torch': torch.__version__, 'threads': threads, 'on': str(device)}
-  print(where)
   rows, targets = [], []
   for name in _MODELS.value:
     rows.append(compared(name, device))
@@ -91,10 +87,10 @@ def main(_):
       ratio = timing.Figure(**rows[-1]['ratio'])
       what = f'{name}: updates/s over those of PyTorch'
       targets.append(timing.Target(what, ratio, BOUND, at_least=True))
-  print(f'\n{"":12} parameters   ours/s   torch/s   ours over torch')
+  timing.say(f'{"":12} parameters   ours/s   torch/s   ours over torch')
   for row in rows:
     ours, theirs = (row['rates'][k] for k in ('ga_jax', row['yardstick']))
-    print(
+    timing.say(
       f'{row["model"]:12} {row["parameters"]:10,} '
       f'{timing.figure(ours).median:8.4g}  {timing.figure(theirs).median:8.4g}'
       f'   {timing.Figure(**row["ratio"])}  ({row["yardstick"]})'

@@ -5,7 +5,7 @@
 Each is a process of its own that writes `FOLDER/NAME.json`; the page,
 `FOLDER/README.md`, is made of the files that are there, so that a benchmark can
 be run alone and longer (`--json=results/bench/NAME.json`) and the page made
-again (`--only= --render`). Another machine's figures belong in a folder of
+again (`--render`). Another machine's figures belong in a folder of
 their own.
 """
 
@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import cli, settings, tables
+from experiments import cli, tables
 from experiments.bench import timing
 
 
@@ -71,10 +71,8 @@ maximum.
 
 def prepare():
   """Checks what was asked for."""
-  known = [bench.name for bench in BENCHES]
-  for name in _ONLY.value:
-    if name not in known:
-      raise settings.SettingError('only', name, f'accepted are {known}')
+  if _ONLY.value:
+    cli.check_names('only', _ONLY.value, [bench.name for bench in BENCHES])
 
 
 def main(_):
