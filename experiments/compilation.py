@@ -18,6 +18,8 @@ import jax
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
+from ga_jax.data import corpus
+
 FOLDER = 'JAX_COMPILATION_CACHE_DIR'
 NONE = 'none'
 # Small programs too: a start has about ten of them.
@@ -85,9 +87,7 @@ def define_flag():
 
 def default_folder() -> str:
   """Where compiled programs are kept unless something else is said."""
-  base = os.environ.get('XDG_CACHE_HOME') or '~/.cache'
-  own = os.environ.get('GA_JAX_CACHE') or os.path.join(base, 'ga_jax')
-  return os.path.join(os.path.expanduser(own), 'compiled')
+  return os.path.join(os.path.expanduser(corpus.cache_folder()), 'compiled')
 
 
 def keep(given: str | None = None):
@@ -102,11 +102,9 @@ def keep(given: str | None = None):
   """
   if given is None:
     given = os.environ.get(FOLDER, default_folder())
-  folder = '' if given == NONE else os.path.abspath(os.path.expanduser(given))
-  if given and folder:
-    folder = _usable(folder)
-  else:
-    folder = ''
+  folder = ''
+  if given not in ('', NONE):
+    folder = _usable(os.path.abspath(os.path.expanduser(given)))
   os.environ[FOLDER] = folder
   jax.config.update('jax_compilation_cache_dir', folder or None)
   compilation_cache.reset_cache()  # or a folder said after a compilation is

@@ -6,8 +6,6 @@ Needs PyTorch:
   python -m pytest tests/against_torch_test.py -m torch
 """
 
-import importlib.util
-
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
@@ -15,15 +13,9 @@ import numpy as np
 import pytest
 
 from experiments.bench import twin_problems
+from tests import cases
 
-pytestmark = [
-  pytest.mark.torch,
-  pytest.mark.optax_promotes,  # Flax's BatchNorm, in double precision
-  pytest.mark.skipif(
-    importlib.util.find_spec('torch') is None,
-    reason='needs PyTorch: pip install torch==2.13.0',
-  ),
-]
+pytestmark = cases.AGAINST_TORCH
 problems = pytest.mark.parametrize(  # transformer_1024 is the transformer
   'name', [name for name in twin_problems.PROBLEMS if '1024' not in name]
 )

@@ -1,6 +1,7 @@
 """Every rule and policy, as the common suites run over them."""
 
 import functools
+import importlib.util
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,14 @@ import pytest
 from ga_jax import policies, rules
 
 WORKERS = 3
+AGAINST_TORCH = [  # marks of a module's tests
+  pytest.mark.torch,
+  pytest.mark.optax_promotes,  # Flax's BatchNorm, in double precision
+  pytest.mark.skipif(
+    importlib.util.find_spec('torch') is None,
+    reason='needs PyTorch: pip install torch==2.13.0',
+  ),
+]
 
 # name -> rule(learning_rate); one entry per method that has its own formula.
 RULES = {

@@ -33,16 +33,7 @@ def compiled(rule, unrolled):
     policy, clocks.homogeneous(0), num_workers=WORKERS, num_batches=99
   )
   plan = slots.plan(trace)
-  block = fast.compiled_block(
-    job.rule_fn,
-    job.program_fn,
-    job.loss_fn,
-    job.source.load_fn,
-    job.stats_momentum,
-    job.accumulates,
-    False,
-    unrolled,
-  )
+  block = fast.block_of(job, resets=False, unrolled=unrolled)
   program = block.lower(
     fast.first_carry(job, plan, WORKERS),
     fast.steps_of(job, plan, slice(0, LENGTH)),

@@ -80,16 +80,7 @@ def size(tree):
 )
 def test_a_block_takes_what_was_counted_and_gives_it_back_in_place(name):
   job, plan, counted = prepared(name)
-  block = fast.compiled_block(
-    job.rule_fn,
-    job.program_fn,
-    job.loss_fn,
-    job.source.load_fn,
-    0.0,
-    job.accumulates,
-    False,
-    False,
-  )
+  block = fast.block_of(job, resets=False, unrolled=0)
   carry = jax.eval_shape(lambda: fast.first_carry(job, plan, WORKERS))
   memory = (
     block.lower(

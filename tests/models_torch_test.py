@@ -8,22 +8,15 @@ the parameters of ours, and compared in double precision. Needs PyTorch:
 """
 
 import functools
-import importlib.util
 
 import jax
 import numpy as np
 import pytest
 
 from ga_jax import models
+from tests import cases
 
-pytestmark = [
-  pytest.mark.torch,
-  pytest.mark.optax_promotes,  # Flax's BatchNorm, in double precision
-  pytest.mark.skipif(
-    importlib.util.find_spec('torch') is None,
-    reason='needs PyTorch: pip install torch==2.13.0',
-  ),
-]
+pytestmark = cases.AGAINST_TORCH
 CLASSES = 7
 
 

@@ -23,13 +23,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 
 import ga_jax
 from experiments import cli, environment
 from experiments import settings as settings_lib
 from experiments.bench import timing, twin_problems
+from experiments.tasks import classification
 from ga_jax import clocks, data, policies, rules
 from ga_jax.runtimes import cluster, job
 
@@ -144,13 +144,6 @@ class Ours:
     model = problem.make()
     self._params, self._state = twin_problems.initial(problem)
 
-    def loss_fn(params, model_state, batch, key):
-      del key
-      inputs, labels = batch
-      logits, model_state = model.apply(params, model_state, inputs, True)
-      losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-      return losses.mean(), model_state
-
     def load(resident, indices, key):
       del key
       return jax.tree.map(lambda x: x[indices], resident)
@@ -162,7 +155,8 @@ class Ours:
       load,
       jax.tree.map(jnp.asarray, twin_problems.examples(problem)),
     )
-    self.loss_fn, self._rule = loss_fn, rules.gap_aware(RATE, momentum=0.9)
+    self.loss_fn = classification.cross_entropy(model)
+    self._rule = rules.gap_aware(RATE, momentum=0.9)
     self._schedule = {
       'policy': policies.asynchronous(),
       'clock': clocks.homogeneous(twin_problems.SEED),

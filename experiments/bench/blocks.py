@@ -51,19 +51,9 @@ class Run:
     )
     warm = -(-num_workers // updates) + 1
     self._plan = schedule(num_workers, (warm + turns) * updates)
-    on_cpu = jax.default_backend() == 'cpu'
-    unrolled = fast.convolutions(self._job) if on_cpu else 0
+    unrolled = fast.unrolled_convolutions(self._job)
     self._length = fast.block_length(unrolled, updates)
-    self._block = fast.compiled_block(
-      self._job.rule_fn,
-      self._job.program_fn,
-      self._job.loss_fn,
-      self._job.source.load_fn,
-      self._job.stats_momentum,
-      self._job.accumulates,
-      False,
-      unrolled > 0,
-    )
+    self._block = fast.block_of(self._job, False, unrolled)
     self._carry = fast.first_carry(self._job, self._plan, num_workers)
     self._key = jax.random.key(self._job.seed)
     self._done, self._updates = 0, updates

@@ -18,15 +18,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from absl import flags
 
 import ga_jax
 from experiments import cli
 from experiments import settings as settings_lib
-from experiments.bench import timing
-from ga_jax import clocks, data, models, policies, rules
+from experiments.bench import random_images, timing
+from experiments.tasks import classification
+from ga_jax import clocks, models, policies, rules
 
 _MODEL = flags.DEFINE_list(
   'model', [], 'of the runs (none: by device); ' + '|'.join(models.MODELS)
@@ -48,7 +47,7 @@ _PROCESSES = flags.DEFINE_integer(
 )
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'measurements of each')
 
-IMAGES, SIDE = 4096, 32
+IMAGES, SHAPE, CLASSES = 4096, (32, 32, 3), 10
 RULE = rules.gap_aware(0.01)
 ALONE, MAPPED = 'one after another', 'mapped, one program'
 THREADS = 'a thread per run'
@@ -181,13 +180,11 @@ def arguments(
 ) -> dict[str, Any]:
   """What `simulate` takes for a run of a seed."""
   model = models.MODELS[name](10)
-  params, stats = model.init(
-    jax.random.key(seed), jnp.zeros((1, SIDE, SIDE, 3))
-  )
+  params, stats = model.init(jax.random.key(seed), jnp.zeros((1, *SHAPE)))
   return {
     'loss_fn': loss_of(name),
     'params': params,
-    'batches': source(batch_size, seed),
+    'batches': random_images.source(IMAGES, SHAPE, CLASSES, batch_size, seed),
     'rule': RULE,
     'policy': policies.asynchronous(),
     'clock': clocks.homogeneous(seed),
@@ -202,33 +199,7 @@ def arguments(
 @functools.cache
 def loss_of(name: str):
   """One function per model: what is compiled is shared."""
-  model = models.MODELS[name](10)
-
-  def loss_fn(params, model_state, batch, key):
-    del key
-    logits, model_state = model.apply(params, model_state, batch[0], True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-    return losses.mean(), model_state
-
-  return loss_fn
-
-
-def source(batch_size: int, seed: int) -> ga_jax.Source:
-  """Batches of random images, which are on the device once."""
-  dataset, resident = images()
-  found = data.training_source(dataset, batch_size, seed)
-  return found._replace(resident=resident)
-
-
-@functools.cache
-def images() -> tuple[data.Dataset, Any]:
-  rng = np.random.default_rng(0)
-  split = data.Split(
-    rng.integers(0, 256, (IMAGES, SIDE, SIDE, 3), dtype=np.uint8),
-    rng.integers(0, 10, IMAGES).astype(np.int32),
-  )
-  dataset = data.make_dataset('random', split, split, 10)
-  return dataset, jax.device_put(dataset.resident)
+  return classification.cross_entropy(models.MODELS[name](CLASSES))
 
 
 if __name__ == '__main__':

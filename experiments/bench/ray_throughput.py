@@ -30,6 +30,7 @@ from absl import flags
 import ga_jax
 from experiments import cli
 from experiments.bench import timing
+from experiments.tasks import classification
 from ga_jax import models, policies
 from ga_jax.runtimes import job
 from ga_jax.runtimes import ray as runtime
@@ -245,14 +246,7 @@ def network():
   images = jnp.zeros((1, *PIXELS))
   params, model_state = model.init(jax.random.key(0), images)
 
-  def loss_fn(params, model_state, batch, key):
-    del key
-    images, labels = batch
-    logits, model_state = model.apply(params, model_state, images, True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), model_state
-
-  return loss_fn, params, model_state
+  return classification.cross_entropy(model), params, model_state
 
 
 def image_batch(batch_id: int):

@@ -24,13 +24,13 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from absl import flags
 
 from experiments import cli, compilation
-from experiments.bench import blocks, timing
-from ga_jax import data, models, rules
+from experiments.bench import blocks, random_images, timing
+from experiments.tasks import classification
+from ga_jax import models, rules
 
 LIMITS = """
 What GA adds to a gradient is memory traffic: 8 arrays of the parameters' size
@@ -143,26 +143,14 @@ class Task:
   """A problem, ready to be measured."""
 
   def __init__(self, problem: Problem):
-    rng = np.random.default_rng(0)
-    split = data.Split(
-      rng.integers(0, 256, (EXAMPLES, *SHAPE), dtype=np.uint8),
-      rng.integers(0, CLASSES, EXAMPLES).astype(np.int32),
+    model = models.MODELS[problem.model](CLASSES)
+    self._loss = classification.cross_entropy(model)
+    self._source = random_images.source(
+      EXAMPLES, SHAPE, CLASSES, problem.batch_size
     )
-    dataset = data.make_dataset('random', split, split, CLASSES)
-    self._model = models.MODELS[problem.model](CLASSES)
-    self._source = data.training_source(dataset, problem.batch_size, 0)
-    self._source = self._source._replace(
-      resident=jax.tree.map(jnp.asarray, self._source.resident)
-    )
-    self._start = self._model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
+    self._start = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
     self._updates = problem.updates
     self.parameters = sum(x.size for x in jax.tree.leaves(self._start[0]))
-
-  def _loss(self, params, model_state, batch, key):
-    del key
-    logits, model_state = self._model.apply(params, model_state, batch[0], True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
-    return losses.mean(), model_state
 
   def loop(self, optimiser) -> Callable[[], float]:
     """A jitted step per batch; of the gradient alone without an optimiser."""

@@ -11,6 +11,27 @@ from ga_jax import data, models
 EVAL_BATCH = 1000
 
 
+def cross_entropy(model: models.Model):
+  """A model's loss, `(params, model_state, (inputs, labels), key)`.
+
+  Args:
+    model: of inputs [B, ...] into logits [B, classes].
+
+  Returns:
+    A function that returns the mean cross-entropy, in nats, and the new model
+    statistics.
+  """
+
+  def loss_fn(params, model_state, batch, key):
+    del key
+    inputs, labels = batch
+    logits, model_state = model.apply(params, model_state, inputs, True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    return losses.mean(), model_state
+
+  return loss_fn
+
+
 def task(
   dataset: data.Dataset, model_name: str, options: dict[str, object]
 ) -> base.Task:
@@ -39,13 +60,6 @@ def task(
 
   def init(key):
     return model.init(key, jnp.zeros((1, *dataset.input_shape)))
-
-  def loss_fn(params, model_state, batch, key):
-    del key
-    inputs, labels = batch
-    logits, model_state = model.apply(params, model_state, inputs, True)
-    losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    return losses.mean(), model_state
 
   @jax.jit
   def predict(params, model_state, inputs):
@@ -88,7 +102,7 @@ def task(
     model=model,
     metric=base.ERROR,
     init=jax.jit(init),
-    loss_fn=loss_fn,
+    loss_fn=cross_entropy(model),
     splits=tuple(s for s in ('validation', 'test') if dataset.size(s)),
     evaluate=evaluate,
     predict=predict,

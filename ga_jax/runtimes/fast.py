@@ -49,6 +49,12 @@ class Step(NamedTuple):
   write_slot: Any
 
 
+def unrolled_convolutions(job: job_lib.Job) -> int:
+  """The convolutions of a ticket, gradients included, where blocks are unrolled
+  for them: on the CPU. Elsewhere 0."""
+  return convolutions(job) if jax.default_backend() == 'cpu' else 0
+
+
 def convolutions(job: job_lib.Job) -> int:
   """How many convolutions a ticket of a job takes, gradients included."""
   program = job_lib.program_of(job)
@@ -85,8 +91,7 @@ def block_length(unrolled: int, align: int | None) -> int:
   CPU time to compile for 1, 2 and 4 arrivals, and about 85 ms for each of them.
 
   Args:
-    unrolled: convolutions of a ticket, where blocks are unrolled for them; 0
-      where they are scanned.
+    unrolled: of `unrolled_convolutions`; 0 where blocks are scanned.
     align: arrivals between two points of interest (an epoch); the block is not
       longer, and a scan's length divides it where a reasonable one does.
 
@@ -105,6 +110,33 @@ def block_length(unrolled: int, align: int | None) -> int:
   return SCANNED_BLOCK
 
 
+def block_of(
+  job: job_lib.Job, resets: bool, unrolled: int, mapped: bool = False
+):
+  """The `compiled_block` of a job.
+
+  Args:
+    job: what to compute.
+    resets: whether a worker is lost.
+    unrolled: of `unrolled_convolutions`.
+    mapped: whether it computes several runs.
+
+  Returns:
+    The compiled function.
+  """
+  return compiled_block(
+    job.rule_fn,
+    job.program_fn,
+    job.loss_fn,
+    job.source.load_fn,
+    job.stats_momentum,
+    job.accumulates,
+    bool(resets),
+    unrolled > 0,
+    mapped,
+  )
+
+
 @functools.lru_cache(maxsize=64)
 def compiled_block(
   rule_fn: Callable[[Any], Any],
@@ -115,7 +147,7 @@ def compiled_block(
   accumulates: bool,
   resets: bool,
   unrolled: bool,
-  mapped: bool = False,
+  mapped: bool,
 ):
   """Compiles `block(carry, steps, hparams, resident, key) -> (carry, metrics)`.
 
@@ -256,18 +288,9 @@ def execute(
   """
   job_lib.expect(job.source, trace)
   plan = slots.plan(trace)
-  unrolled = convolutions(job) if jax.default_backend() == 'cpu' else 0
+  unrolled = unrolled_convolutions(job)
   length = block or block_length(unrolled, align)
-  run_block = compiled_block(
-    job.rule_fn,
-    job.program_fn,
-    job.loss_fn,
-    job.source.load_fn,
-    job.stats_momentum,
-    job.accumulates,
-    bool(plan.reset.any()),
-    unrolled > 0,
-  )
+  run_block = block_of(job, plan.reset.any(), unrolled)
   carry = first_carry(job, plan, trace.num_workers)
   key, log, done = jax.random.key(job.seed), [], 0
   run = {'trace': checkpoints_lib.digest(trace), 'block length': length}

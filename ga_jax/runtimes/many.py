@@ -57,18 +57,9 @@ def simulate_many(
   plans = [slots.plan(trace) for trace in traces]
   _check_alike(runs, jobs, plans)
   first, rows = jobs[0], max(plan.rows for plan in plans)
-  unrolled = fast.convolutions(first) if jax.default_backend() == 'cpu' else 0
-  run_block = fast.compiled_block(
-    first.rule_fn,
-    first.program_fn,
-    first.loss_fn,
-    first.source.load_fn,
-    first.stats_momentum,
-    first.accumulates,
-    any(plan.reset.any() for plan in plans),
-    unrolled > 0,
-    mapped=True,
-  )
+  unrolled = fast.unrolled_convolutions(first)
+  resets = any(plan.reset.any() for plan in plans)
+  run_block = fast.block_of(first, resets, unrolled, mapped=True)
   carry = _stacked(
     [
       fast.first_carry(job, plan._replace(rows=rows), trace.num_workers)
