@@ -46,8 +46,8 @@ def compiled(rule, size=SIZE):
     (lambda: rules.staleness_aware(RATE), 0.01),
     (lambda: rules.dc_asgd(RATE), 0.01),
     (lambda: rules.dc_asgd_adaptive(RATE), 0.01),
-    (lambda: rules.multi_asgd(RATE, num_workers=16), 1.01),
-    (lambda: rules.dana_zero(RATE, num_workers=16), 1.01),
+    (lambda: rules.multi_asgd(RATE, num_workers=16), 0.01),
+    (lambda: rules.dana_zero(RATE, num_workers=16), 0.01),
     (lambda: ga_jax.gap_aware(RATE), 0.2),  # 3 sums of every 16 numbers
   ],
   ids=['asgd', 'sa', 'dc', 'dc_a', 'multi_asgd', 'dana_zero', 'ga'],

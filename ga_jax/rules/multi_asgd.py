@@ -59,8 +59,8 @@ def trace_per_worker(
       'the worker the gradient came from',
     )
 
-    def read(v):
-      return jax.lax.dynamic_index_in_dim(v, worker_id, keepdims=False)
+    def read(v, keepdims=False):
+      return jax.lax.dynamic_index_in_dim(v, worker_id, keepdims=keepdims)
 
     def moved(s, v, g):  # S + v_w(new) − v_w(old)
       old = read(v)
@@ -68,9 +68,11 @@ def trace_per_worker(
       return s + (new.astype(s.dtype) - old.astype(s.dtype))
 
     def replaced(v, g, s):  # v_w ← γ v_w + g
-      new = g + momentum * read(v)
+      # As a slice of one row, or XLA's CPU compiler copies the old one first.
+      new = g[None] + momentum * read(v, keepdims=True)
       if s is not None:  # no other number; see below
-        new = jnp.where(jnp.isnan(s), s.astype(new.dtype), new)
+        s = s[None].astype(new.dtype)
+        new = jnp.where(jnp.isnan(s), s, new)
       return jax.lax.dynamic_update_index_in_dim(v, new, worker_id, 0)
 
     # In this order: the sum first, for it reads the old buffer; then the buffer
