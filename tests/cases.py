@@ -11,6 +11,9 @@ import pytest
 from ga_jax import policies, rules
 
 WORKERS = 3
+# Rules whose state, correction or look-ahead has a form of its own: the others
+# are slow tests where a test takes long.
+OF_ITS_OWN_KIND = ('asgd', 'ga', 'dana_ga', 'dana_slim', 'ormo')
 AGAINST_TORCH = [  # marks of a module's tests
   pytest.mark.torch,
   pytest.mark.optax_promotes,  # Flax's BatchNorm, in double precision

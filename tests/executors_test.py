@@ -18,21 +18,22 @@ from ga_jax.runtimes import job as job_lib
 from tests import cases
 
 BATCHES = 192  # three blocks
-PLAIN_BATCHES = 40  # nothing is compiled there
-
-# Rules whose state, correction or look-ahead has a form of its own; the others
-# are slow tests.
-OF_ITS_OWN_KIND = ('asgd', 'ga', 'dana_ga', 'dana_slim', 'ormo')
+PLAIN_BATCHES = 20  # nothing is compiled there
 
 # Every rule alone; rounds with every shape of what `correct` may make of a
 # gradient; every way in which a policy treats late ones.
+DEFAULT = [
+  *((rule, 'asynchronous') for rule in cases.OF_ITS_OWN_KIND),
+  *((rule, 'synchronous') for rule in ('ga', 'ormo', 'dana_slim')),
+  *(('ga', policy) for policy in ('k_sync', 'softsync')),
+]
 PAIRS = [
   pytest.param(
     rule,
     policy,
     marks=[
       *([pytest.mark.optax_promotes] if rule in cases.ADAMS else []),
-      *([] if rule in OF_ITS_OWN_KIND else [pytest.mark.slow]),
+      *([] if (rule, policy) in DEFAULT else [pytest.mark.slow]),
     ],
     id=f'{rule}-{policy}',
   )
@@ -77,7 +78,7 @@ def run(rule, policy, executor, num_batches, dtype, seed=0):
 def run_reference(rule, policy, trace, dtype):
   loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
   job = job_lib.Job(
-    loss_fn=loss_fn,
+    loss_fn=jax.jit(loss_fn),  # or each gradient takes as long as a run
     source=job_lib.Source(batch_fn),
     rule_fn=server.fixed(cases.rule(rule, 0.02)),
     hparams=(),

@@ -257,7 +257,7 @@ def test_multi_steps_uses_each_mini_steps_own_stale_parameters(x64):
   opt = ga_jax.multi_steps(rule, every_k=2)
   params = tree(0)
   state, inner = opt.init(params), rule.init(params)
-  update = jax.jit(opt.update)
+  update, correct, step = map(jax.jit, (opt.update, rule.correct, rule.step))
   for n in range(3):
     grads = [tree(10 * n + i) for i in range(2)]
     stales = [jax.tree.map(lambda p, d=d: p - d, params) for d in (0.05, 0.4)]
@@ -266,10 +266,10 @@ def test_multi_steps_uses_each_mini_steps_own_stale_parameters(x64):
     second, state = update(grads[1], state, params, stale_params=stales[1])
     corrected = []
     for g, stale in zip(grads, stales, strict=True):
-      c, inner = rule.correct(g, inner, params, stale_params=stale)
+      c, inner = correct(g, inner, params, stale_params=stale)
       corrected.append(c)
     mean = jax.tree.map(lambda a, b: (a + b) / 2, *corrected)
-    expected, inner = rule.step(mean, inner, params)
+    expected, inner = step(mean, inner, params)
     assert cases.distance(second, expected) < 1e-12
     params = optax.apply_updates(params, second)
 
@@ -291,10 +291,11 @@ def test_multi_steps_of_one_is_the_rule_itself():
   rule = ga_jax.gap_aware_adam(0.1, weight_decay=0.1)
   opt = ga_jax.multi_steps(rule, every_k=1)
   a, b = rule.init(params), opt.init(params)
+  update, outer = jax.jit(rule.update), jax.jit(opt.update)
   for _ in range(3):
     stale = jax.tree.map(lambda p: p - 0.1, params)
-    ua, a = jax.jit(rule.update)(params, a, params, stale_params=stale)
-    ub, b = jax.jit(opt.update)(params, b, params, stale_params=stale)
+    ua, a = update(params, a, params, stale_params=stale)
+    ub, b = outer(params, b, params, stale_params=stale)
     assert cases.distance(ub, ua) < 1e-6
 
 

@@ -17,6 +17,7 @@ from tests import cases
 from tests.oracles import rules as oracles
 
 every_rule = pytest.mark.parametrize('name', cases.EVERY_RULE)
+BY_DEFAULT = [(name, 'random') for name in cases.OF_ITS_OWN_KIND]
 
 ORACLES = {
   'asgd': (oracles.ASGD, {'wd': 1e-3}),
@@ -211,10 +212,20 @@ def on_a_logistic_regression(name, steps):
   return trajectory(rule, jax.grad(loss), jnp.zeros(3), steps)
 
 
-@every_rule
 @pytest.mark.parametrize(
-  'staleness',
-  [*(pytest.param(n, marks=pytest.mark.slow) for n in (0, 3)), 'random'],
+  ('name', 'staleness'),
+  [
+    pytest.param(
+      name,
+      staleness,
+      marks=[
+        *([pytest.mark.optax_promotes] if name in cases.ADAMS else []),
+        *([] if (name, staleness) in BY_DEFAULT else [pytest.mark.slow]),
+      ],
+    )
+    for name in cases.RULES
+    for staleness in (0, 3, 'random')
+  ],
 )
 def test_converges_on_a_logistic_regression(name, staleness):
   loss, smallest = logistic_regression()
