@@ -12,12 +12,15 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from experiments import environment, run
+from experiments import environment, run, watch
 from experiments import settings as settings_lib
 from ga_jax import metrics
 
 # Summaries keep them in a run's own folder; in a grid they are most bytes.
-_LONG = ('staleness_histogram', 'gap_histogram', 'worker_seconds', 'refused')
+_LONG = (
+  *('staleness_histogram', 'gap_histogram', 'penalty_histogram'),
+  *('worker_seconds', 'refused'),
+)
 
 
 class Cells:
@@ -28,6 +31,9 @@ class Cells:
     path: str,
     advance: Callable[[str], None] = lambda name: None,
     *,
+    running: Callable[
+      [settings_lib.Settings, watch.Progress], None
+    ] = lambda settings, now: None,
     any_version: bool = False,
   ):
     """Reads what is there.
@@ -35,12 +41,14 @@ class Cells:
     Args:
       path: of the file of JSON lines; its folder is made.
       advance: told the name of every run that is asked for.
+      running: told where the run in hand stands.
       any_version: whether runs of other versions and devices count as finished;
         each line says whose it is.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     self._path = path
     self._advance = advance
+    self._running = running
     self._any_version = any_version
     self.computed = 0
     self.rows = read(path)
@@ -75,9 +83,10 @@ class Cells:
   def _computed(self, settings, curve):
     epochs = []
 
-    def observe(progress):
-      if progress.row:
-        epochs.append(progress.row)
+    def observe(now):
+      self._running(settings, now)
+      if now.row:
+        epochs.append(now.row)
 
     done = run.train(settings, observe=observe, evaluate_epochs=curve)
     summary = {k: v for k, v in done.summary.items() if k not in _LONG}
@@ -87,21 +96,8 @@ class Cells:
       'settings': chosen(settings, self._any_version),
     }
     if curve:
-      summary['curve'] = with_times(epochs, done.result)
+      summary['curve'] = epochs
     return summary
-
-
-def with_times(epochs: list[dict[str, Any]], result) -> list[dict[str, Any]]:
-  """Rows of epochs, with the (simulated) time at which each ended."""
-  arrivals = result.trace.applied()
-  batches = arrivals['num_batches'].cumsum()
-  return [
-    {
-      **row,
-      'time': float(arrivals['time'][batches.searchsorted(row['batches'])]),
-    }
-    for row in epochs
-  ]
 
 
 def chosen(settings: settings_lib.Settings, any_version: bool):

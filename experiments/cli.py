@@ -1,13 +1,16 @@
-"""Flags that the scripts share, and how they fail: one line, exit code 2."""
+"""Flags that the scripts share, and how scripts are started."""
 
 import dataclasses
+import math
 import os
+import shlex
 import sys
 from collections.abc import Callable
+from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import compilation, parts
+from experiments import compilation, control, failures, parts, usage
 from experiments import settings as settings_lib
 from ga_jax import data, models
 
@@ -32,12 +35,14 @@ def define_run_flags(without: tuple[str, ...] = ()):
   """
   d = _DEFAULTS
   compilation.define_flag()
+  define_quiet_flag()
   flags.DEFINE_string('dataset', d.dataset, _names(data.DATASETS))
   flags.DEFINE_string(
     'data_path',
     d.data_path,
-    'folder of --dataset=idx, file of --dataset=npz, data_dir of those that '
-    'experiments.prepare prepares (default ~/tensorflow_datasets)',
+    'where the data are: folder of --dataset=idx, file of --dataset=npz, '
+    'data_dir of those that experiments.prepare prepares (default '
+    '~/tensorflow_datasets)',
   )
   flags.DEFINE_integer(
     'holdout', d.holdout, 'training examples held out for validation'
@@ -103,6 +108,16 @@ def define_run_flags(without: tuple[str, ...] = ()):
   flags.DEFINE_string(
     'executor', d.executor, "fast (compiled blocks)|exact (a live run's bits)"
   )
+
+
+def define_quiet_flag():
+  """Defines --quiet."""
+  flags.DEFINE_bool('quiet', False, 'show no progress, only what came out')
+
+
+def quiet() -> bool:
+  """Whether no progress is to be shown."""
+  return flags.FLAGS.quiet
 
 
 def define_runtime_flags():
@@ -216,6 +231,25 @@ def check_rates(rates: tuple[float, ...]):
     )
 
 
+def check_positive(*holders: flags.FlagHolder):
+  """Raises a SettingError unless the flags are positive and finite."""
+  for holder in holders:
+    if not 0 < holder.value < math.inf:
+      raise settings_lib.SettingError(
+        holder.name, holder.value, 'must be positive and finite'
+      )
+
+
+def counts(holder: flags.FlagHolder) -> list[int]:
+  """The numbers of a list flag, each at least 1."""
+  found = number_list(holder.name, holder.value, int)
+  if min(found, default=1) < 1:
+    raise settings_lib.SettingError(
+      holder.name, ','.join(holder.value), 'must be at least 1, every one'
+    )
+  return list(found)
+
+
 def fault_list(flag: str, values, length: int) -> tuple:
   """Faults given as WORKER:TIME or WORKER:TIME:DURATION.
 
@@ -267,21 +301,34 @@ def writable_folder(flag: str, path: str) -> str:
   return path
 
 
-def launch(main: Callable[[], None], prepare: Callable[[], object]):
+def launch(
+  main: Callable[[Any], None],
+  prepare: Callable[[], Any],
+  *,
+  goes_on: bool = False,
+):
   """Parses the flags and runs a script.
 
   Args:
-    main: `main(prepared)`; Ctrl-C in it ends with exit code 130.
+    main: `main(prepared)`; Ctrl-C in it ends with exit code 130, a second one
+      at once.
     prepare: reads and checks every flag before anything is computed.
+    goes_on: whether the same command goes on where it was interrupted.
   """
+  script = sys.modules['__main__']
+  if not _is_ours(script):  # a test
+    script = sys.modules[main.__module__]
 
   def parse(argv):
+    usage.define(script)
     try:
       rest = flags.FLAGS(argv)
     except (flags.Error, ValueError) as error:  # absl lets some through
-      _fail(str(error).strip())
+      failures.fail(failures.of_absl(error))
     if len(rest) > 1:
-      _fail(f'unexpected argument {rest[1]!r}: all settings are --flags')
+      failures.fail(
+        f'unexpected argument {rest[1]!r}: all settings are --flags'
+      )
     if not flags.FLAGS['verbosity'].present:
       logging.set_verbosity(logging.WARNING)
     return rest
@@ -290,26 +337,20 @@ def launch(main: Callable[[], None], prepare: Callable[[], object]):
     del argv
     if 'compilation_cache' in flags.FLAGS:  # the script computes
       compilation.keep(flags.FLAGS.compilation_cache)
-    try:
-      prepared = prepare()
-    except settings_lib.SettingError as error:
-      _fail(str(error))
-    try:
-      main(prepared)
-    except BrokenPipeError:  # | head
-      os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except data.DataError as error:  # an example that cannot be read
-      print(f'error: {error}', file=sys.stderr)
-      sys.exit(1)
-    except KeyboardInterrupt:
-      print('interrupted: what was finished is kept', file=sys.stderr)
-      sys.exit(130)
+    main(prepare())
 
-  app.define_help_flags()
-  app.run(checked, flags_parser=parse)
+  again = command() if goes_on else ''
+  with control.interruptible(), failures.told(again):
+    app.run(checked, flags_parser=parse)
 
 
-def _fail(message: str):
-  first, *_ = message.splitlines()
-  print(f'error: {first}', file=sys.stderr)
-  sys.exit(2)
+def _is_ours(script) -> bool:
+  name = script.__spec__.name if script.__spec__ else ''
+  return name.startswith('experiments.')
+
+
+def command() -> str:
+  """The command that started this process."""
+  spec = sys.modules['__main__'].__spec__
+  name = spec.name if spec else sys.argv[0]
+  return f'python -m {shlex.join([name, *sys.argv[1:]])}'

@@ -52,7 +52,7 @@ _MOMENTA = flags.DEFINE_list('momenta', [], 'sweep: momenta, each on its own')
 _BASELINE = flags.DEFINE_string(
   'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
 )
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'what to write to')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'folder to write to')
 _NOTE = flags.DEFINE_string('note', '', 'a line to stand under the table')
 
 
@@ -122,8 +122,9 @@ def _check_sweeps(rates, momenta):
 def main(prepared):
   plan, workdir = prepared
   total = None if plan.rates else len(plan.settings) * len(plan.seeds)
-  with progress.grid_progress(total) as advance:
-    cells = cells_lib.Cells(os.path.join(workdir, 'metrics.jsonl'), advance)
+  with progress.GridProgress(total, quiet=cli.quiet()) as shown:
+    path = os.path.join(workdir, 'metrics.jsonl')
+    cells = cells_lib.Cells(path, shown, running=shown.running)
     outcomes = protocols.outcomes(plan, cells)
   text = '\n'.join(
     line
@@ -162,8 +163,7 @@ def _section(plan, outcome) -> list[str]:
 def _draw(plan, outcome, workdir) -> str:
   s = plan.example()
   picture = os.path.join(workdir, f'error-{outcome.name}.png')
-  plots.error_over_workers(
-    picture,
+  figure = plots.error_over_workers(
     {
       name: {n: tables.errors(cell) for n, cell in line.items()}
       for name, line in outcome.results.items()
@@ -172,8 +172,9 @@ def _draw(plan, outcome, workdir) -> str:
     + (f'{s.learning_rate:g}' if outcome.name == 'fixed' else outcome.name),
     label=tasks.task_of(s).metric.label,
   )
+  plots.save(figure, picture)
   return f'Picture: {picture}'
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  cli.launch(main, prepare, goes_on=True)

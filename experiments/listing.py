@@ -1,5 +1,6 @@
 """What `python -m experiments.methods` prints; measured from the parts."""
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from ga_jax.programs import base as programs
 from ga_jax.runtimes import cluster, memory, slots
 
 _MARKDOWN = flags.DEFINE_bool(
-  'markdown', False, 'print the table of the documentation instead'
+  'markdown', False, 'print the tables of docs/methods instead'
 )
 
 COMPONENTS = 1_000_000  # of the model that bytes are counted for
@@ -152,6 +153,7 @@ def _linear(constant: float, slope: float) -> str:
   return ' + '.join(terms)
 
 
+@functools.cache
 def rows() -> list[list[str]]:
   """A row per method, in the order of `HEAD`."""
   table = []
@@ -193,17 +195,37 @@ HEAD = [
   'bytes per 1 M',
   'needs',
 ]
+# Columns of the index, and of the pages of the families.
+_INDEX, _PAGE = (0, 2, 4, 5, 6, 7), (0, 1, 3, 4, 5, 6, 7, 8)
 
 
-def markdown() -> str:
-  """The table of docs/methods.md."""
-  table = [[f'`{name}`', *rest] for name, *rest in rows()]
-  return tables.markdown(HEAD, table)
+def markdown(family: str = '') -> str:
+  """The table of a page of docs/methods.
+
+  Args:
+    family: of `methods.FAMILIES`; '' for the index, which links to the others.
+
+  Returns:
+    A Markdown table.
+  """
+  page = {name: page for page, f in methods.FAMILIES.items() for name in f}
+  table = []
+  for name, *rest in rows():
+    if not family:
+      row = [f'[`{name}`]({page[name]}.md#{name})', *rest]
+      table.append([row[i] for i in _INDEX])
+    elif family == page[name]:
+      row = [f'`{name}`', *rest]
+      table.append([row[i] for i in _PAGE])
+  return tables.markdown(
+    [HEAD[i] for i in (_PAGE if family else _INDEX)], table
+  )
 
 
 def main(_):
   if _MARKDOWN.value:
-    print(markdown())
+    for page in ('', *methods.FAMILIES):
+      print(f'docs/methods/{page or "index"}.md:\n\n{markdown(page)}\n')
     return
   for name, built, about, paper, *copies, message, needed in rows():
     state, snapshots, worker = copies

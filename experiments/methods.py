@@ -226,6 +226,29 @@ METHODS = {
   ),
 }
 
+# Which page of docs/methods describes them.
+FAMILIES = {
+  'staleness': (
+    *('asgd', 'nag_asgd', 'adam', 'sa', 'dynsgd'),
+    *('staleness_discounted', 'delay_adaptive'),
+  ),
+  'gap_aware': ('ga', 'ga_global', 'ga_adam'),
+  'dana': ('dana_zero', 'dana_slim', 'dana_dc', 'dana_ga'),
+  'dc_asgd': ('dc_asgd', 'dc_asgd_a'),
+  'prediction': ('lwp', 'smega2'),
+  'momentum': ('multi_asgd', 'ormo', 'delayed_nesterov'),
+  'synchronous': (
+    *('ssgd', 'backup_workers', 'k_sync', 'k_async', 'softsync'),
+    *('sa_softsync', 'gba', 'rennala'),
+  ),
+  'bounded': (
+    *('ssp', 'adasync', 'sa_adasync', 'abs'),
+    *('ringmaster', 'ringmaster_stops'),
+  ),
+  'local': ('local_sgd', 'fedbuff', 'easgd', 'eamsgd', 'laga'),
+  'compression': ('bf16', 'terngrad', 'topk'),
+}
+
 if __name__ == '__main__':
   from experiments import listing
 

@@ -160,7 +160,9 @@ def _make(settings: settings_lib.Settings) -> tuple[job.Job, Policy]:
   return job.build(**work), work['policy']
 
 
-def _following(settings, evaluate_epochs, tell) -> watch.Watch:
-  return run_lib.following(
+def _following(settings, evaluate_epochs, tell, telemetry) -> watch.Watch:
+  follow = run_lib.following(
     settings, tell, evaluate_epochs, control_lib.Control()
   )
+  follow.telemetry = telemetry
+  return follow

@@ -253,37 +253,37 @@ def _pictures(study, clock, outcomes) -> list[str]:
   title = f'{s.model} on {s.data_name()}, {clock} clock'
   lines = []
 
-  def path(kind):
+  def show(kind, figure):
     tail = f'-{clock}' if len(study.plans) > 1 else ''
     name = f'{kind}{tail}.png'
     lines.extend([f'![{kind.replace("-", " ")}]({name})', ''])
-    return os.path.join(study.folder, name)
+    plots.save(figure, os.path.join(study.folder, name))
 
   if 'workers' in study.table.pictures:
     for outcome in outcomes:
-      plots.error_over_workers(
-        path(f'error-{outcome.name}'),
+      figure = plots.error_over_workers(
         _by_workers(study, outcome),
         title=f'{title}, learning rate: {outcome.name}',
         label=metric.label,
       )
+      show(f'error-{outcome.name}', figure)
   if 'rates' in study.table.pictures:
-    plots.error_over_rates(
-      path('error-over-rate'),
+    figure = plots.error_over_rates(
       _by_rates(outcomes[-1], metric),
       title=title,
       label=metric.label.replace('test', 'validation'),
     )
+    show('error-over-rate', figure)
   if {'epochs', 'time'} & set(study.table.pictures):
     outcome = outcomes[-1]
     columns = study.plans[clock].columns
     across = 'time' if 'time' in study.table.pictures else 'epoch'
-    plots.curves(
-      path(f'over-{across}'),
+    figure = plots.curves(
       {c: _by_epochs(outcome, c, across, metric) for c in columns},
       title=title,
       label={'epoch': 'epoch', 'time': 'time in mean batch times'}[across],
     )
+    show(f'over-{across}', figure)
   return lines
 
 

@@ -1,14 +1,16 @@
 """The record of a run: what it leaves in its folder, and what reads it.
 
 A finished run has config.json (its settings), environment.json and
-versions.json (what its bits depend on), metrics.jsonl, trace.npz (everything
-that happened), params/ (Orbax) and summary.json.
+versions.json (what its bits depend on), metrics.jsonl (a row per epoch),
+trace.npz (everything that happened), arrivals.npz (what every gradient did),
+params/ (Orbax) and summary.json. docs/metrics.md explains every name in them.
 """
 
 import dataclasses
 import json
 import math
 import os
+import zipfile
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,6 +21,7 @@ import ga_jax
 from experiments import environment, run, tasks
 from experiments import settings as settings_lib
 from ga_jax import checkpoint, metrics
+from ga_jax.rules import layers
 
 
 class Leaf(NamedTuple):
@@ -48,12 +51,47 @@ def save(workdir: str, done: run.Run):
   """Writes what came out; summary.json comes last and says it is whole."""
   result = done.result
   result.trace.save(os.path.join(workdir, 'trace.npz'))
+  save_arrivals(workdir, result.metrics, result.state.params)
   checkpoint.save_params(
     os.path.join(workdir, 'params'),
     result.state.params,
     result.state.model_state,
   )
   metrics.write_json(os.path.join(workdir, 'summary.json'), done.summary)
+
+
+def save_arrivals(workdir: str, seen: dict[str, np.ndarray], params: Any):
+  """Writes arrivals.npz: what every gradient did that entered a round.
+
+  Args:
+    workdir: of the run.
+    seen: metrics by name, see `ga_jax.Result`.
+    params: of the model, for the names of its layers.
+  """
+  arrays = {
+    name: values.astype(np.int32) if values.dtype.kind == 'i' else values
+    for name, values in seen.items()
+  }
+  if 'layer_gap' in arrays:
+    arrays['layers'] = np.array(layers.names(params))
+  metrics.write_arrays(os.path.join(workdir, 'arrivals.npz'), arrays)
+
+
+def load_arrivals(workdir: str) -> dict[str, np.ndarray]:
+  """What every gradient did that entered a round, as `save_arrivals` wrote it.
+
+  Raises:
+    SettingError: it is not there, or is damaged.
+  """
+  try:
+    with np.load(os.path.join(workdir, 'arrivals.npz')) as arrays:
+      return dict(arrays)
+  except FileNotFoundError as error:
+    raise _missing(workdir, 'arrivals.npz') from error
+  except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise settings_lib.SettingError(
+      'workdir', workdir, f'arrivals.npz is damaged: {error}'
+    ) from error
 
 
 def how_to_load(workdir: str) -> str:
@@ -106,12 +144,20 @@ def load_settings(workdir: str) -> settings_lib.Settings:
   Raises:
     SettingError: they are not there, or are no settings of this version.
   """
-  config = load_json(workdir, 'config.json')
+  return settings_of(workdir, load_json(workdir, 'config.json'))
+
+
+def settings_of(workdir: str, config: dict[str, Any]) -> settings_lib.Settings:
+  """Settings from JSON; what is not given is the default.
+
+  Raises:
+    SettingError: they are no settings of this version.
+  """
   try:
     return settings_lib.Settings(**{k: _tuples(v) for k, v in config.items()})
   except TypeError as error:
     raise settings_lib.SettingError(
-      'workdir', workdir, f'config.json is of another version: {error}'
+      'workdir', workdir, f'its settings are of another version: {error}'
     ) from error
 
 
@@ -206,6 +252,9 @@ def _tuples(value):
 
 
 def _missing(workdir: str, name: str) -> settings_lib.SettingError:
+  if not workdir:
+    why = 'must name the folder of a run (experiments.train --workdir=)'
+    return settings_lib.SettingError('workdir', workdir, why)
   return settings_lib.SettingError(
     'workdir', workdir, f'holds no finished run: no {name} there'
   )

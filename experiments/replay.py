@@ -224,6 +224,7 @@ def stop_early(prepared: Prepared, update: int):
   checkpoint.save_params(
     os.path.join(folder, 'params'), state.params, state.model_state
   )
+  record.save_arrivals(folder, seen, state.params)
   arrivals = cut.applied()
   summary = {
     'update': int(state.version),
@@ -267,22 +268,27 @@ def computed(
   job = _job(settings)
   per_ticket = job_lib.program_of(job).num_batches
 
-  def observe(batches, state, metrics):
-    del state, metrics
-    return batches >= num_batches
-
   applied = int(trace.applied()['num_batches'].sum())
+  number = min(num_batches, applied)
   where = {}
   if executor == 'exact':
     where['placement'] = devices.of_one_worker(settings)
     where['shards'] = settings.server_shards
-  state, seen, _ = simulate.EXECUTORS[executor](
-    job,
-    trace,
-    observe=observe if num_batches < applied else None,
-    align=max(1, run.batches_per_row(settings) // per_ticket),
-    **where,
-  )
+  with progress.counting('replaying', number, quiet=cli.quiet()) as reached:
+
+    def observe(batches, state, metrics):
+      del state, metrics
+      if reached:
+        reached(batches)
+      return batches >= num_batches
+
+    state, seen, _ = simulate.EXECUTORS[executor](
+      job,
+      trace,
+      observe=observe if reached or num_batches < applied else None,
+      align=max(1, run.batches_per_row(settings) // per_ticket),
+      **where,
+    )
   return state, seen
 
 

@@ -43,7 +43,7 @@ _PROCESSES = flags.DEFINE_integer(
   'processes', 0, 'runs at a time (0: one per accelerator)'
 )
 _FOLDER = flags.DEFINE_string(
-  'folder', '', 'what to write to (default: results/TABLE, with the scale)'
+  'folder', '', 'folder to write to (default: results/TABLE, with the scale)'
 )
 flags.DEFINE_float('learning_rate', 0.1, 'where the table sweeps none')
 
@@ -56,8 +56,9 @@ def prepare() -> studies.Study | None:
     return None
   for flag, table in ((_TABLE, papers.TABLES), (_SCALE, SCALES)):
     if flag.value not in table:
+      more = '; --list tells of them' if table is papers.TABLES else ''
       raise settings_lib.SettingError(
-        flag.name, flag.value, f'must be one of {", ".join(table)}'
+        flag.name, flag.value, f'must be one of {", ".join(table)}{more}'
       )
   name, scale = _TABLE.value, _SCALE.value
   table = papers.TABLES[name]
@@ -98,9 +99,8 @@ def _check(table: papers.Table):
         flag.name, flag.value, f'must be at least {least}'
       )
   rate = flags.FLAGS['learning_rate']
-  if table.rates and any(
-    argument.startswith('--learning_rate=') for argument in sys.argv
-  ):
+  given = {one.lstrip('-').partition('=')[0] for one in sys.argv}
+  if table.rates and given & {'learning_rate', 'lr'}:
     raise settings_lib.SettingError(
       'learning_rate', rate.value, f'--table={_TABLE.value} sweeps rates'
     )
@@ -132,8 +132,8 @@ def main(study: studies.Study | None):
     print(listing())
     return
   processes = _PROCESSES.value or studies.processes_here()
-  with progress.grid_progress(None) as advance:
-    studies.compute(study, processes, advance)
+  with progress.GridProgress(None, quiet=cli.quiet()) as shown:
+    studies.compute(study, processes, shown)
   command = ' '.join(shlex.quote(argument) for argument in sys.argv[1:])
   pages.write(study, f'python -m experiments.reproduce {command}')
 
@@ -168,4 +168,4 @@ def _epochs(table: papers.Table) -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  cli.launch(main, prepare, goes_on=True)

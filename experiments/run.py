@@ -23,10 +23,14 @@ from experiments import settings as settings_lib
 from ga_jax import checkpoint, clocks
 from ga_jax.policies.base import Kind
 from ga_jax.programs import base as programs
+from ga_jax.rules import layers
 from ga_jax.runtimes import checkpoints, fast, job, threads
 from ga_jax.runtimes import worker as worker_lib
 
 ROWS, CHECKPOINTS = 'trace.rows', 'checkpoints'
+GAP_EDGES = np.concatenate([[0.0], 10.0 ** np.arange(-8.0, 3.0)])
+PENALTY_EDGES = np.concatenate([[0.0], 2.0 ** np.arange(11.0)])
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # least, quartiles, largest
 
 
 class Keeping(NamedTuple):
@@ -62,6 +66,10 @@ class Keeping(NamedTuple):
       every_updates=self.every_updates,
       every_seconds=self.every_seconds,
     )
+
+
+class NothingDoneError(Exception):
+  """A run was ended before there was anything to tell of it."""
 
 
 class Run(NamedTuple):
@@ -116,6 +124,9 @@ def train(
   Returns:
     A `Run`; `summary['diverged']` is True where a loss was not finite,
     `summary['stopped']` where it was ended before its end.
+
+  Raises:
+    NothingDoneError: it was ended before its first gradient was applied.
   """
   control, keeping = control or control_lib.Control(), keeping or Keeping()
   started, compiled = time.perf_counter(), compilation.so_far()
@@ -142,6 +153,8 @@ def train(
     result, own = on_ray.run(settings, seen, evaluate_epochs, keeping, control)
   else:
     result, own = _simulated(settings, work, total, messages, follow, keeping)
+  if not result.metrics:
+    raise NothingDoneError('stopped before the first gradient was applied')
   if settings.runtime != 'simulate':
     own |= {
       'stopped': result.stopped,
@@ -187,6 +200,7 @@ def _simulated(settings, work, total, messages, follow, keeping):
     devices=devices.simulators(settings),
     align=batches_per_row(settings),
     observe=follow,
+    take_events=follow.take_events,
     checkpoints=keeping.checkpoints(),
   )
   arrivals = result.trace.applied()[: result.executed]
@@ -216,6 +230,7 @@ def _on_threads(settings, work, total, follow, keeping, control):
     recover=keeping.resume,
   )
   control.on_stop(run.stop)
+  follow.telemetry = run.telemetry
   return run.run(follow, block=observed_every(settings)), {}
 
 
@@ -273,6 +288,7 @@ def arguments(
     'seed': settings.seed,
     'hparams': method.hparams,
     'program': method.program_fn,
+    'layer_metrics': settings.layer_metrics,
   }
 
 
@@ -322,6 +338,12 @@ def initial(settings: settings_lib.Settings):
   return tasks.task_of(settings).init(jax.random.key(settings.seed))
 
 
+def layers_of(settings: settings_lib.Settings) -> tuple[str, ...]:
+  """The names of a model's layers, the leaves of its parameters."""
+  params, _ = jax.eval_shape(lambda: initial(settings))
+  return layers.names(params)
+
+
 def finite(state) -> bool:
   """Whether every parameter and model statistic is a number."""
   return bool(worker_lib.finite((state.params, state.model_state)))
@@ -352,7 +374,9 @@ def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
     'mean_penalty': _mean(seen['mean_penalty']),
     'max_penalty': float(seen['max_penalty'].max(initial=1.0)),
     'staleness_histogram': np.bincount(arrivals['staleness']).tolist(),
-    'gap_histogram': gap_histogram(seen['gap']),
+    'gap_histogram': histogram(seen['gap'], GAP_EDGES),
+    'penalty_histogram': histogram(seen['mean_penalty'], PENALTY_EDGES),
+    **_by_layer(layers.names(result.state.params), result.metrics),
     'wasted_work': result.trace.wasted(),
     'messages': result.trace.number_of(Kind.ISSUE)
     + result.trace.number_of(Kind.ARRIVE),
@@ -367,12 +391,30 @@ def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
   }
 
 
-def gap_histogram(gaps) -> dict[str, list[float]]:
-  """Gaps by decade: counts between edges; the first edge is 0."""
-  decades = np.arange(-8.0, 3.0)
-  edges = np.concatenate([[0.0], 10.0**decades, [np.inf]])
-  counts, _ = np.histogram(gaps, edges)
-  return {'edges': edges[:-1].tolist(), 'counts': counts.tolist()}
+def histogram(values, edges: np.ndarray) -> dict[str, list[float]]:
+  """Counts from each edge to the next; the last has no upper one."""
+  counts, _ = np.histogram(values, [*edges, np.inf])
+  return {'edges': edges.tolist(), 'counts': counts.tolist()}
+
+
+def _by_layer(names: tuple[str, ...], seen) -> dict[str, Any]:
+  """Quantiles of gap and penalty by layer, where they were measured."""
+  if 'layer_gap' not in seen:
+    return {}
+
+  def quantiles(values):
+    finite = values[np.isfinite(values)]
+    return np.quantile(finite, QUANTILES).tolist() if len(finite) else None
+
+  return {
+    'layers': {
+      name: {
+        'gap_quantiles': quantiles(seen['layer_gap'][:, i]),
+        'penalty_quantiles': quantiles(seen['layer_mean_penalty'][:, i]),
+      }
+      for i, name in enumerate(names)
+    }
+  }
 
 
 def _mean(values) -> float | None:

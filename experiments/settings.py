@@ -7,6 +7,9 @@ import math
 import os
 import re
 
+import jax
+import numpy as np
+
 from experiments import assembly, methods, parts
 from ga_jax import clocks, data, models
 
@@ -72,6 +75,7 @@ class Settings:
   address: str = 'local'
   accelerator: str = 'auto'
   server_shards: int = 1
+  layer_metrics: bool = False
 
   def data_name(self) -> str:
     """The data set, or the name of the file or folder it is read from."""
@@ -210,12 +214,26 @@ def _check_parts(s: Settings):
     got = given.get(flag, getattr(s, flag, ''))
     got = got or getattr(s.parts(), flag, got)
     raise SettingError(flag, got, str(error)) from error
+  _check_depth(s, made)
   several = s.simulate_devices
   fine = bool(re.fullmatch('(all|[1-9][0-9]*)?', several))
   _require('simulate_devices', several, fine, 'all, or a number of at least 1')
   if several and made.policy.needs_loss:
     why = f'--policy={s.parts().policy} decides by losses, not known ahead'
     raise SettingError('simulate_devices', several, why)
+
+
+def _check_depth(s: Settings, made: assembly.Assembled):
+  """Reading ahead wants workers that neither wait nor keep a state."""
+  if s.pipeline_depth <= 0:
+    return
+  why, method = '', s.parts()
+  if not made.policy.pipelines:
+    why = f'--policy={method.policy} makes workers wait, or restarts them'
+  elif jax.tree.leaves(made.program(len).init(np.zeros(2, np.float32))):
+    parts_ = f'--program={method.program}, --compression={method.compression}'
+    why = f'workers keep a state from batch to batch with {parts_}'
+  _require('pipeline_depth', s.pipeline_depth, not why, f'0: {why}')
 
 
 def _check_faults(s: Settings):
@@ -271,6 +289,11 @@ def _check_runtime(s: Settings):
     _require(flag, getattr(s, flag), getattr(s, flag) >= 1, 'at least 1')
   each = f'a multiple of --devices_per_worker={s.devices_per_worker}'
   _require('devices', s.devices, s.devices % s.devices_per_worker == 0, each)
+  if s.layer_metrics and s.server_shards > 1:
+    why = (
+      f'no shard has whole layers: not with --server_shards={s.server_shards}'
+    )
+    raise SettingError('layer_metrics', True, why)
   divides = s.batch_size % s.devices_per_worker == 0
   accepted = f'a divisor of --batch_size={s.batch_size}'
   _require('devices_per_worker', s.devices_per_worker, divides, accepted)

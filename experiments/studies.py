@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from experiments import cells as cells_lib
-from experiments import methods, papers, parts, protocols
+from experiments import methods, papers, parts, progress, protocols
 from experiments import settings as settings_lib
 
 RESULTS = 'metrics.jsonl'
@@ -107,19 +107,19 @@ def plan_of(
   )
 
 
-def compute(study: Study, processes: int, advance: Callable[[str], None]):
+def compute(study: Study, processes: int, shown: progress.GridProgress):
   """Computes what is not there yet.
 
   Args:
     study: what.
     processes: how many at a time, each with a device of its own; the lines of a
       table are shared out.
-    advance: told of every run that is done here, or of every line.
+    shown: told of every run that is done here, or of every line.
   """
   path, works = study.path(), works_of(study)
   if processes == 1:
     for work in works:
-      work(path, advance)
+      work(path, advance=shown, running=shown.running)
     return
   context = multiprocessing.get_context('spawn')
   devices = context.Queue()
@@ -133,7 +133,7 @@ def compute(study: Study, processes: int, advance: Callable[[str], None]):
       for kind in (Baseline, OneLine):
         jobs = [pool.submit(w, path) for w in works if isinstance(w, kind)]
         for job in concurrent.futures.as_completed(jobs):
-          advance(job.result())
+          shown(job.result())
     except BaseException:
       pool.shutdown(wait=False, cancel_futures=True)
       raise
@@ -144,9 +144,9 @@ class Baseline(NamedTuple):
 
   plan: protocols.Plan  # of one line
 
-  def __call__(self, path: str, advance=lambda name: None) -> str:
+  def __call__(self, path: str, **told) -> str:
     (line,) = self.plan.lines()
-    cells = Cells(path, advance, any_version=True)
+    cells = Cells(path, any_version=True, **told)
     protocols.baseline_rate(self.plan, cells, line)
     return f'{self.plan.baselines[line].method}, one worker'
 
@@ -156,8 +156,8 @@ class OneLine(NamedTuple):
 
   plan: protocols.Plan
 
-  def __call__(self, path: str, advance=lambda name: None) -> str:
-    protocols.outcomes(self.plan, Cells(path, advance, any_version=True))
+  def __call__(self, path: str, **told) -> str:
+    protocols.outcomes(self.plan, Cells(path, any_version=True, **told))
     return f'{self.plan.lines()[0]}, {self.plan.example().clock} clock'
 
 

@@ -45,7 +45,7 @@ _LEARNING_RATES = flags.DEFINE_list(
 _BASELINE = flags.DEFINE_string(
   'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
 )
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/survey', 'what to write to')
+_WORKDIR = flags.DEFINE_string('workdir', 'runs/survey', 'folder to write to')
 
 SYNCHRONOUS = 'ssgd'  # what speed-ups are measured against
 HEAD = [
@@ -86,6 +86,10 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
   cli.check_names('clocks', _CLOCKS.value, settings_lib.CLOCKS)
   cli.check_names('baseline', [_BASELINE.value], methods.METHODS)
   cli.check_rates(rates)
+  if not rates:
+    raise settings_lib.SettingError(
+      'learning_rates', '', 'must name at least one'
+    )
   if _SEEDS.value < 1:
     raise settings_lib.SettingError('seeds', _SEEDS.value, 'must be at least 1')
 
@@ -113,8 +117,9 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
 def main(prepared):
   plans, workdir = prepared
   found = {}
-  with progress.grid_progress(None) as advance:
-    cells = cells_lib.Cells(os.path.join(workdir, 'metrics.jsonl'), advance)
+  with progress.GridProgress(None, quiet=cli.quiet()) as shown:
+    path = os.path.join(workdir, 'metrics.jsonl')
+    cells = cells_lib.Cells(path, shown, running=shown.running)
     for clock, plan in plans.items():
       found[clock] = protocols.sweep(plan, cells)
   results = {
@@ -214,4 +219,4 @@ def _mean(summaries: list[dict[str, Any]], name: str) -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  cli.launch(main, prepare, goes_on=True)

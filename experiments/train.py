@@ -7,14 +7,16 @@ Question: what does one method do to one model, with how many workers?
 trains an MLP with BatchNorm on scikit-learn's digits in a few seconds of CPU.
 The working folder then holds config.json, versions.json, environment.json (what
 the bits depend on), metrics.jsonl (one row per epoch), trace.npz (everything
-that happened), params/ (Orbax) and summary.json; `experiments.replay` computes
-it again, `experiments.verify` checks the trace.
+that happened), arrivals.npz (what every gradient did), params/ (Orbax) and
+summary.json; `experiments.replay` computes it again, `experiments.verify`
+checks the trace. docs/metrics.md explains every name.
 """
 
 import contextlib
 import glob
 import json
 import os
+import shlex
 import shutil
 import sys
 import time
@@ -31,6 +33,7 @@ from experiments import (
   record,
   run,
   tasks,
+  tensorboard,
 )
 from experiments import control as control_lib
 from experiments import settings as settings_lib
@@ -41,9 +44,9 @@ cli.define_runtime_flags()
 _METHOD = flags.DEFINE_string(
   'method',
   'ga',
-  '|'.join(methods.METHODS) + '; python -m experiments.methods explains them',
+  'python -m experiments.methods explains them: ' + '|'.join(methods.METHODS),
 )
-_WORKERS = flags.DEFINE_integer('workers', 1, 'how many')
+_WORKERS = flags.DEFINE_integer('workers', 1, 'that train at once')
 _LEARNING_RATE = flags.DEFINE_float('learning_rate', 0.1, 'peak learning rate')
 _MOMENTUM = flags.DEFINE_float('momentum', None, 'momentum (default 0.9)')
 _SEED = flags.DEFINE_integer('seed', 0, 'of model, batches and clock')
@@ -53,8 +56,14 @@ flags.DEFINE_string(
   'all|NUMBER: local devices that compute the gradients of the simulated '
   "cluster ahead, with the exact executor's bits (none: one device)",
 )
+flags.DEFINE_bool(
+  'layer_metrics', False, 'measure gap and penalty of every layer too'
+)
+_TENSORBOARD = flags.DEFINE_bool(
+  'tensorboard', False, f'write event files to WORKDIR/{tensorboard.FOLDER}'
+)
 _WORKDIR = flags.DEFINE_string(
-  'workdir', '', 'what to write to (default runs/METHOD-TIME)'
+  'workdir', '', 'folder to write to (default runs/METHOD-TIME)'
 )
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'replace an earlier run in --workdir'
@@ -66,7 +75,7 @@ _KEEP = flags.DEFINE_integer(
   'keep_checkpoints', 3, 'checkpoints that are kept, at least 1'
 )
 _RESUME = flags.DEFINE_bool(
-  'resume', False, 'go on with the run in --workdir, with its own settings'
+  'resume', False, 'go on with the run in --workdir, as it was set'
 )
 _OWN = ('workdir', 'resume', 'checkpoint_every', 'keep_checkpoints')
 CHECKPOINT_SECONDS = 30.0  # where a run is resumed and nothing else is said
@@ -95,8 +104,17 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
     raise settings_lib.SettingError(
       'workdir', workdir, 'holds a run already; add --overwrite to replace it'
     )
+  if writes_events(workdir):
+    tensorboard.check()
+  kept = keeping(workdir)
   cli.writable_folder('workdir', workdir)
-  return settings, keeping(workdir)
+  return settings, kept
+
+
+def writes_events(workdir: str) -> bool:
+  """Whether TensorBoard is to see the run: as before, where it goes on."""
+  folder = os.path.join(workdir, tensorboard.FOLDER)
+  return _TENSORBOARD.value or (_RESUME.value and os.path.isdir(folder))
 
 
 def resumed() -> settings_lib.Settings:
@@ -164,8 +182,8 @@ def keeping(workdir: str) -> run.Keeping:
 
 
 # What a run writes when it ends, and while it goes on.
-FINISHED = ('summary.json', 'trace.npz', 'params', 'replay-*')
-GOING_ON = ('metrics.jsonl', run.ROWS, run.CHECKPOINTS)
+FINISHED = ('summary.json', 'trace.npz', 'arrivals.npz', 'params', 'replay-*')
+GOING_ON = ('metrics.jsonl', tensorboard.FOLDER, run.ROWS, run.CHECKPOINTS)
 
 
 def clear(workdir: str, names: tuple[str, ...]):
@@ -201,11 +219,43 @@ def main(prepared):
   else:
     clear(workdir, (*FINISHED, *GOING_ON))
     record.save_config(workdir, settings)
-  control.install()
-  log, began = None, _RESUME.value
+  try:
+    done = followed(settings, keep, control)
+  except run.NothingDoneError as error:
+    print(f'{error}; {how_to_go_on(workdir)}')
+  else:
+    record.save(workdir, done)
+    if not (done.summary['stopped'] or keep.checkpoints()):
+      clear(workdir, (run.ROWS,))  # it is in trace.npz now
+    report(settings, workdir, done.summary)
+    if done.summary['stopped'] and not done.summary['diverged']:
+      print(f'stopped; {how_to_go_on(workdir)}')
+  if control.signal:
+    sys.exit(128 + control.signal)
+
+
+def how_to_go_on(workdir: str) -> str:
+  """What a run that was stopped can be gone on with."""
+  if not goes_on(workdir):
+    return 'nothing to go on with: --checkpoint_every=30s keeps checkpoints'
+  here = shlex.quote(f'--workdir={workdir}')
+  return f'go on: python -m experiments.train --resume {here}'
+
+
+def followed(settings, keep, control) -> run.Run:
+  """Trains; shows the progress, and writes the metrics down as they come."""
+  workdir, log, began = keep.folder, None, _RESUME.value
   log_path = os.path.join(workdir, 'metrics.jsonl')
   with contextlib.ExitStack() as stack:
-    shown = stack.enter_context(progress.TrainingProgress())
+    shown = stack.enter_context(
+      progress.TrainingProgress(progress.title(settings), quiet=cli.quiet())
+    )
+    control.install(shown.stopping)
+    events = None
+    if writes_events(workdir):
+      events = stack.enter_context(
+        tensorboard.Events(workdir, settings, run.layers_of(settings))
+      )
 
     def observe(now):
       nonlocal log, began
@@ -216,20 +266,11 @@ def main(prepared):
           log = stack.enter_context(metrics.JsonLines(log_path))
         began = False
         log.write(now.row)
+        if events:
+          events.write(now.row, now.arrivals)
       shown.update(now)
 
-    done = run.train(settings, observe=observe, keeping=keep, control=control)
-  record.save(workdir, done)
-  if not (done.summary['stopped'] or keep.checkpoints()):
-    clear(workdir, (run.ROWS,))  # it is in trace.npz now
-  report(settings, workdir, done.summary)
-  if done.summary['stopped'] and not done.summary['diverged']:
-    how = (
-      f'go on: python -m experiments.train --resume --workdir={workdir}'
-      if goes_on(workdir)
-      else 'nothing to go on with: --checkpoint_every keeps checkpoints'
-    )
-    print(f'stopped; {how}')
+    return run.train(settings, observe=observe, keeping=keep, control=control)
 
 
 def pace(summary) -> str:

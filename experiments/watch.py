@@ -1,27 +1,57 @@
 """Follows a run: epochs, speed, losses that are not finite."""
 
+import math
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from experiments import tasks
-from ga_jax.runtimes import job
+from experiments import tasks, utilisation
+from ga_jax.runtimes import job, live
+
+RECENT = ('loss', 'staleness', 'gap')
+_EVERY_SECONDS = 0.1  # nobody reads faster
 
 
 class Progress(NamedTuple):
-  """Where a run stands."""
+  """Where a run stands.
+
+  Attributes:
+    epoch: of all workers together.
+    batches: that were applied.
+    total_batches: of the whole run.
+    batches_per_second: None before the second block.
+    row: the metrics since the last one, where one ends here.
+    recent: means of `RECENT` over a block that the device is done with, a tenth
+      of a second old or less; None where there is none yet.
+    utilisation: the part of their time so far that workers computed, as old;
+      simulated, that they had a ticket in hand. None where it is not known.
+    diverged: whether a loss was not finite; the run ends.
+    arrivals: where a row ends here the metrics of its arrivals, host arrays by
+      name, see `simulate.Result`.
+  """
 
   epoch: float
   batches: int
   total_batches: int
   batches_per_second: float | None
-  row: dict[str, Any] | None  # the metrics since the last one, if it ended
+  row: dict[str, Any] | None
+  recent: dict[str, float] | None = None
+  utilisation: float | None = None
+  diverged: bool = False
+  arrivals: dict[str, np.ndarray] | None = None
 
 
 class Watch:
-  """Follows a run: epochs, speed, losses that are not finite."""
+  """Follows a run: epochs, speed, losses that are not finite.
+
+  Attributes:
+    telemetry: of the workers of a live run, see `live.Live.telemetry`.
+  """
+
+  telemetry: Callable[[], dict[int, live.Telemetry]] | None = None
 
   def __init__(
     self, the_task, per_epoch, every, total, observe, evaluate_epochs, control
@@ -35,14 +65,17 @@ class Watch:
     self._evaluate_epochs = evaluate_epochs
     self._rows_done = None  # not known before the first block
     self._blocks = []  # metrics of the next row's blocks, device arrays
-    self._unread = None  # the last block's losses: read one block later
+    self._last = None  # block: its losses are read one block later
+    self._simulated = utilisation.Utilisation()
+    self._seen = None, None  # `recent` and `utilisation` of a `Progress`
+    self._seen_at = -math.inf  # seconds
     self._timed = 0  # batches of which the time was taken
     self._spent = 0.0  # seconds for them, evaluations left out
     self._began = None  # (batches, seconds) where the timer last started
 
   def __call__(self, batches, state, block) -> bool:
-    bad = self._unread is not None and not np.isfinite(self._unread).all()
-    self._unread = block['loss']
+    before, self._last = self._last, block
+    bad = before is not None and not np.isfinite(before['loss']).all()
     self._blocks.append(block)
     if self._rows_done is None:  # a run may go on where another ended
       begun = batches - int(np.asarray(block['num_batches']).sum())
@@ -55,29 +88,51 @@ class Watch:
     if self._began:  # from the second block on: the first one compiles
       self._timed += batches - self._began[0]
       self._spent += now - self._began[1]
-    if bad:
-      return True
-    row = None
-    if ends:
+    row = arrivals = None
+    if ends and not bad:
       self._rows_done = batches // self._every
-      row = self._row(batches, state)
+      arrivals, self._blocks = job.joined(self._blocks), []
+      row = self._row(batches, state, arrivals)
     if self._observe:
-      epoch = batches / self._per_epoch
-      self._observe(Progress(epoch, batches, self._total, self.rate(), row))
+      if row or bad or now > self._seen_at + _EVERY_SECONDS:
+        self._seen = self._recent(before), self._utilisation(batches)
+        self._seen_at = now
+      epoch, rate = batches / self._per_epoch, self.rate()
+      self._observe(
+        Progress(
+          *(epoch, batches, self._total, rate, row),
+          *(*self._seen, bad, arrivals),
+        )
+      )
     self._began = (batches, time.perf_counter())
-    return self._control.stopping
+    return bad or self._control.stopping
+
+  def take_events(self, events):
+    """Of a simulated run, see `ga_jax.simulate`."""
+    self._simulated.take(events)
 
   def rate(self) -> float | None:
     """Applied batches per second; None before the second block."""
     return self._timed / self._spent if self._timed else None
 
-  def _row(self, batches, state):
-    seen = job.joined(self._blocks)
-    self._blocks = []
+  def _recent(self, block) -> dict[str, float] | None:
+    if block is None:
+      return None
+    return {name: float(np.asarray(block[name]).mean()) for name in RECENT}
+
+  def _utilisation(self, batches) -> float | None:
+    if self.telemetry is None:
+      return self._simulated.at(batches)
+    workers = self.telemetry().values()
+    total = sum(one.utilisation for one in workers)
+    return total / len(workers) if workers else None
+
+  def _row(self, batches, state, seen):
     row = {
       'epoch': batches / self._per_epoch,
       'batches': batches,
       'updates': int(state.version),
+      'time': float(seen['time'][-1]),
       'train_loss': float(seen['loss'].mean()),
       'mean_staleness': float(seen['staleness'].mean()),
       'max_staleness': int(seen['staleness'].max()),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap, reductions
+from ga_jax.rules import base, gap, layers, reductions
 
 
 class Snapshot(NamedTuple):
@@ -60,6 +60,13 @@ class Metrics(NamedTuple):
   gap: jax.Array  # RMS of θ − θs before the update, the paper's Gap
   mean_penalty: jax.Array  # mean divisor of the gradient; 1 = none
   max_penalty: jax.Array
+
+
+class LayerMetrics(NamedTuple):
+  """What one arrival did to each layer, a leaf of the parameters; [layers]."""
+
+  layer_gap: jax.Array  # RMS of θ − θs before the update
+  layer_mean_penalty: jax.Array  # mean divisor of the gradient; 1 = none
 
 
 def init(
@@ -126,6 +133,24 @@ def check_rule(
     raise ValueError(
       f'this rule keeps {buffers} momentum buffers, one per worker, '
       f'but the run has num_workers={num_workers}'
+    )
+
+
+def check_layer_metrics(
+  rule: base.AsyncOptimizer, params, model_state, accumulates: bool
+):
+  """Raises a ValueError where a rule's penalties are not known by layer."""
+
+  def measure(params, model_state):
+    state = init(rule, params, model_state, accumulates=accumulates)
+    return layer_metrics(rule, state, _any_arrival(state))
+
+  traced = jax.make_jaxpr(measure)(params, model_state)
+  if any(isinstance(value, jax.core.Tracer) for value in traced.consts):
+    raise ValueError(
+      'this rule computes its penalty inside lax.cond, lax.scan or jax.jit '
+      '(optax.MultiSteps and optax.apply_if_finite do that), where it cannot '
+      'be told by layer: no layer_metrics'
     )
 
 
@@ -213,6 +238,31 @@ def accumulate(
   return state, metrics
 
 
+def layer_metrics(
+  rule: base.AsyncOptimizer, state: ServerState, arrival: Arrival
+) -> LayerMetrics:
+  """What `apply` or `accumulate` will do, by layer; nothing is changed.
+
+  It is computed apart from them, so that their bits are the same whether it is
+  computed or not. `check_layer_metrics` says whether it can be.
+  """
+  enter = rule.update if state.round is None else rule.correct
+  with layers.asked() as told:
+    _, opt_state = enter(
+      arrival.grads, state.opt_state, state.params, **_extra(state, arrival)
+    )
+  if len(told) != len(base.penalties_in(opt_state)):
+    raise ValueError(
+      'this rule keeps a Penalty in its state that it does not tell by layer: '
+      'call ga_jax.rules.layers.tell where it is made'
+    )
+  gaps = jax.tree.map(gap.gap_rms, state.params, arrival.sent.params)
+  return LayerMetrics(
+    layer_gap=jnp.stack(jax.tree.leaves(gaps)),
+    layer_mean_penalty=layers.mean_penalties(state.params, told),
+  )
+
+
 def close(rule: base.AsyncOptimizer, state: ServerState) -> ServerState:
   """The weighted mean of the open round makes one update.
 
@@ -248,6 +298,7 @@ class Compiled(NamedTuple):
   rule: Callable[..., base.AsyncOptimizer]  # (hparams), not compiled
   init: Callable[..., ServerState]  # (hparams, params, model_state)
   snapshot: Callable[..., Snapshot]  # (hparams, state)
+  layer_metrics: Callable[..., LayerMetrics]  # (hparams, state, arrival)
   # (hparams, state, arrival, totals=None)
   apply: Callable[..., tuple[ServerState, Metrics]]
   accumulate: Callable[..., tuple[ServerState, Metrics]]
@@ -288,6 +339,9 @@ def compiled(
   def add(hparams, state, arrival):
     return accumulate(rule_fn(hparams), state, arrival, stats_momentum)
 
+  def measure(hparams, state, arrival):
+    return layer_metrics(rule_fn(hparams), state, arrival)
+
   def end(hparams, state):
     return close(rule_fn(hparams), state)
 
@@ -306,6 +360,7 @@ def compiled(
     rule=rule_fn,
     init=start,
     snapshot=jax.jit(snap),
+    layer_metrics=jax.jit(measure),
     apply=_donating(reductions.with_totals(one)),
     accumulate=jax.jit(reductions.with_totals(add)),
     close=jax.jit(reductions.with_totals(end)),

@@ -29,6 +29,12 @@ def write_json(path: str, value: Any):
     file.write('\n')
 
 
+def write_arrays(path: str, arrays: dict[str, np.ndarray]):
+  """Writes an .npz file of named arrays, whole or not at all."""
+  with replacing(path) as partial, open(partial, 'wb') as file:
+    np.savez_compressed(file, **arrays)
+
+
 @contextlib.contextmanager
 def replacing(path: str):
   """Yields a path beside `path` to write to; it replaces `path` at the end.

@@ -156,6 +156,13 @@ class ServerCore:
       self.close() if self._accumulates else self._publish()
     return metrics
 
+  def layer_metrics(
+    self, ticket, grads, model_state, *, weight, staleness, sent=None
+  ) -> kernel.LayerMetrics:
+    """What `enter` with these arguments will do to each layer."""
+    arrival = self.arrival(ticket, grads, model_state, weight, staleness, sent)
+    return self._compiled.layer_metrics(self._hparams, self._state, arrival)
+
   def _given_up(self) -> kernel.ServerState:
     """The state, whose optimiser state is about to be overwritten."""
     if not self._lent:

@@ -45,13 +45,14 @@ class Trace(NamedTuple):
 
   def save(self, path: str):
     """Writes an .npz file, whole or not at all."""
-    with metrics.replacing(path) as partial, open(partial, 'wb') as file:
-      np.savez_compressed(
-        file,
-        events=self.events,
-        num_workers=self.num_workers,
-        num_batches=self.num_batches,
-      )
+    metrics.write_arrays(
+      path,
+      {
+        'events': self.events,
+        'num_workers': np.asarray(self.num_workers),
+        'num_batches': np.asarray(self.num_batches),
+      },
+    )
 
   @classmethod
   def load(cls, path: str) -> 'Trace':

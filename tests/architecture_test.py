@@ -24,7 +24,7 @@ MAY_IMPORT = {
   'recovery': {'ledger', 'policies', 'trace'},
   'snapshots': set(),
   'metrics': set(),
-  'plots': set(),
+  'plots': {'plots'},
   'checkpoint': set(),
   'kernel': {'rules'},
   'sharding': {'rules'},

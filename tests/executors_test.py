@@ -317,6 +317,30 @@ def test_observe_stops_a_run_and_sees_its_metrics():
     assert result.executed == len(result.metrics['loss']) == 30
 
 
+@pytest.mark.parametrize('executor', ['fast', 'exact'])
+def test_what_is_seen_last_is_the_end(executor):
+  """The round that is open after the last arrival is closed before."""
+  seen = []
+  result = ga_jax.simulate(
+    lambda params, state, batch, key: (jnp.mean((batch - params) ** 2), state),
+    jnp.zeros(()),
+    lambda batch_id: np.ones(4, np.float32),
+    rules.asgd(0.1),
+    policy=policies.k_async(5, wait_for=4),
+    clock=clocks.homogeneous(0),
+    num_workers=5,
+    num_batches=10,
+    executor=executor,
+    block=5,
+    observe=lambda batches, state, block: seen.append(
+      (batches, int(state.version), float(state.params))
+    ),
+  )
+  assert result.trace.number_of(Kind.CLOSE) == 1
+  assert [batches for batches, *_ in seen] == [5, 10]
+  assert seen[-1][1:] == (3, float(result.params))
+
+
 def test_callers_parameters_survive_donation():
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   params = jax.tree.map(jnp.asarray, params)

@@ -1,21 +1,18 @@
 """The scripts: what they write, what they refuse, and what is repeatable."""
 
 import dataclasses
+import functools
 import json
 import math
 import os
-import subprocess
-import sys
 
 import jax
 import numpy as np
 import pytest
-from absl.testing import flagsaver
 
 import ga_jax
 from experiments import cells as cells_lib
 from experiments import (
-  cli,
   grid,
   methods,
   record,
@@ -23,10 +20,10 @@ from experiments import (
   schedules,
   tables,
   tasks,
-  train,
 )
 from experiments import settings as settings_lib
 from ga_jax.policies.base import Kind
+from tests import scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUMMARY_KEYS = {
@@ -71,31 +68,10 @@ def untimed(summary):
   return {k: v for k, v in summary.items() if k not in TIMES}
 
 
-def python(*arguments):
-  """Starts a process in the project's folder."""
-  return subprocess.Popen(
-    [sys.executable, *arguments],
-    cwd=ROOT,
-    stdin=subprocess.PIPE,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-
-
 @pytest.fixture
-def train_script(monkeypatch, capsys):
+def train_script():
   """Runs experiments.train in this process: `(*flags) -> (code, out, err)`."""
-
-  def call(*arguments):
-    monkeypatch.setattr(sys, 'argv', ['train', *arguments])
-    capsys.readouterr()
-    with flagsaver.flagsaver(), pytest.raises(SystemExit) as stopped:
-      cli.launch(train.main, train.prepare)
-    out, err = capsys.readouterr()
-    return stopped.value.code or 0, out, err
-
-  return call
+  return functools.partial(scripts.call, 'train')
 
 
 def refuses(result, flag):
@@ -112,34 +88,6 @@ def refuses(result, flag):
 # One run.
 
 
-@pytest.fixture(scope='module')
-def processes(tmp_path_factory):
-  """Two processes, at work while other tests run: {name: (Popen, folder)}."""
-  workdirs = {n: tmp_path_factory.mktemp(n) for n in ('train', 'compare')}
-  train = python(
-    '-m',
-    'experiments.train',
-    '--model=mlp_bn',
-    '--method=ga',
-    '--workers=4',
-    '--epochs=2',
-    '--holdout=200',
-    '--momentum=0.8',
-    '--seed=5',
-    f'--workdir={workdirs["train"]}',
-  )
-  compare = python('-c', COMPARE, str(workdirs['compare']))
-  started = {
-    'train': (train, str(workdirs['train'])),
-    'compare': (compare, str(workdirs['compare'])),
-  }
-  yield started
-  for process, _ in started.values():
-    process.kill()
-    process.communicate()
-
-
-@pytest.mark.usefixtures('processes')  # that they be at work meanwhile
 def is_quick(name):
   """Methods of another rule or parameter alone are slow tests, but for two."""
   parts = methods.METHODS[name]._replace(about='', paper='', rule='', fixed=())
@@ -285,11 +233,21 @@ def test_observers_see_every_batch():
 
 
 @pytest.fixture(scope='module')
-def finished(processes):
+def finished(tmp_path_factory):
   """A run of two epochs by the script: (working folder, what it printed)."""
-  process, workdir = processes['train']
-  out, err = process.communicate(timeout=120)
-  assert process.returncode == 0, err
+  workdir = str(tmp_path_factory.mktemp('train'))
+  code, out, err = scripts.call(
+    'train',
+    '--model=mlp_bn',
+    '--method=ga',
+    '--workers=4',
+    '--epochs=2',
+    '--holdout=200',
+    '--momentum=0.8',
+    '--seed=5',
+    f'--workdir={workdir}',
+  )
+  assert code == 0, err
   return workdir, out
 
 
@@ -306,6 +264,7 @@ def test_train_writes_its_record(finished):
     'environment.json',
     'metrics.jsonl',
     'trace.npz',
+    'arrivals.npz',
     'params',
     'summary.json',
   }
@@ -564,40 +523,16 @@ def test_train_says_which_model_needs_images(train_script, tmp_path):
   assert refuses(result, '--model=cnn')
 
 
-def test_a_process_fails_in_one_line():
-  process = python('-m', 'experiments.train', '--sede=1')
-  out, err = process.communicate(timeout=120)
-  assert refuses((process.returncode, out, err), 'sede')
+# Grids.
 
 
-# compare has flags of the same names as train, so it needs its own process; all
-# are tried in one, and --workdir is one that cannot be written to, so that
-# nothing is computed even where a flag should have been refused and was not.
-BAD_COMPARISONS = [
-  ('sede', ['--sede=1']),
-  ('--workers=1,x', ['--workers=1,x']),
-  ('--workers', ['--workers=1,0']),
-  ('--workers', ['--workers=']),
-  ('--workers', ['--workers=2,2']),
-  ('--methods', ['--methods=']),
-  ('--methods', ['--methods=ga,ga']),
-  ('--seeds', ['--seeds=0']),
-  ('--holdout', ['--learning_rates=0.1']),
-  ('--learning_rates', ['--learning_rates=0.1,0.01', '--holdout=9']),
-  ('--learning_rates', ['--learning_rates=0,0.01', '--holdout=9']),
-  ('--momentum', ['--momenta=0.5', '--momentum=0.9']),
-  ('--momenta=0.5,1.5', ['--momenta=0.5,1.5']),
-  ('--momentum', ['--methods=ga,ga_adam', '--momentum=0.9']),
-  ('--policy', ['--methods=ga,dana_ga', '--policy=synchronous']),
-  ('--batch_size', ['--batch_size=1438']),
-  ('--workdir', []),
-  ('--learning_rates', ['--learning_rates=0.1,nan', '--holdout=9']),
-  ('--learning_rates', ['--learning_rates=0.1,inf', '--holdout=9']),
-  ('--methods=ga,sgd', ['--methods=ga,sgd']),
-  ('--baseline', ['--learning_rates=1', '--holdout=9', '--baseline=sgd']),
-]
-COMPARISONS = {
-  'grid': [
+@pytest.fixture(scope='module')
+def comparison(tmp_path_factory):
+  """A small grid by the script: (working folder, what it printed)."""
+  workdir = str(tmp_path_factory.mktemp('compare'))
+  code, out, err = scripts.call(
+    'compare',
+    f'--workdir={workdir}',
     '--methods=asgd,ga',
     '--workers=1,3',
     '--seeds=2',
@@ -605,69 +540,9 @@ COMPARISONS = {
     '--epochs=0.25',
     '--learning_rate=0.05',
     '--note=a note',
-  ],
-  'sweep': [
-    '--methods=ga',
-    '--workers=2',
-    '--seeds=1',
-    '--model=mlp',
-    '--epochs=0.1',
-    '--holdout=200',
-    '--learning_rates=0.01,0.03',
-  ],
-}
-COMPARE = f"""
-import contextlib, io, json, sys
-from absl.testing import flagsaver
-from experiments import cli, compare
-
-def call(arguments):
-  sys.argv = ['compare', *arguments]
-  out, err = io.StringIO(), io.StringIO()
-  with flagsaver.flagsaver(), contextlib.redirect_stdout(out):
-    with contextlib.redirect_stderr(err):
-      try:
-        cli.launch(compare.main, compare.prepare)
-      except SystemExit as stopped:
-        return stopped.code or 0, out.getvalue(), err.getvalue()
-
-workdir = sys.argv[1]
-results = {{}}
-for _, arguments in {BAD_COMPARISONS}:
-  name = ' '.join(arguments)
-  results[name] = call(['--workdir=/proc/none', *arguments])
-for name, arguments in {COMPARISONS}.items():
-  results[name] = call([f'--workdir={{workdir}}/{{name}}', *arguments])
-print(json.dumps(results))
-"""
-
-
-@pytest.fixture(scope='module')
-def compared(processes):
-  """What every call of experiments.compare did: {name: (code, out, err)}."""
-  process, _ = processes['compare']
-  out, err = process.communicate(timeout=120)
-  assert process.returncode == 0, err
-  return {name: tuple(result) for name, result in json.loads(out).items()}
-
-
-@pytest.mark.parametrize(
-  ('flag', 'arguments'),
-  BAD_COMPARISONS,
-)
-def test_compare_refuses_in_one_line(compared, flag, arguments):
-  assert refuses(compared[' '.join(arguments)], flag)
-
-
-# Grids.
-
-
-@pytest.fixture(scope='module')
-def comparison(processes, compared):
-  """A small grid by the script: (working folder, what it printed)."""
-  code, out, err = compared['grid']
+  )
   assert code == 0, err
-  return os.path.join(processes['compare'][1], 'grid'), out
+  return workdir, out
 
 
 def grid_settings():
@@ -834,10 +709,20 @@ def test_methods_are_paired():
   assert len(set(losses[:, -1])) == 3  # and then the methods differ
 
 
-def test_compare_sweeps(processes, compared):
-  code, _, err = compared['sweep']
+def test_compare_sweeps(tmp_path):
+  workdir = str(tmp_path)
+  code, _, err = scripts.call(
+    'compare',
+    f'--workdir={workdir}',
+    '--methods=ga',
+    '--workers=2',
+    '--seeds=1',
+    '--model=mlp',
+    '--epochs=0.1',
+    '--holdout=200',
+    '--learning_rates=0.01,0.03',
+  )
   assert code == 0, err
-  workdir = os.path.join(processes['compare'][1], 'sweep')
   results = read_json(workdir, 'results.json')
   assert set(results) == {'unchanged', 'best'}
   scores = {'asgd': {}, 'ga': {}}

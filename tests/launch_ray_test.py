@@ -1097,9 +1097,9 @@ def test_a_slurm_job_is_submitted_from_the_checkout(box, tmp_path):
   assert 'submit it from the folder of the checkout' in done.stderr
 
 
-# --- docs/clusters.md
+# --- docs/runtimes/clusters.md
 
-PAGE = (ROOT / 'docs' / 'clusters.md').read_text()
+PAGE = (ROOT / 'docs' / 'runtimes' / 'clusters.md').read_text()
 
 
 def test_the_page_names_scripts_and_flags_that_there_are(box):
@@ -1113,7 +1113,7 @@ def test_the_page_names_scripts_and_flags_that_there_are(box):
       continue  # others go to experiments.train
     for flag in re.findall(r'(--\w+)', words.split(' -- ')[0]):
       assert f'{flag}' in texts[script], (script, flag)
-  for path in re.findall(r'\]\(\.\./([^)#]+)\)', PAGE):
+  for path in re.findall(r'\]\((?:\.\./)+([^)#]+)\)', PAGE):
     assert (ROOT / path).exists()
 
 

@@ -169,12 +169,6 @@ def test_the_listing_measures(method, expected):
   assert listing.facts(methods.METHODS[method]) == expected
 
 
-def test_the_documentation_lists_every_method():
-  with open(os.path.join(DOCS, 'methods.md')) as file:
-    page = file.read()
-  assert listing.markdown() in page
-
-
 def kinds(text: str) -> dict[tuple[str, str], str]:
   """{(rule, name): 'yes', 'no' or 'number'} of a page."""
   found, names = {}, []

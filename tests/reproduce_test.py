@@ -414,7 +414,7 @@ from experiments import cli, pages, reproduce, run, tasks
 from ga_jax import plots
 
 folder, here, *sys.argv = sys.argv[1:]
-for name in ('error_over_workers', 'error_over_rates', 'curves'):
+for name in ('error_over_workers', 'error_over_rates', 'curves', 'save'):
   setattr(plots, name, lambda *args, **kwargs: None)  # compared by eye
 tasks.source_of = lambda settings: None  # the data is not here
 

@@ -20,7 +20,7 @@ from ga_jax import clocks, policies, programs, rules
 from ga_jax.checkpoint import CheckpointStore
 from ga_jax.runtimes.checkpoints import Checkpoints
 from ga_jax.trace import read_rows
-from tests import cases
+from tests import cases, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -178,7 +178,7 @@ def test_sigint_finishes_the_update_and_says_how_to_go_on(tmp_path):
   wait_for_rows(workdir, 3, process)
   process.send_signal(signal.SIGINT)
   out, err = process.communicate(timeout=60)
-  assert process.returncode == 0, err
+  assert process.returncode == 130, err
   assert 'once more stops at once' in err
   assert f'go on: python -m experiments.train --resume --workdir={workdir}' in (
     out
@@ -189,10 +189,33 @@ def test_sigint_finishes_the_update_and_says_how_to_go_on(tmp_path):
   trace = ga_jax.Trace.load(os.path.join(workdir, 'trace.npz'))
   trace.verify(complete=False)
   assert summary['updates'] == trace.updates() > 3 * 44 - 1
-  refused = script('--resume', f'--workdir={workdir}', '--workers=3')
-  _, err = refused.communicate(timeout=60)
-  assert refused.returncode == 2
+  code, _, err = scripts.call(
+    'train', '--resume', f'--workdir={workdir}', '--workers=3'
+  )
+  assert code == 2
   assert err.startswith('error: --workers=3: --resume takes it from')
+
+
+def test_stopped_before_a_gradient_was_applied(tmp_path, monkeypatch):
+  workdir = str(tmp_path / 'run')
+  small = '--runtime=threads', '--workers=2', '--model=mlp', '--epochs=0.2'
+
+  def at_once(self, hook):
+    self.stopping = True
+    hook()
+
+  with monkeypatch.context() as patch:
+    patch.setattr(control_lib.Control, 'on_stop', at_once)
+    code, out, err = scripts.call('train', *small, f'--workdir={workdir}')
+  assert (code, err) == (0, '')  # no signal told it
+  assert out.splitlines()[-1] == (
+    'stopped before the first gradient was applied; go on: python -m '
+    f'experiments.train --resume --workdir={workdir}'
+  )
+  assert not os.path.exists(os.path.join(workdir, 'summary.json'))
+  code, out, err = scripts.call('train', '--resume', f'--workdir={workdir}')
+  assert (code, err) == (0, '')
+  assert '9 updates from 9 batches' in out
 
 
 @pytest.mark.slow

@@ -58,6 +58,36 @@ def replays(job, result) -> bool:
   )
 
 
+def test_threads_compute_under_the_settings_of_their_caller(x64):
+  del x64
+  loss_fn, params, stats, batch_fn = cases.tiny_problem(np.float64)
+  policy, seen = policies.asynchronous(), []
+
+  def wide_loss(params, model_state, batch, key):
+    loss, model_state = loss_fn(params, model_state, batch, key)
+    seen.append(loss.dtype)
+    return loss, model_state
+
+  def observe(batches, state, metrics):
+    del batches, metrics
+    seen.extend([state.params['w'].dtype, jnp.ones(()).dtype])
+
+  job = job_lib.build(
+    wide_loss,
+    params,
+    batch_fn,
+    cases.rule('ga', 0.02),
+    policy=policy,
+    model_state=stats,
+    stats_momentum=0.9,
+  )
+  result = run(job, policy, observe, num_batches=20)
+  assert set(seen) == {np.dtype(np.float64)}
+  assert len(seen) >= 3
+  assert result.params['w'].dtype == result.metrics['loss'].dtype == np.float64
+  assert replays(job, result)
+
+
 def test_there_are_devices_to_run_on():
   assert len(jax.local_devices()) == WORKERS
 

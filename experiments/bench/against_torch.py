@@ -65,6 +65,7 @@ _COMPILE = flags.DEFINE_bool('torch_compile', False, 'also torch.compile')
 def prepare():
   """Checks the flags, and that PyTorch is there."""
   cli.check_names('models', _MODELS.value, twin_problems.PROBLEMS)
+  cli.check_positive(_SCALE)
   if importlib.util.find_spec('torch') is None:
     raise settings_lib.SettingError(
       'models', ','.join(_MODELS.value), NEEDS_TORCH

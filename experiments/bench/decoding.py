@@ -20,10 +20,10 @@ from experiments import cli
 from experiments.bench import timing
 from ga_jax.data import ahead, imagenet, stream
 
-_IMAGES = flags.DEFINE_integer('images', 256, 'JPEGs')
+_IMAGES = flags.DEFINE_integer('images', 256, 'JPEGs', 1)
 _WORKERS = flags.DEFINE_list('pool', [], 'sizes of pools (default: the cores)')
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'runs of each')
-_BATCH = flags.DEFINE_integer('batch_size', 32, 'images per batch')
+_ROUNDS = flags.DEFINE_integer('rounds', 7, 'runs of each', 1)
+_BATCH = flags.DEFINE_integer('batch_size', 32, 'images per batch', 1)
 _STEP = flags.DEFINE_float('step_seconds', 0.15, 'what a batch computes')
 _SIZE = 224
 _PART = 8
@@ -104,10 +104,15 @@ def waited(number: int, told: bool) -> list[float]:
   return times[1:]
 
 
-def main(_):
+def prepare():
+  """Checks what was asked for."""
+  cli.check_positive(_STEP)
+  return cli.counts(_WORKERS) or [ahead.cores()]
+
+
+def main(sizes):
   where, number = timing.machine(), _IMAGES.value
   jpegs(number)
-  sizes = [int(size) for size in _WORKERS.value] or [ahead.cores()]
   starts = range(0, number, _PART)
 
   def rate(pool):
@@ -142,4 +147,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  cli.launch(main, lambda: None)
+  cli.launch(main, prepare)

@@ -36,7 +36,7 @@ from ga_jax.runtimes import job
 from ga_jax.runtimes import ray as runtime
 
 _SECONDS = flags.DEFINE_float('seconds', 4.0, 'of each measurement, about')
-_ROUNDS = flags.DEFINE_integer('rounds', 3, 'measurements of each')
+_ROUNDS = flags.DEFINE_integer('rounds', 3, 'measurements of each', 1)
 _WORKERS = flags.DEFINE_list('workers', ['1', '2', '4'], 'numbers of workers')
 _ONLY = flags.DEFINE_string('only', '', 'a part of the names to be measured')
 
@@ -67,7 +67,8 @@ BATCH, PIXELS, CLASSES = 128, (28, 28, 1), 10
 
 def prepare():
   """Starts Ray before JAX."""
-  most = max(map(int, _WORKERS.value))
+  cli.check_positive(_SECONDS)
+  most = max(cli.counts(_WORKERS), default=1)
   runtime.connect('local', num_cpus=most)
 
 
@@ -75,7 +76,7 @@ def main(_):
   where = timing.machine()
   rows = []
   for size in SIZES:
-    for workers in map(int, _WORKERS.value):
+    for workers in cli.counts(_WORKERS):
       candidates = {
         'ray.put, ray.get': functools.partial(plain_rate, size, workers),
         **{

@@ -23,10 +23,12 @@ from ga_jax import plots, policies
 
 _SECONDS = flags.DEFINE_float('gradient_seconds', 0.02, 'of a fast worker')
 _FACTOR = flags.DEFINE_float('factor', 5.0, 'by which the straggler is slower')
-_WORKERS = flags.DEFINE_integer('workers', 4, 'one of them is the straggler')
-_UPDATES = flags.DEFINE_integer('batches', 240, 'per run of all workers')
-_ROUNDS = flags.DEFINE_integer('rounds', 5, 'runs of each')
-_FIGURE = flags.DEFINE_string('figure', '', 'also draw them here (.png)')
+_WORKERS = flags.DEFINE_integer('workers', 4, 'one of them is the straggler', 2)
+_UPDATES = flags.DEFINE_integer('batches', 240, 'per run of all workers', 1)
+_ROUNDS = flags.DEFINE_integer('rounds', 5, 'runs of each', 1)
+_FIGURE = flags.DEFINE_string(
+  'figure', '', 'also draw them here (.png, .svg, .pdf)'
+)
 
 ALL = 'sum of the workers alone'
 ASYNCHRONOUS = 'asynchronous'
@@ -42,6 +44,7 @@ price of one more step of staleness.
 
 def prepare():
   """Makes a CPU device per worker before JAX starts."""
+  cli.check_positive(_SECONDS, _FACTOR)
   jax.config.update('jax_num_cpu_devices', _WORKERS.value)
 
 
@@ -84,12 +87,12 @@ def main(_):
   )
   if _FIGURE.value:
     shown = (ALL, ASYNCHRONOUS, SYNCHRONOUS)
-    plots.bars(
-      _FIGURE.value,
+    figure = plots.bars(
       {name: measured[name] for name in shown},
       title=f'{_WORKERS.value} workers, one {_FACTOR.value:g} times slower',
       label='batches per second',
     )
+    plots.save(figure, _FIGURE.value)
 
 
 def sleeping_rate(sleeps, policy=policies.asynchronous) -> float:

@@ -35,7 +35,9 @@ from ga_jax import rules
 RATE, WORKERS = 1e-3, 4
 SHAPES, DTYPES = ['flat', 'ResNet-50'], ['float32', 'bfloat16']
 
-_ROUNDS = flags.DEFINE_integer('rounds', 7, 'measurements of each')
+_ROUNDS = flags.DEFINE_integer(
+  'rounds', 7, 'measurements of each', lower_bound=1
+)
 _RULES = flags.DEFINE_list('rules', [], 'rules to measure, all by default')
 _SHAPES = flags.DEFINE_list('shapes', SHAPES, 'of parameters')
 _DTYPES = flags.DEFINE_list('dtypes', DTYPES, 'of parameters')
@@ -127,6 +129,7 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
 
 def prepare():
   """Checks what was asked for."""
+  cli.check_positive(_SCALE)
   known = (_RULES, list(RULES)), (_SHAPES, SHAPES), (_DTYPES, DTYPES)
   for flag, accepted in known:
     for value in flag.value:
@@ -142,7 +145,7 @@ def main(_):
   for dtype in _DTYPES.value:
     for name in _SHAPES.value:
       shapes = {
-        'flat': [(int(25_600_000 * _SCALE.value),)],
+        'flat': [(max(1, int(25_600_000 * _SCALE.value)),)],
         'ResNet-50': resnet50_shapes(),
       }[name]
       rows += compared(name, shapes, jnp.dtype(dtype))

@@ -246,16 +246,21 @@ def no_penalty() -> Penalty:
   return Penalty(float_scalar(1.0), float_scalar(1.0))
 
 
-def total_penalty(opt_state: optax.OptState) -> Penalty:
-  """The product of all penalties in a state; 1 where a rule has none."""
+def penalties_in(opt_state: optax.OptState) -> list[Penalty]:
+  """All penalties in a state."""
 
   def is_penalty(node):
     return isinstance(node, Penalty)
 
+  nodes = jax.tree.leaves(opt_state, is_leaf=is_penalty)
+  return [node for node in nodes if is_penalty(node)]
+
+
+def total_penalty(opt_state: optax.OptState) -> Penalty:
+  """The product of all penalties in a state; 1 where a rule has none."""
   mean = largest = float_scalar(1.0)
-  for node in jax.tree.leaves(opt_state, is_leaf=is_penalty):
-    if is_penalty(node):
-      mean, largest = mean * node.mean, largest * node.max
+  for node in penalties_in(opt_state):
+    mean, largest = mean * node.mean, largest * node.max
   return Penalty(mean, largest)
 
 

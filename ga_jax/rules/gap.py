@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, reductions
+from ga_jax.rules import base, layers, reductions
 
 
 class GapMetrics(NamedTuple):
@@ -217,7 +217,9 @@ def penalties_of(params, stale_params, moments, scale, active):
       max=jnp.where(active, 1.0 + largest, 1.0),
     ),
   )
-  return structure.unflatten(penalties), metrics
+  penalties = structure.unflatten(penalties)
+  layers.tell(penalties)
+  return penalties, metrics
 
 
 def _groups(rows) -> list[list[int]]:

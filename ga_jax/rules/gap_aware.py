@@ -30,7 +30,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap, reductions
+from ga_jax.rules import base, gap, layers, reductions
 
 GRANULARITIES = ('parameter', 'global')
 
@@ -149,6 +149,7 @@ def _scale_by_gap(
       lambda p: jnp.broadcast_to(g.astype(base.float_dtype(p)), jnp.shape(p)),
       params,
     )
+    layers.tell(penalties)
     return penalties, gap.GapMetrics(
       mean_gap=gap.gap_rms(params, stale_params), penalty=base.Penalty(g, g)
     )

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules import base, layers
 
 
 class ScaleByStalenessState(NamedTuple):
@@ -58,6 +58,7 @@ def scale_by_staleness(
     del state, params, extra
     base.require('scale_by_staleness', 'staleness', staleness, base.STALENESS)
     by = base.float_scalar(divisor(base.float_scalar(staleness)))
+    layers.tell(jax.tree.map(lambda _: by, grads))
     grads = jax.tree.map(lambda g: g / by.astype(g.dtype), grads)
     return grads, ScaleByStalenessState(base.Penalty(mean=by, max=by))
 

@@ -212,9 +212,16 @@ class Execution:
       worker_state: its worker's program state, likewise.
     """
     submission, _, sent = self._receive(submission, worker_state, self.snapshot)
-    self._core.warm_up(
-      submission.grads, submission.model_state, sent or self.snapshot()
-    )
+    arguments = submission.grads, submission.model_state
+    self._core.warm_up(*arguments, sent or self.snapshot())
+    if self._job.layer_metrics:
+      self._core.layer_metrics(
+        ledger.Ticket(0, 0, 0, 0, 1, 0),
+        *arguments,
+        weight=1.0,
+        staleness=0,
+        sent=sent or self.snapshot(),
+      )
 
   def sent(self, ticket: ledger.Ticket) -> kernel.Snapshot | Pieces:
     """What the worker of an outstanding ticket is sent."""
@@ -258,6 +265,7 @@ class Execution:
     if action != Action.DISCARD:
       answer = answer or self._compute(ticket)
       metrics = self._enter(ticket, *answer, action, weight, stale)
+      metrics['time'] = row[0]
     self._core.release(version)
     return metrics
 
@@ -314,19 +322,22 @@ class Execution:
       lambda: self._core.store.read(ticket.version),
     )
     self._workers[ticket.worker_id] = worker_state
-    how = {
-      'action': action,
-      'weight': weight,
-      'staleness': stale if sent is None else 0,
-    }
+    how = {'weight': weight, 'staleness': stale if sent is None else 0}
     grads, model_state, _ = submission
+    layers = None
+    if self._job.layer_metrics:
+      layers = self._core.layer_metrics(
+        ticket, grads, model_state, sent=sent, **how
+      )
+    how['action'] = action
     if isinstance(grads, Pieces):
       metrics = self._core.enter_pieces(
         ticket, grads.handles, model_state, **how
       )
     else:
       metrics = self._core.enter(ticket, grads, model_state, sent=sent, **how)
-    return job_lib.record(submission, metrics, stale, ticket.num_batches)
+    number = ticket.num_batches
+    return job_lib.record(submission, metrics, layers, stale, number)
 
 
 def check_shards(job: job_lib.Job, shards: int):
@@ -335,6 +346,11 @@ def check_shards(job: job_lib.Job, shards: int):
   Raises:
     ValueError: says why.
   """
+  if shards > 1 and job.layer_metrics:
+    raise ValueError(
+      'layer_metrics are measured where a layer is whole: take one server '
+      'shard, or no layer_metrics'
+    )
   program = job_lib.program_of(job)
   sharded.check(shards, job.rule_fn(job.hparams), job.params, program)
   if shards > 1 and program.decode is not None:
@@ -443,10 +459,14 @@ class Run:
       batches += metrics['num_batches']
       if self._checkpoints and self._checkpoints.due(execution.version):
         self._save()
-      if observe and (len(log) % (block or 1) == 0 or batches == num_batches):
+      full = len(log) % (block or 1) == 0
+      if observe and full and batches < num_batches:
         fresh, observed = stacked(log[observed:]), len(log)
         if observe(batches, execution.state, fresh):
           break
+    # Only now: after the last arrival its round may still have been closed.
+    if observe and batches == num_batches and observed < len(log):
+      observe(batches, execution.state, stacked(log[observed:]))
     if self._checkpoints and self._rows:
       self._save()
     return execution.state, stacked(log), len(log)

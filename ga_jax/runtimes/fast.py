@@ -134,6 +134,7 @@ def block_of(
     bool(resets),
     unrolled > 0,
     mapped,
+    job.layer_metrics,
   )
 
 
@@ -148,6 +149,7 @@ def compiled_block(
   resets: bool,
   unrolled: bool,
   mapped: bool,
+  layer_metrics: bool,
 ):
   """Compiles `block(carry, steps, hparams, resident, key) -> (carry, metrics)`.
 
@@ -206,6 +208,9 @@ def compiled_block(
         weight=step.weight,
         num_batches=jnp.int32(number),
       )
+      layers = None
+      if layer_metrics:
+        layers = kernel.layer_metrics(rule, state, arrival)
       if accumulates:
         state, metrics = kernel.accumulate(rule, state, arrival, stats_momentum)
         state, buffer = jax.lax.cond(
@@ -223,7 +228,7 @@ def compiled_block(
         buffer = publish(state, buffer, step.write_slot)
       hold = held(Carry(state, buffer, workers), next_slot, next_worker)
       return hold, job_lib.record(
-        submission, metrics, step.staleness, jnp.int32(number)
+        submission, metrics, layers, step.staleness, jnp.int32(number)
       )
 
     # Rows are read ahead, after the last write and before the next one: where
@@ -320,6 +325,7 @@ def execute(
       job.source.resident,
       key,
     )
+    metrics['time'] = plan.arrivals['time'][done : done + size]
     done += size
     log.append(metrics)
     if observe and observe(int(batches[done - 1]), carry.state, metrics):

@@ -49,6 +49,7 @@ class Job(NamedTuple):
     program_fn: `program_fn(hparams)(loss_fn) -> Program`, hashable.
     accumulates: whether the policy averages rounds.
     seed: of everything random in a batch.
+    layer_metrics: whether gap and penalty are measured by layer too.
   """
 
   loss_fn: Callable[..., Any]
@@ -61,6 +62,7 @@ class Job(NamedTuple):
   program_fn: Callable[[Any], Callable[..., programs.Program]]
   accumulates: bool
   seed: int
+  layer_metrics: bool = False
 
 
 class Fixed(NamedTuple):
@@ -85,11 +87,13 @@ def build(
   seed: int = 0,
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
+  layer_metrics: bool = False,
 ) -> Job:
   """A job from what users give; see `simulate` for the arguments.
 
   Raises:
-    ValueError: the program remembers other streams than the batches have.
+    ValueError: the program remembers other streams than the batches have, or
+      the rule's penalties are not known by layer where they are asked for.
   """
   if not isinstance(batches, Source):
     batches = Source(batches)
@@ -110,7 +114,12 @@ def build(
     program_fn=program_fn,
     accumulates=policy.accumulates,
     seed=seed,
+    layer_metrics=layer_metrics,
   )
+  if layer_metrics:
+    kernel.check_layer_metrics(
+      job.rule_fn(job.hparams), params, model_state, job.accumulates
+    )
   streams = program_of(job).streams
   if streams not in (0, batches.streams):
     raise ValueError(
@@ -216,13 +225,20 @@ def received(program: programs.Program, worker_state, submission, sent, params):
   return submission, worker_state, sent._replace(params=params)
 
 
-def record(submission: programs.Submission, metrics, staleness, num_batches):
+def record(
+  submission: programs.Submission,
+  metrics: kernel.Metrics,
+  layers: kernel.LayerMetrics | None,
+  staleness,
+  num_batches,
+) -> dict[str, Any]:
   """The metrics of one applied arrival, by name."""
   return {
     'loss': submission.loss,
     'staleness': staleness,
     'num_batches': num_batches,
     **metrics._asdict(),
+    **(layers._asdict() if layers else {}),
   }
 
 

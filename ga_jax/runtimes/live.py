@@ -73,7 +73,8 @@ class Result(NamedTuple):
   Attributes:
     state: the server's state.
     trace: what happened.
-    metrics: host arrays with an entry per applied arrival.
+    metrics: host arrays with an entry per applied arrival, see
+      `simulate.Result`; times are seconds since the run began.
     refused: answers and tickets that were refused, by cause; what a record does
       not tell of an earlier process is `recovery.UNRECORDED`.
     workers: telemetry by worker.
@@ -247,6 +248,10 @@ class Live:
     """Updates made; all of them are written down."""
     return self._execution.version
 
+  def telemetry(self) -> dict[int, Telemetry]:
+    """Of the workers so far, by worker."""
+    return dict(self._telemetry)
+
   def add_worker(self, worker_id: int):
     """A worker comes in while the run goes on."""
     self._inbox.put(functools.partial(self._hire, worker_id))
@@ -283,7 +288,9 @@ class Live:
       WorkersLostError: every worker died and batches are left.
     """
     self._warm_up()
-    observer = observer_lib.Observer(observe, block or 64, self.stop)
+    observer = observer_lib.Observer(
+      observe, block or 64, self._book.num_batches, self.stop
+    )
     try:
       self._begin(observer)
       while not (self._book.done or self._stop_wanted):
@@ -310,7 +317,7 @@ class Live:
       trace,
       metrics,
       dict(self._book.refused),
-      dict(self._telemetry),
+      self.telemetry(),
       self._stop_wanted,
     )
 
@@ -405,7 +412,7 @@ class Live:
       'book': self._book.save(),
       'rows': self._writer.num_rows,
       'elapsed': self._now(),
-      'telemetry': dict(self._telemetry),
+      'telemetry': self.telemetry(),
       'largest': self._largest,
       'observer': observer.save(),
       'workers': sorted(arrays['workers']),

@@ -96,7 +96,7 @@ def _check_alike(runs, jobs: Sequence[job_lib.Job], plans):
   """Raises a ValueError where runs are not one computation."""
   for name in (
     *('loss_fn', 'rule_fn', 'program_fn'),
-    *('stats_momentum', 'accumulates'),
+    *('stats_momentum', 'accumulates', 'layer_metrics'),
   ):
     if any(getattr(job, name) != getattr(jobs[0], name) for job in jobs):
       raise ValueError(
@@ -139,5 +139,6 @@ def _results(states, log, traces) -> list[simulate.Result]:
   for i, trace in enumerate(traces):
     state = jax.tree.map(lambda x, i=i: x[i], states)
     own = {name: values[i] for name, values in metrics.items()}
+    own['time'] = trace.applied()['time']
     results.append(simulate.Result(state, trace, own, len(own['loss'])))
   return results

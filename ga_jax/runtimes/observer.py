@@ -7,23 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from ga_jax.runtimes import exact
+from ga_jax.runtimes import exact, inheritance
 from ga_jax.runtimes import job as job_lib
 
 
 class Observer:
   """Collects metrics and shows them, in a thread that may wait for devices."""
 
-  def __init__(self, observe, block: int, stop: Callable[[], None]):
+  def __init__(
+    self, observe, block: int, num_batches: int, stop: Callable[[], None]
+  ):
     """Starts the thread.
 
     Args:
       observe: `observe(batches, state, metrics) -> stop`, or None.
       block: arrivals between two calls of it.
+      num_batches: of the run; the last block waits for `end`.
       stop: called where it says so, or fails.
     """
     self._observe = observe
     self._block = block
+    self._num_batches = num_batches
     self._stop = stop
     self._open = []  # metrics of the block that is not full yet
     self._batches = 0
@@ -31,7 +35,7 @@ class Observer:
     self._queue = queue.SimpleQueue()
     self._error = None
     self._thread = threading.Thread(
-      target=self._run, name='observer', daemon=True
+      target=inheritance.inheriting(self._run), name='observer', daemon=True
     )
     self._thread.start()
 
@@ -39,7 +43,8 @@ class Observer:
     """One more gradient entered a round; `state_fn` is asked at block ends."""
     self._open.append(metrics)
     self._batches += metrics['num_batches']
-    if len(self._open) == self._block:
+    # The last arrival's round may still be closed after it.
+    if len(self._open) >= self._block and self._batches < self._num_batches:
       self._hand_over(state_fn())
 
   def save(self):

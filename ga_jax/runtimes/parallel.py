@@ -22,19 +22,10 @@ import numpy as np
 
 from ga_jax import kernel, ledger
 from ga_jax.policies.base import Kind
-from ga_jax.runtimes import exact, worker
+from ga_jax.runtimes import exact, inheritance, worker
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
 from ga_jax.runtimes.placement import Placement
-
-# JAX's settings that are a thread's own, and change what is computed.
-_OWN = {
-  'jax_enable_x64': jax.enable_x64,
-  'jax_default_matmul_precision': jax.default_matmul_precision,
-  'jax_numpy_dtype_promotion': jax.numpy_dtype_promotion,
-  'jax_default_prng_impl': jax.default_prng_impl,
-  'jax_threefry_partitionable': jax.threefry_partitionable,
-}
 
 
 class Execution(exact.Execution):
@@ -63,9 +54,8 @@ class Execution(exact.Execution):
     for machine in machines:
       self._idle.put(machine)
     self._ahead = 2 * len(machines)
-    self._pool = futures.ThreadPoolExecutor(
-      len(machines), 'gradients', _enter, (_own_settings(),)
-    )
+    self._pool = futures.ThreadPoolExecutor(len(machines), 'gradients')
+    self._answer_fn = inheritance.inheriting(self._answer)
     applied = trace.applied()['ticket_id'].tolist()
     self._places = {ticket_id: place for place, ticket_id in enumerate(applied)}
     self._issued = []  # heap of (place, ticket): not begun
@@ -93,7 +83,7 @@ class Execution(exact.Execution):
   def _begin(self, ticket):
     state = self.worker_state(ticket.worker_id)
     order = worker.Order(ticket, self.sent(ticket), state, None)
-    self._begun[ticket.ticket_id] = self._pool.submit(self._answer, order)
+    self._begun[ticket.ticket_id] = self._pool.submit(self._answer_fn, order)
 
   def _compute(self, ticket):
     if ticket.ticket_id not in self._begun:  # issued before a checkpoint
@@ -143,14 +133,3 @@ def execute(
     )
   finally:
     execution.close()
-
-
-def _own_settings() -> dict[str, Any]:
-  """What `_OWN` names is set to in this thread."""
-  return {name: getattr(jax.config, name) for name in _OWN}
-
-
-def _enter(settings: dict[str, Any]):
-  """Makes a new thread's settings those of another, until it ends."""
-  for name, value in settings.items():
-    _OWN[name](value).__enter__()

@@ -54,8 +54,9 @@ class Setup(NamedTuple):
     pipeline_depth: see `live.Live`.
     trace_path: see `live.Live`.
     checkpoints_fn: `checkpoints_fn() -> Checkpoints`, or None.
-    observe_fn: `observe_fn(stop) -> observe`, called in the server's process;
-      see `live.Live.run`.
+    observe_fn: `observe_fn(tell, telemetry) -> observe`, called in the server's
+      process; what it has `tell(item)` is the server's `news`, `telemetry` is
+      that of `live.Live`. For observe see `live.Live.run`.
     block: see `live.Live.run`.
     recover: whether to go on with what is there.
     check_fn: see `remote.RemoteHand`.
@@ -70,7 +71,7 @@ class Setup(NamedTuple):
   pipeline_depth: int = 0
   trace_path: str | None = None
   checkpoints_fn: Callable[[], Checkpoints | None] | None = None
-  observe_fn: Callable[[Callable[[], None]], Callable[..., bool]] | None = None
+  observe_fn: Callable[..., Callable[..., bool]] | None = None
   block: int | None = None
   recover: bool = False
   check_fn: Callable[[int, remote.Facts], None] | None = None
@@ -157,7 +158,7 @@ class Server:
       self._live.stop()
     observe = None
     if self._setup.observe_fn is not None:
-      observe = self._setup.observe_fn(self._news.append)
+      observe = self._setup.observe_fn(self._news.append, self._live.telemetry)
     try:
       result = self._live.run(observe, self._setup.block)
     except ray.exceptions.RayActorError:  # a shard is lost

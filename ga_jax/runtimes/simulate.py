@@ -29,7 +29,8 @@ class Result(NamedTuple):
     state: the server's state, a `kernel.ServerState`.
     trace: what happened; of a run that was stopped, all that was scheduled.
     metrics: host arrays with an entry per executed arrival: loss, staleness,
-      num_batches, gap, mean_penalty, max_penalty.
+      num_batches, gap, mean_penalty, max_penalty, time; where they were asked
+      for layer_gap and layer_mean_penalty too, [arrivals, layers].
     executed: how many of the trace's applied arrivals were computed.
   """
 
@@ -58,11 +59,13 @@ def simulate(
   seed: int = 0,
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
+  layer_metrics: bool = False,
   executor: str = 'fast',
   devices: Sequence[Any] | None = None,
   block: int | None = None,
   align: int | None = None,
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
+  take_events: Callable[[Sequence[tuple]], None] | None = None,
   checkpoints: Checkpoints | None = None,
 ) -> Result:
   """Trains with N simulated workers.
@@ -85,6 +88,8 @@ def simulate(
       again.
     program: what a worker does, `program(loss_fn) -> Program`, or, with
       `hparams`, `program(hparams)(loss_fn)`; by default `programs.gradient`.
+    layer_metrics: whether to measure gap and penalty of every layer (a leaf of
+      the parameters, in their order: `rules.layers.names`) at every arrival.
     executor: 'fast' (compiled blocks) or 'exact' (a live run's bits). A policy
       that needs losses is always computed event by event.
     devices: compute gradients ahead on all of these, with threads, and make the
@@ -95,6 +100,8 @@ def simulate(
     align: batches between points of interest (an epoch); blocks are chosen to
       end there where that is possible.
     observe: `observe(batches, state, metrics) -> stop`, batches applied so far.
+    take_events: given the rows of the trace in order, before they are computed:
+      all of them at once, or as they happen where the policy needs losses.
     checkpoints: where to save the run, and how often; what is there already is
       gone on with, to the same bits as a run that was never stopped.
 
@@ -132,6 +139,7 @@ def simulate(
     seed=seed,
     hparams=hparams,
     program=program,
+    layer_metrics=layer_metrics,
   )
   execute = EXECUTORS[executor]
   if devices is not None:
@@ -141,9 +149,18 @@ def simulate(
     align = max(1, align // settings['batches_per_ticket'])
   if policy.needs_loss:
     return _interleaved(
-      job, policy, clock, settings, observe, block or align, checkpoints
+      job,
+      policy,
+      clock,
+      settings,
+      observe,
+      take_events,
+      block or align,
+      checkpoints,
     )
   trace = cluster.schedule(policy, clock, **settings)
+  if take_events:
+    take_events(trace.events)
   state, metrics, executed = execute(
     job,
     trace,
@@ -182,7 +199,7 @@ def _check_devices(devices: Sequence[Any], policy: Policy):
 
 
 def _interleaved(
-  job, policy, clock, settings, observe, block, checkpoints
+  job, policy, clock, settings, observe, take_events, block, checkpoints
 ) -> Result:
   """Plays the cluster and computes what happens as it happens."""
   run = exact.Run(exact.Execution(job), checkpoints)
@@ -193,8 +210,10 @@ def _interleaved(
     nonlocal book
     start = 0
     for book in books:
-      yield from book.rows(start)
-      start = book.num_rows
+      fresh, start = book.rows(start), book.num_rows
+      if take_events:
+        take_events(fresh)
+      yield from fresh
 
   state, metrics, executed = run.consume(
     rows(), settings['num_batches'], observe, block

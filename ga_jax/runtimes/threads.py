@@ -145,6 +145,7 @@ def run_on_threads(
   seed: int = 0,
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
+  layer_metrics: bool = False,
   observe: Callable[[int, kernel.ServerState, Any], bool] | None = None,
   block: int | None = None,
   **options,
@@ -152,7 +153,7 @@ def run_on_threads(
   """Trains with N workers on this machine's devices, nobody waiting.
 
   Args:
-    loss_fn: and all that follow up to `program` as for `simulate`.
+    loss_fn: and all that follow up to `layer_metrics` as for `simulate`.
     params: see `simulate`.
     batches: see `simulate`; `batch_fn` is called from the workers' threads.
     rule: see `simulate`.
@@ -164,6 +165,7 @@ def run_on_threads(
     seed: see `simulate`.
     hparams: see `simulate`.
     program: see `simulate`.
+    layer_metrics: see `simulate`.
     observe: see `live.Live.run`.
     block: see `live.Live.run`.
     **options: of `Threads`: devices, lease_seconds, pipeline_depth, ...
@@ -192,6 +194,7 @@ def run_on_threads(
     seed=seed,
     hparams=hparams,
     program=program,
+    layer_metrics=layer_metrics,
   )
   threads = Threads(
     job, policy, num_workers=num_workers, num_batches=num_batches, **options

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from ga_jax import ledger
-from ga_jax.runtimes import exact
+from ga_jax.runtimes import exact, inheritance
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.placement import Placement
 
@@ -237,7 +237,9 @@ class Worker:
     self._hands = hands
     self._deliver = deliver
     self.thread = threading.Thread(
-      target=self._run, name=f'worker-{worker_id}', daemon=True
+      target=inheritance.inheriting(self._run),
+      name=f'worker-{worker_id}',
+      daemon=True,
     )
     self.thread.start()
 

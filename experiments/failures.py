@@ -1,0 +1,71 @@
+"""How scripts fail: one line on stderr that says what was wrong.
+
+Exit code 2: a flag cannot be used. 1: something cannot be computed. 130: it was
+interrupted.
+"""
+
+import contextlib
+import os
+import re
+import sys
+
+from absl import flags
+
+from experiments import settings as settings_lib
+from ga_jax import data, recovery
+from ga_jax.runtimes import live
+
+# What a computation may end with that is no mistake of the program.
+EXPECTED = (data.DataError, live.NotFiniteError, recovery.RecoveryError)
+
+
+def fail(message: str, code: int = 2):
+  """Ends the process with one line."""
+  first, *_ = message.strip().splitlines()
+  print(f'error: {first}', file=sys.stderr)
+  sys.exit(code)
+
+
+@contextlib.contextmanager
+def told(command: str = ''):
+  """Says what ended the block, where it is no mistake of the program.
+
+  Args:
+    command: goes on where Ctrl-C ended it; '' where there is none.
+  """
+  try:
+    yield
+  except settings_lib.SettingError as error:
+    fail(str(error))
+  except BrokenPipeError:  # | head
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+  except EXPECTED as error:
+    fail(str(error) or type(error).__name__, 1)
+  except live.WorkersLostError as error:
+    cause = re.search(r'DataError: (.*)', str(error))
+    if not cause:
+      raise
+    fail(f'{cause[1]} (all workers met it)', 1)
+  except KeyboardInterrupt:
+    more = f'; go on with: {command}' if command else ''
+    print(f'interrupted: what was finished is kept{more}', file=sys.stderr)
+    sys.exit(130)
+
+
+def of_absl(error: Exception) -> str:
+  """What absl says of a flag: which one, what it got and what is accepted."""
+  text = str(error).strip()
+  if isinstance(error, flags.UnrecognizedFlagError):
+    _, _, tip = text.partition('Did you mean: ')
+    names = ' or '.join(f'--{name}' for name in tip.strip(' ?').split(', '))
+    more = f'did you mean {names}?' if tip else '--helpfull lists all flags'
+    return f'--{error.flagname}: no such flag; {more}'
+  if isinstance(error, flags.CantOpenFlagFileError):
+    return f'--flagfile: {text.removeprefix("ERROR:: ")}'
+  if found := re.match('Missing value for flag -*(.*)', text):
+    return f'--{found[1]}: takes a value'
+  if found := re.match('flag --(.*?)=(.*?): ', text):
+    name, got = found.groups()
+    accepted = flags.FLAGS[name].parser.syntactic_help or 'true or false'
+    return f'--{name}={got}: must be {accepted}'
+  return text

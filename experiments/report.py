@@ -1,0 +1,69 @@
+"""Writes one page about runs: question, settings, table, figures, timelines.
+
+Question: what came out of these runs, and how did it come about?
+
+  python -m experiments.report --workdir=runs/ga16
+  python -m experiments.report --workdir=runs/asgd,runs/sa,runs/ga
+  python -m experiments.report --workdir=runs/compare --figures=pictures
+
+reads folders of experiments.train, compare, survey and reproduce, computes no
+gradient, and writes report.html: one file that needs no network, with the
+commands that make it again. docs/report.md says what each part means.
+"""
+
+import os
+
+from absl import flags
+
+from experiments import cli, methods
+from experiments import runs as runs_lib
+from experiments import settings as settings_lib
+from experiments.reporting import figures, history, lines, page, timeline
+from ga_jax import metrics
+
+_WORKDIR = flags.DEFINE_list(
+  'workdir', [], 'FOLDER,...: runs of train, compare, survey or reproduce'
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', '', 'file to write (default: report.html in the first folder)'
+)
+_FIGURES = flags.DEFINE_string(
+  'figures', '', 'folder for every figure as PNG, SVG and PDF (none)'
+)
+_BASELINE = flags.DEFINE_string(
+  'baseline', '', 'method that the others are compared with (asgd if there)'
+)
+
+
+def prepare() -> tuple[lines.Comparison, str]:
+  """Reads the runs; where the page goes to."""
+  if not _WORKDIR.value:
+    raise settings_lib.SettingError('workdir', '', 'must name at least one')
+  if _BASELINE.value:
+    cli.check_names('baseline', [_BASELINE.value], methods.METHODS)
+  folders = list(dict.fromkeys(os.path.normpath(f) for f in _WORKDIR.value))
+  seen = [one for folder in folders for one in runs_lib.load(folder)]
+  comparison = lines.compared(seen, _BASELINE.value)
+  output = _OUTPUT.value or os.path.join(folders[0], 'report.html')
+  cli.writable_folder('output', os.path.dirname(os.path.abspath(output)))
+  if _FIGURES.value:
+    cli.writable_folder('figures', _FIGURES.value)
+  return comparison, output
+
+
+def main(prepared):
+  comparison, output = prepared
+  told = history.told(comparison, timeline.MOST)
+  drawn = figures.of(comparison, told)
+  text = page.page(comparison, told, drawn, cli.command())
+  with metrics.replacing(output) as partial, open(partial, 'w') as file:
+    file.write(text)
+  print(f'{len(comparison.seen):,} runs, {len(text.encode()) / 1e6:.2f} MB')
+  if _FIGURES.value:
+    figures.save(drawn, _FIGURES.value)
+    print(f'figures written to {_FIGURES.value}')
+  print(f'written to {output}')
+
+
+if __name__ == '__main__':
+  cli.launch(main, prepare)
