@@ -7,23 +7,21 @@ import pathlib
 import re
 import shutil
 import struct
-import sys
 
 import jax
 import numpy as np
 import optax
 import pytest
-from absl.testing import flagsaver
 from tensorboardX.proto import event_pb2
 
 import ga_jax
-from experiments import cli, record, run, tensorboard, train
+from experiments import record, run, tensorboard
 from experiments import settings as settings_lib
 from ga_jax import clocks, policies, rules
 from ga_jax.rules import base, layers
 from ga_jax.runtimes import exact
 from ga_jax.runtimes import job as job_lib
-from tests import cases
+from tests import cases, scripts
 from tests.oracles import rules as oracles
 
 PAGE = pathlib.Path(__file__).parent.parent / 'docs' / 'metrics.md'
@@ -266,12 +264,8 @@ def relaxed():
 
 
 def script(*arguments) -> int:
-  """Runs experiments.train in this process; its exit code."""
-  with pytest.MonkeyPatch.context() as patch, flagsaver.flagsaver():
-    patch.setattr(sys, 'argv', ['train', *arguments])
-    with pytest.raises(SystemExit) as stopped:
-      cli.launch(train.main, train.prepare)
-  return stopped.value.code or 0
+  """Runs experiments.train; its exit code."""
+  return scripts.call('train', *arguments).code
 
 
 @pytest.fixture(scope='module')
@@ -474,15 +468,17 @@ def test_the_table_of_runs_has_what_they_were_made_with():
   assert table['stalls'] == '((1, 2.0, 3.0),)'
 
 
-def test_without_tensorboardx_one_line_says_so(monkeypatch, capsys, tmp_path):
+def test_without_tensorboardx_one_line_says_so(monkeypatch, tmp_path):
   find = importlib.util.find_spec
   monkeypatch.setattr(
     importlib.util,
     'find_spec',
     lambda name: None if name == 'tensorboardX' else find(name),
   )
-  assert script('--tensorboard', f'--workdir={tmp_path / "run"}') == 2
-  error = capsys.readouterr().err
+  code, _, error = scripts.call(
+    'train', '--tensorboard', f'--workdir={tmp_path / "run"}'
+  )
+  assert code == 2
   assert error.startswith('error: --tensorboard=True: needs tensorboardX: pip')
   assert len(error.splitlines()) == 1
   assert not (tmp_path / 'run').exists()

@@ -55,6 +55,7 @@ def cluster(num_cpus: int = 2):
     patch.setenv('RAY_AUTH_MODE', 'token')
     patch.setenv('RAY_AUTH_TOKEN_PATH', token)
     patch.setenv('RAY_USAGE_STATS_ENABLED', '0')
+    patch.setenv('RAY_worker_niceness', '0')  # or other tests go first
     patch.setenv('NPROC', str(environment.thread_pool()))
     authentication.reset_auth_token_state()  # Ray read it at import
     nodes = cluster_utils.Cluster()

@@ -303,6 +303,8 @@ class Live:
       if not self._stop_wanted:
         self._book.finish(self._now())
       self._compute_rows(observer)
+      if not self._stop_wanted:
+        observer.close(self._execution.state)
       if self._checkpoints:
         self._save(observer)
     finally:

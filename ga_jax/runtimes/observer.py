@@ -22,7 +22,7 @@ class Observer:
     Args:
       observe: `observe(batches, state, metrics) -> stop`, or None.
       block: arrivals between two calls of it.
-      num_batches: of the run; the last block waits for `end`.
+      num_batches: of the run; the last block waits for `close`.
       stop: called where it says so, or fails.
     """
     self._observe = observe
@@ -59,10 +59,14 @@ class Observer:
     """Goes on where `save` was called."""
     self._batches, self._done, self._open = batches, list(done), list(log)
 
-  def end(self, state) -> dict[str, np.ndarray]:
-    """Waits for everything; the metrics of all arrivals."""
+  def close(self, state):
+    """Shows the last block, however short; `state` is that after it."""
     if self._open:
       self._hand_over(state)
+
+  def end(self, state) -> dict[str, np.ndarray]:
+    """Waits for everything; the metrics of all arrivals."""
+    self.close(state)
     self._queue.put(None)
     self._thread.join()
     if self._error is not None:
