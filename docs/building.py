@@ -67,14 +67,14 @@ def on_page_content(content, page, config, files):
   """Writes formulas in MathML."""
 
   def mathml(match):
-    display = 'block' if match[1] == 'div' else 'inline'
+    block = match[1] == 'div'
     formula = html.unescape(match[2]).strip()
-    element = converter.convert(formula, display=display)
+    element = converter.convert(formula, display='block' if block else 'inline')
     if '\\' in element:
       raise exceptions.PluginError(
         f'{page.file.src_uri}: the formula {formula!r} has a command that '
         'latex2mathml does not know'
       )
-    return element
+    return f'<div class="formula">{element}</div>' if block else element
 
   return FORMULA.sub(mathml, content)

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from ga_jax import kernel, ledger, snapshots, trace
+from ga_jax.policies import base as policies
 from ga_jax.policies.base import Action, Policy
 from ga_jax.rules import base
 
@@ -261,9 +262,11 @@ class Server:
 
     Raises:
       ValueError: the rule and the policy do not go together.
+      TypeError: one of them is something else.
     """
     if num_workers < 1:
       raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+    policies.check(policy)
     self._rule = base.lift(rule)
     kernel.check_rule(self._rule, policy.accumulates, num_workers)
     compiled = kernel.compiled(

@@ -7,6 +7,7 @@ programs accept. Really run are the commands with
 """
 
 import ast
+import importlib.util
 import os
 import pathlib
 import re
@@ -59,7 +60,7 @@ def test_examples_run(page, capsys):
 
 def test_there_are_examples():
   found = [block for text in PAGES.values() for block in BLOCK.findall(text)]
-  assert len(found) >= 17
+  assert len(found) >= 14
   assert {'README.md', 'docs/index.md', 'docs/your_own.md'} <= {*WITH_PYTHON}
   for text in PAGES.values():  # no other spelling hides a block
     assert text.count('```py') == len(BLOCK.findall(text))
@@ -68,8 +69,10 @@ def test_there_are_examples():
 # Commands.
 
 FENCED = re.compile(r'^```(?:bash|sh|shell|console)\n(.*?)^```', re.S | re.M)
-INDENTED = re.compile(r'^(?: {4}| {7,})(?=\S)(?!- |\* )(.*\n(?: {4}.*\n)*)', re.M)
-INLINE = re.compile(r'`(python -m experiments\.[^`]+)`')
+INDENTED = re.compile(
+  r'^(?: {4}| {7,})(?=\S)(?!- |\* )(.*\n(?: {4}.*\n)*)', re.M
+)
+INLINE = re.compile(r'`(python -m experiments\.[a-z][^`]+)`')
 MODULE = 'python -m experiments.'
 
 
@@ -82,7 +85,6 @@ def commands(text: str) -> list[tuple[str, tuple[str, ...]]]:
     if MODULE not in line:
       continue
     line = re.split(r' &$| && | \| |; ', line[line.index(MODULE) :].strip())[0]
-    line = line.replace('$method', 'ga')
     script, *given = shlex.split(line, comments=True)[2:]
     found.append((script.removeprefix('experiments.'), tuple(given)))
   return list(dict.fromkeys(found))
@@ -92,7 +94,7 @@ SHOWN = {page: commands(text) for page, text in PAGES.items()}
 ALL = sorted({one for found in SHOWN.values() for one in found})
 PLACEHOLDER = re.compile(r'=(?:[A-Z]{3,}|.*/[A-Z]{3,}|.*\.\.\.)')
 # What the others ask for first is a run, a report, or TensorFlow.
-PREPARED = ('train', 'compare', 'survey', 'reproduce', 'digits_curves')
+PREPARED = ('train', 'compare', 'survey', 'reproduce')
 
 
 def test_there_are_commands():
@@ -107,15 +109,15 @@ def test_commands_are_accepted(name, monkeypatch, tmp_path):
     (tmp_path / folder).symlink_to(ROOT / folder)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(tasks, 'source_of', lambda settings: None)
-  launch, prepared = cli.launch, []
+  launch, prepared, wanted = cli.launch, [], []
 
   def parsed(main, prepare, **options):
     del main
 
     def checked():
+      prepared.append(given)
       if name in PREPARED and '--resume' not in given:
         prepare()
-      prepared.append(given)
 
     launch(lambda nothing: None, checked, **options)
 
@@ -124,10 +126,14 @@ def test_commands_are_accepted(name, monkeypatch, tmp_path):
   for script, given in ALL:
     if script != name or any(map(PLACEHOLDER.search, given)):
       continue
+    if not given:
+      assert importlib.util.find_spec(f'experiments.{name}')
+      continue
+    wanted.append(given)
     code, _, err = scripts.call(name, *given)
     here = 'no such file or folder' not in err  # Debian's data sets
     assert (code, err) == (0, '') or not here, (name, given)
-  assert prepared or name == 'prepare'
+  assert prepared == wanted
 
 
 NOT_RUN = {
@@ -241,11 +247,15 @@ TROUBLE = PAGES['docs/troubleshooting.md']
 def texts() -> str:
   """What the sources may print: their strings, one a line."""
   found = []
-  paths = [p for d in ('ga_jax', 'experiments') for p in (ROOT / d).rglob('*.py')]
+  paths = [
+    p for d in ('ga_jax', 'experiments') for p in (ROOT / d).rglob('*.py')
+  ]
   for path in paths:
     for node in ast.walk(ast.parse(path.read_text())):
       if isinstance(node, ast.JoinedStr):
-        parts = (v.value if isinstance(v, ast.Constant) else '…' for v in node.values)
+        parts = (
+          v.value if isinstance(v, ast.Constant) else '…' for v in node.values
+        )
         found.append(''.join(parts))
       elif isinstance(node, ast.Constant) and isinstance(node.value, str):
         found.append(node.value)

@@ -97,6 +97,15 @@ class Policy(NamedTuple):
   round_size: int | None = 1
 
 
+def check(policy):
+  """Raises a TypeError where something else stands for a policy."""
+  if not isinstance(policy, Policy):
+    raise TypeError(
+      'policy must be a Policy, such as ga_jax.policies.asynchronous(), got '
+      f'{policy!r}'
+    )
+
+
 def check_integer(
   name: str,
   value: int,

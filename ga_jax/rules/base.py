@@ -115,9 +115,17 @@ def lift(transformation: optax.GradientTransformation) -> AsyncOptimizer:
 
   Returns:
     An `AsyncOptimizer`.
+
+  Raises:
+    TypeError: it is none.
   """
   if isinstance(transformation, AsyncOptimizer):
     return transformation
+  if not hasattr(transformation, 'init') or isinstance(transformation, type):
+    raise TypeError(
+      'a rule must be an optax transformation, such as ga_jax.gap_aware(0.1), '
+      f'got {transformation!r}'
+    )
   transformation = optax.with_extra_args_support(transformation)
   return AsyncOptimizer(
     transformation.init, _pass_through, transformation.update

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 
 from ga_jax import clocks, ledger
 from ga_jax import trace as trace_lib
+from ga_jax.policies import base as policies
 from ga_jax.policies.base import Policy
 
 _ARRIVES, _LEAVES = 0, 1
@@ -48,6 +49,12 @@ def play(
   """
   if num_workers < 1:
     raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+  policies.check(policy)
+  if not isinstance(clock, clocks.Clock):
+    raise TypeError(
+      'clock must be a Clock, such as ga_jax.clocks.homogeneous(seed=0), got '
+      f'{clock!r}'
+    )
   if policy.needs_loss and loss_fn is None:
     raise ValueError('this policy needs losses and cannot be scheduled alone')
   book = ledger.Ledger(

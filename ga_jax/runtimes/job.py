@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ga_jax import kernel, programs, server
+from ga_jax.policies import base as policies
 from ga_jax.policies.base import Policy
 from ga_jax.programs import gradient
 
@@ -94,8 +95,15 @@ def build(
   Raises:
     ValueError: the program remembers other streams than the batches have, or
       the rule's penalties are not known by layer where they are asked for.
+    TypeError: an argument is something else than it should be.
   """
+  policies.check(policy)
   if not isinstance(batches, Source):
+    if not callable(batches):
+      raise TypeError(
+        'batches must be a function of the batch id, batch_fn(batch_id) -> '
+        f'batch, or a Source, got {type(batches)}'
+      )
     batches = Source(batches)
   resident = jax.tree.map(jnp.asarray, batches.resident)  # moved only once
   if hparams is None:
@@ -137,9 +145,24 @@ def worker_program(
   def loss_of_host_batch(params, model_state, host_batch, key):
     load_key, loss_key = jax.random.split(key)
     batch = load_fn(resident, host_batch, load_key)
-    return loss_fn(params, model_state, batch, loss_key)
+    returned = loss_fn(params, model_state, batch, loss_key)
+    _check_loss(returned)
+    return returned
 
   return program_fn(hparams)(loss_of_host_batch)
+
+
+def _check_loss(returned):
+  """Raises a TypeError where a loss function returns something else."""
+  form = 'loss_fn(params, model_state, batch, key) -> (loss, model_state)'
+  if not (isinstance(returned, tuple) and len(returned) == 2):
+    raise TypeError(
+      f'{form}: it must return two values; model_state is () without statistics'
+    )
+  if jnp.shape(returned[0]):
+    raise TypeError(
+      f'{form}: the loss must be a scalar, got shape {jnp.shape(returned[0])}'
+    )
 
 
 def program_of(job: Job) -> programs.Program:
