@@ -43,7 +43,15 @@ def relaxed():
 # Python.
 
 
-@pytest.mark.parametrize('page', WITH_PYTHON)
+@pytest.mark.parametrize(
+  'page',
+  [
+    page
+    if page in ('README.md', 'docs/index.md')
+    else pytest.param(page, marks=pytest.mark.slow)
+    for page in WITH_PYTHON
+  ],
+)
 def test_examples_run(page, capsys):
   for i, (goes_on, block) in enumerate(BLOCK.findall(PAGES[page])):
     assert sum(map(bool, block.split('\n'))) <= LONGEST

@@ -88,21 +88,14 @@ def refuses(result, flag):
 # One run.
 
 
-def is_quick(name):
-  """Methods of another rule or parameter alone are slow tests, but for two."""
-  parts = methods.METHODS[name]._replace(about='', paper='', rule='', fixed=())
-  same = [
-    other
-    for other, method in methods.METHODS.items()
-    if method._replace(about='', paper='', rule='', fixed=()) == parts
-  ]
-  return name in (same[0], 'ga', 'dana_zero')
+# The others differ in a rule, or in a policy that policies_test.py runs.
+QUICK = ('ga', 'dana_slim', 'ssgd', 'abs', 'local_sgd', 'easgd', 'laga', 'topk')
 
 
 @pytest.mark.parametrize(
   'method',
   [
-    name if is_quick(name) else pytest.param(name, marks=pytest.mark.slow)
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
     for name in methods.METHODS
   ],
 )

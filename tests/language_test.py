@@ -94,6 +94,7 @@ def of_preset(preset, folder, **own):
   return settings_lib.check(settings)
 
 
+@pytest.mark.slow
 def test_wikitexts_preset_with_a_small_network(folder):
   settings = of_preset('wikitext103_transformer_xl', folder, model='shallow')
   summary = run.train(settings).summary

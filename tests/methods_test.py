@@ -234,6 +234,7 @@ assert call() == call()  # nothing is computed again
 """
 
 
+@pytest.mark.slow
 def test_survey_writes_a_table_and_resumes(tmp_path):
   workdir = str(tmp_path / 'survey')
   done = subprocess.run(

@@ -99,7 +99,7 @@ def test_rounds_are_of_the_size_that_is_said(name):
 
 
 @pytest.mark.parametrize('name', sorted(policies.POLICIES))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=50, deadline=None)
 @given(
   seed=st.integers(0, 10_000),
   num_workers=st.integers(1, 6),

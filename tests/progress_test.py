@@ -287,6 +287,7 @@ def in_terminal(columns, *arguments, interrupt=0):
   return process.wait(), seen.decode()
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_panel_that_ends_clean(tmp_path):
   workdir = f'--workdir={tmp_path / "a run"}'
   code, seen = in_terminal(

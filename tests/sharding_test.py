@@ -114,7 +114,7 @@ def assert_same(whole, parts, tolerance):
     assert int(state.version) == parts.core.version
 
 
-QUICK = ('ga_global', False), ('ga_global', True)
+QUICK = (('ga_global', True),)
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,9 @@ def gather(handles):
   return [handle.result() for handle in handles]
 
 
-@pytest.mark.parametrize('accumulates', [False, True])
+@pytest.mark.parametrize(
+  'accumulates', [pytest.param(False, marks=pytest.mark.slow), True]
+)
 def test_actors_give_the_bits_of_one_process(accumulates):
   rule = cases.rule('ga_global', 0.02)
   options = {'accumulates': accumulates}

@@ -159,7 +159,9 @@ def assert_replays(life, result):
     assert cases.same_bits(state, states[batches]), batches
 
 
-@pytest.mark.parametrize('every_updates', [None, 15])
+@pytest.mark.parametrize(
+  'every_updates', [pytest.param(None, marks=pytest.mark.slow), 15]
+)
 @pytest.mark.parametrize('name', CASES)
 def test_killed_runs_go_on_with_every_row(name, every_updates, tmp_path):
   life = Life(name, tmp_path, every_updates)
