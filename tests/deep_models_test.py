@@ -206,6 +206,7 @@ def test_option_a_by_hand():
   np.testing.assert_array_equal(resnet.option_a(jnp.asarray(x), 3, 1), x)
 
 
+@pytest.mark.slow
 def test_blocks_begin_as_their_shortcuts():
   x = np.random.default_rng(0).normal(size=(2, 3, 3, 8)).astype(np.float32)
   model = models.from_linen(resnet.Bottleneck(2))
@@ -286,6 +287,7 @@ def test_bfloat16_is_for_what_is_computed_only(name):
     assert str(eqn.invars[0].aval.dtype) == 'float32'
 
 
+@pytest.mark.slow
 @deep_models
 def test_rematerialised_blocks_keep_less(name):
   kept = {}
@@ -311,6 +313,7 @@ SMALL = {  # one block per stage
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   'kind',
   [

@@ -102,6 +102,7 @@ def test_two_updates_of_a_preset(preset, small, tmp_path):
   assert 0 <= summary['test_error'] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('preset', ['cifar10_resnet20', 'imagenet_resnet50'])
 def test_two_updates_of_a_deep_preset_with_a_small_network(
   preset, small, tmp_path

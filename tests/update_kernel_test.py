@@ -214,6 +214,7 @@ def test_the_kernel_writes_the_state_where_it_was():
   assert memory.temp_size_in_bytes < 0.2 * 4 * SIZE
 
 
+@pytest.mark.slow
 def test_the_benchmark_runs(tmp_path):
   path = tmp_path / 'out.json'
   command = [sys.executable, '-m', 'experiments.bench.update_kernel']
