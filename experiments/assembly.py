@@ -135,7 +135,7 @@ def assembled(
     kernel.check_rule(rule, made.policy.accumulates, num_workers)
   except ValueError as error:
     raise parts.ParameterError('policy', str(error)) from error
-  _checked(made.program, _no_loss)
+  _checked(made.program, no_loss)
   return made
 
 
@@ -170,8 +170,9 @@ def _round_size(made: Assembled, num_workers: int, local: bool) -> int:
   return size or num_workers
 
 
-def _no_loss(params, model_state, batch, key):
-  raise NotImplementedError('built to be checked, never run')
+def no_loss(params, model_state, batch, key):
+  """The loss of a program that is looked at and never run."""
+  raise NotImplementedError('built to be looked at, never run')
 
 
 def _numbers(arguments, traced: bool):

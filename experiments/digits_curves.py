@@ -128,8 +128,8 @@ def main(prepared):
   plans, folder, rates = prepared
   path = os.path.join(folder, studies.RESULTS)
   total = sum(len(p.settings) * len(p.seeds) for p in plans.values())
-  with progress.GridProgress(None) as advance:
-    cells = Cells(path, advance, any_version=True)
+  with progress.GridProgress(None, quiet=cli.quiet()) as shown:
+    cells = Cells(path, shown, any_version=True, running=shown.running)
     for clock, plan in plans.items():
       for (method, _), settings in plan.settings.items():
         if (clock, method) in rates:

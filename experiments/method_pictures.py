@@ -13,6 +13,7 @@ import pathlib
 import numpy as np
 
 from experiments import digits_curves, methods
+from experiments import run as run_lib
 from ga_jax import plots
 
 PANELS = (  # title, what is on the x axis, clock
@@ -147,18 +148,16 @@ def over_training(arrivals):
 
 def penalties(arrivals):
   """How often a gradient was divided by how much."""
-
-  def histogram(values):
-    counts, _ = np.histogram(values, [*EDGES, np.inf])
-    return {'edges': list(EDGES), 'counts': counts.tolist()}
-
+  edges = np.array(EDGES)
   run, sa = arrivals['ga'], arrivals['sa']
   found = {
-    f'GA at {name}': histogram(run['mean_penalty'][some])
+    f'GA at {name}': run_lib.histogram(run['mean_penalty'][some], edges)
     for name, some in phases(run).items()
   }
   everything = np.concatenate(list(phases(sa).values()))
-  found['SA at any rate'] = histogram(sa['mean_penalty'][everything])
+  found['SA at any rate'] = run_lib.histogram(
+    sa['mean_penalty'][everything], edges
+  )
   return plots.histogram_by_decade(
     found,
     title='What gradients were divided by',

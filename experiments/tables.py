@@ -22,11 +22,17 @@ def cell_text(summaries: list[dict[str, Any]]) -> str:
   diverged = len(summaries) - len(kept)
   if not kept:
     return 'diverged'
-  text = f'{np.mean(kept):.2f}'
-  if len(kept) > 1:
-    text += f' ± {np.std(kept, ddof=1):.2f}'
+  text = mean_text(kept)
   if diverged:
     text += f' ({diverged} of {len(summaries)} diverged)'
+  return text
+
+
+def mean_text(values: list[float]) -> str:
+  """'mean ± standard deviation' of some numbers."""
+  text = f'{np.mean(values):.2f}'
+  if len(values) > 1:
+    text += f' ± {np.std(values, ddof=1):.2f}'
   return text
 
 

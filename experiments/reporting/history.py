@@ -150,7 +150,7 @@ def _played(one) -> History:
   try:
     messages = _messages(s, made)
     clock = run_lib.clock_of(s, messages)
-    program = made.program(_no_loss)
+    program = made.program(assembly.no_loss)
     trace = cluster.schedule(
       made.policy,
       clock,
@@ -187,7 +187,3 @@ def _messages(s, made) -> run_lib.MessageBytes:
   if not s.latency and math.isinf(s.bandwidth):
     return run_lib.MessageBytes(0, 0)
   return run_lib.message_bytes(tasks.task_of(s), made, *run_lib.initial(s))
-
-
-def _no_loss(params, model_state, batch, key):
-  raise NotImplementedError('a schedule computes no gradient')

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from experiments import tables
 from experiments.reporting import lines, markup
 
 Columns = dict[str, Callable[[lines.Cell], str]]
@@ -92,7 +93,7 @@ def error_text(comparison: lines.Comparison, cell: lines.Cell) -> str:
   """'mean ± sd', what diverged, and what has not ended."""
   errors = [comparison.error(one) for one in cell.finished()]
   errors = [error for error in errors if error is not None]
-  text = mean_text(errors) if errors else ''
+  text = tables.mean_text(errors) if errors else ''
   diverged = sum(one.diverged for one in cell.runs)
   if diverged:
     of = f' of {len(cell.runs)}' if len(cell.runs) > 1 else ''
@@ -101,14 +102,6 @@ def error_text(comparison: lines.Comparison, cell: lines.Cell) -> str:
   if unfinished:
     text += f' ({unfinished} of {len(cell.runs)} unfinished)'
   return text.strip()
-
-
-def mean_text(values: list[float]) -> str:
-  """'mean ± standard deviation' of some numbers."""
-  text = f'{np.mean(values):.2f}'
-  if len(values) > 1:
-    text += f' ± {np.std(values, ddof=1):.2f}'
-  return text
 
 
 def difference(comparison: lines.Comparison, cell: lines.Cell) -> str:
