@@ -87,7 +87,7 @@ def init(
     ValueError: a rule that cannot average under a policy that does, or whose
       look-ahead is hidden by a wrapper.
   """
-  check_rule(rule, accumulates)
+  check_rule(rule, accumulates, params=params)
   params, model_state = jax.tree.map(
     lambda x: jnp.array(x, copy=True), (params, model_state)
   )
@@ -113,7 +113,10 @@ def init(
 
 
 def check_rule(
-  rule: base.AsyncOptimizer, accumulates: bool, num_workers: int | None = None
+  rule: base.AsyncOptimizer,
+  accumulates: bool,
+  num_workers: int | None = None,
+  params: Any = None,
 ):
   """Raises a ValueError where a rule does not fit a policy or a run.
 
@@ -121,14 +124,20 @@ def check_rule(
     rule: the server rule.
     accumulates: whether a round may hold several gradients.
     num_workers: workers of the run, where they are known.
+    params: pytree of arrays or shapes; with it buffers are found that a wrapper
+      of optax hides.
   """
-  if accumulates and not rule.averages:
+  buffers, averages = rule.num_workers, rule.averages
+  if buffers is None and params is not None:
+    hidden = base.per_worker(jax.eval_shape(rule.init, params))
+    buffers = min((one.num_workers for one in hidden), default=None)
+    averages &= not hidden
+  if accumulates and not averages:
     raise ValueError(
       'this rule keeps a momentum buffer per worker, so the gradients of '
       'several workers cannot be averaged into one round: choose a policy that '
       'applies each gradient (asynchronous), or another rule'
     )
-  buffers = rule.num_workers
   if None not in (num_workers, buffers) and num_workers > buffers:
     raise ValueError(
       f'this rule keeps {buffers} momentum buffers, one per worker, '
@@ -285,6 +294,9 @@ def close(rule: base.AsyncOptimizer, state: ServerState) -> ServerState:
     count=state.count + batches,
   )
   return state._replace(round=_empty_round(rule, state))
+
+
+leave = jax.jit(base.leave)  # (opt_state, worker_id); nothing is donated
 
 
 class Compiled(NamedTuple):

@@ -111,6 +111,13 @@ class ServerCore:
       )
     return self._compiled.snapshot(self._hparams, self._published)
 
+  def leave(self, worker_id: int):
+    """A worker has left; what is sent changes with the next version."""
+    if base.per_worker(self._state.opt_state):
+      self._state = self._state._replace(
+        opt_state=kernel.leave(self._state.opt_state, np.int32(worker_id))
+      )
+
   def keep(self, version: int):
     """`hold`, where nobody looks at it now."""
     self.hold(version)
@@ -268,7 +275,7 @@ class Server:
       raise ValueError(f'num_workers must be at least 1, got {num_workers}')
     policies.check(policy)
     self._rule = base.lift(rule)
-    kernel.check_rule(self._rule, policy.accumulates, num_workers)
+    kernel.check_rule(self._rule, policy.accumulates, num_workers, params)
     compiled = kernel.compiled(
       fixed(self._rule),
       kernel.check_momentum(stats_momentum, model_state),
@@ -381,7 +388,7 @@ class Server:
     Raises:
       ValueError: it is here already, or the rule has no buffer for it.
     """
-    kernel.check_rule(self._rule, False, worker_id + 1)
+    kernel.check_rule(self._rule, False, worker_id + 1, self.params)
     self._ledger.join(worker_id, time)
     self._num_workers = max(self._num_workers, worker_id + 1)
 
@@ -390,6 +397,7 @@ class Server:
     before = self._ledger.version
     for ended in self._ledger.leave(worker_id, time):
       self._core.release(ended.version)
+    self._core.leave(worker_id)
     if self._ledger.version > before:  # the others' round is complete now
       self._core.close()
 

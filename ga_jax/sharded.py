@@ -82,6 +82,10 @@ class Shard:
     """Nobody needs that snapshot any more."""
     self._core.release(version)
 
+  def leave(self, worker_id: int):
+    """A worker has left."""
+    self._core.leave(worker_id)
+
   def offer(self, ticket: ledger.Ticket, grads, model_state, weight, staleness):
     """Brings its piece of a gradient; `enter` must follow."""
     self._arguments = ticket, grads, model_state, weight, staleness
@@ -260,6 +264,10 @@ class ShardedCore:
     self.store.release(version)
     if version not in self.store:
       self._all('release', version)
+
+  def leave(self, worker_id: int):
+    """A worker has left; see `server.ServerCore.leave`."""
+    self._all('leave', worker_id)
 
   def enter(
     self,

@@ -428,3 +428,72 @@ def test_a_large_gradient_in_a_batch_id_schedule(x64):
   half = run(make('local_sgd', learning_rate=schedule), outer('local_sgd'))
   whole = run(make('local_sgd'), outer('local_sgd'), num_batches=30)
   assert cases.distance(half.params, whole.params) < 1e-12
+
+
+TARGET = 1 + 2j
+
+
+def complex_problem():
+  """|p − (1 + 2j)|², and the same of its real and imaginary part."""
+
+  def of_complex(params, model_state, batch, key):
+    del batch, key
+    return jnp.abs(params['p'] - TARGET) ** 2, model_state
+
+  def of_parts(params, model_state, batch, key):
+    del batch, key
+    apart = params['re'] - TARGET.real, params['im'] - TARGET.imag
+    return apart[0] ** 2 + apart[1] ** 2, model_state
+
+  return of_complex, of_parts
+
+
+def remembering(loss_fn):
+  """The recurrent program for a loss that remembers nothing."""
+
+  def with_memory(params, both, batch, key):
+    model_state, memory = both
+    loss, model_state = loss_fn(params, model_state, batch, key)
+    return loss, (model_state, memory)
+
+  return programs.recurrent(with_memory, lambda: jnp.zeros(()), streams=1)
+
+
+@pytest.mark.parametrize('name', [*programs.PROGRAMS, 'recurrent'])
+def test_complex_parameters_go_downhill(name):
+  """As their real and imaginary parts do, simulated and on threads."""
+  own = {'dana_slim': {'momentum': 0.5}, 'easgd': {'elasticity': 0.9}}
+  program = (
+    remembering if name == 'recurrent' else make(name, **own.get(name, {}))
+  )
+  rule = outer(name)
+  of_complex, of_parts = complex_problem()
+  source = job_lib.Source(lambda i: np.zeros(1, np.float32), streams=1)
+  common = {'policy': policies.asynchronous(), 'num_batches': 120}
+
+  def trained(loss_fn, params, run, **own):
+    batches = source if name == 'recurrent' else source.batch_fn
+    return run(
+      loss_fn, params, batches, rule, program=program, **common, **own
+    ).params
+
+  start = {'p': jnp.zeros((), jnp.complex64)}
+  zero = jnp.zeros((), jnp.float32)
+  simulated = {'clock': clocks.homogeneous(0), 'executor': 'exact'}
+  workers = 1 if name == 'recurrent' else 3
+  found = trained(
+    of_complex, start, ga_jax.simulate, num_workers=workers, **simulated
+  )['p']
+  parts = trained(
+    of_parts,
+    {'re': zero, 'im': zero},
+    ga_jax.simulate,
+    num_workers=workers,
+    **simulated,
+  )
+  assert abs(complex(found) - TARGET) < 0.2
+  np.testing.assert_allclose(
+    complex(found), complex(parts['re'], parts['im']), rtol=1e-5
+  )
+  live = trained(of_complex, start, ga_jax.run_on_threads, num_workers=1)
+  assert abs(complex(live['p']) - TARGET) < 0.2

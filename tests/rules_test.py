@@ -711,3 +711,27 @@ def test_a_hidden_look_ahead_is_refused(name):
       continue
     with pytest.raises(ValueError, match=r'ga_jax\.chain'):
       kernel.init(hidden, params)
+
+
+@every_rule
+def test_complex_parameters_have_no_direction_of_their_own(name):
+  """What is turned by i goes the same way, turned by i."""
+  rule = cases.RULES[name](0.1)
+
+  def of(turn):
+    rng = np.random.default_rng(5)
+
+    def draw():
+      parts = rng.normal(size=(2, 4)).astype(np.float32)
+      return {'p': jnp.asarray(turn * np.complex64(parts[0] + 1j * parts[1]))}
+
+    params = draw()
+    state = rule.init(params)
+    for _ in range(3):
+      stale_params = jax.tree.map(lambda p: p - 0.1 * turn, params)
+      extra = {**extras(params), 'stale_params': stale_params}
+      updates, state = rule.update(draw(), state, params, **extra)
+      params = optax.apply_updates(params, updates)
+    return params['p']
+
+  np.testing.assert_allclose(of(1j), 1j * of(1), rtol=1e-5)

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 LONGEST_UNROLL = 8  # steps; convolutions inside XLA's CPU loops are slow
 
@@ -25,8 +26,8 @@ class Submission(NamedTuple):
   """What a worker answers, in gradient sign.
 
   Attributes:
-    grads: pytree like the parameters; a message where the program has a
-      `decode`.
+    grads: pytree like the parameters, complex leaves conjugated (see
+      `value_and_grad`); a message where the program has a `decode`.
     model_state: the model's statistics after the batches.
     loss: mean training loss over the batches, scalar.
   """
@@ -72,6 +73,30 @@ class Program(NamedTuple):
   message_bytes: Callable[[Any], int] = nbytes
   decode: Callable[[Any, Any], Any] | None = None
   streams: int = 0
+
+
+def value_and_grad(loss_fn: Callable[..., tuple[Any, Any]]):
+  """`jax.value_and_grad` whose gradient points uphill for complex parameters.
+
+  For a real loss of complex p, JAX returns ∂L/∂Re p − i ∂L/∂Im p, the conjugate
+  of the direction of steepest ascent: descending along it goes uphill in Im p.
+
+  Args:
+    loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, model_state)`.
+
+  Returns:
+    A function of the same arguments, `-> ((loss, model_state), grads)`, whose
+    complex leaves are ∂L/∂Re p + i ∂L/∂Im p; real ones are as JAX gives them.
+  """
+  of_jax = jax.value_and_grad(loss_fn, has_aux=True)
+
+  def uphill(*args):
+    value, grads = of_jax(*args)
+    return value, jax.tree.map(
+      lambda g: jnp.conj(g) if jnp.iscomplexobj(g) else g, grads
+    )
+
+  return uphill
 
 
 def fold_batches(step, carry, work: Work):

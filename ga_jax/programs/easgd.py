@@ -68,7 +68,7 @@ def easgd(
     elasticity = 0.9 / num_workers
   check_number('elasticity', elasticity, above=0.0, below=1.0)
   decay = decayed_weights(weight_decay)
-  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  value_and_grad = base.value_and_grad(loss_fn)
 
   def init(params):
     zeros = jax.tree.map(

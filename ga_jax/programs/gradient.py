@@ -21,7 +21,7 @@ def gradient(loss_fn: Callable[..., tuple[Any, Any]]) -> base.Program:
   Returns:
     A `Program` without worker state.
   """
-  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  value_and_grad = base.value_and_grad(loss_fn)
 
   def run(worker_state, sent, work):
     batch = jax.tree.map(lambda x: x[0], work.batches)

@@ -34,7 +34,7 @@ def laga(
     A `Program` without worker state that overlaps computation and messages.
   """
   base.check_steps(local_steps)
-  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  value_and_grad = base.value_and_grad(loss_fn)
 
   def run(worker_state, sent, work):
     def step(carry, batch, key, batch_id):

@@ -54,7 +54,7 @@ def local_sgd(
   inner = optax.chain(
     decayed_weights(weight_decay), momentum_trace(local_momentum)
   )
-  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  value_and_grad = base.value_and_grad(loss_fn)
 
   def run(worker_state, sent, work):
     def step(carry, batch, key, batch_id):

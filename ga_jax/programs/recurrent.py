@@ -48,7 +48,7 @@ def recurrent(
   """
   if streams < 1:
     raise ValueError(f'streams must be at least 1, got {streams}')
-  value_and_grad = jax.value_and_grad(loss_fn, has_aux=True)
+  value_and_grad = base.value_and_grad(loss_fn)
 
   def init(params):
     del params

@@ -93,6 +93,10 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
       averages=self.averages,
     ), made
 
+  def leave(self, state, worker_id):
+    """The state once a worker has left; see `leave`."""
+    return leave(state, worker_id)
+
   @property
   def looks_ahead(self) -> bool:
     """Whether workers are sent anything but the server's parameters."""
@@ -200,6 +204,40 @@ def chain(*links: optax.GradientTransformation) -> AsyncOptimizer:
     lookahead=lookahead if ahead else _same_params,
     num_workers=min(buffers, default=None),
     averages=all(rule.averages for rule in rules),
+  )
+
+
+def _is_per_worker(node) -> bool:
+  return hasattr(node, 'leave')
+
+
+def per_worker(opt_state: optax.OptState) -> list[Any]:
+  """The parts of a state, wherever they are in it, that know of workers."""
+  nodes = jax.tree.leaves(opt_state, is_leaf=_is_per_worker)
+  return [node for node in nodes if _is_per_worker(node)]
+
+
+def leave(opt_state: optax.OptState, worker_id) -> optax.OptState:
+  """The state of a rule once a worker has left, or was lost.
+
+  What a rule keeps per worker stands in a NamedTuple with `num_workers`, how
+  many there is room for, and a method `leave(worker_id) -> the same without
+  that worker`. It is found in any state, so that no wrapper can hide it; the
+  rest of a state stays as it is. The server calls this where its record says
+  that a worker left. Where rounds are averaged it may change only what
+  `correct` reads.
+
+  Args:
+    opt_state: of any rule.
+    worker_id: who left, int32 scalar.
+
+  Returns:
+    A state of the same structure.
+  """
+  return jax.tree.map(
+    lambda node: node.leave(worker_id) if _is_per_worker(node) else node,
+    opt_state,
+    is_leaf=_is_per_worker,
   )
 
 

@@ -18,7 +18,7 @@ from ga_jax.rules import base, gap
 
 
 def compensated(g, dc_lambda, p, ps) -> jax.Array:
-  """g + λ g ⊙ g ⊙ (θ − θs), of one leaf.
+  """g + λ g ⊙ g ⊙ (θ − θs), of one leaf; of complex ones g ⊙ conj g.
 
   Args:
     g: the gradient.
@@ -30,7 +30,8 @@ def compensated(g, dc_lambda, p, ps) -> jax.Array:
     The compensated gradient, in the dtype of `g`.
   """
   moved = (jnp.asarray(p) - jnp.asarray(ps)).astype(g.dtype)
-  return g + jnp.asarray(dc_lambda, g.dtype) * g * g * moved  # eq. 10
+  scale = jnp.asarray(dc_lambda, g.dtype)
+  return g + scale * g * jnp.conj(g) * moved  # eq. 10
 
 
 def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:

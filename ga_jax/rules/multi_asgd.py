@@ -24,6 +24,28 @@ class TracePerWorkerState(NamedTuple):
   traces: optax.Updates  # v, each leaf [num_workers, *shape of the parameter].
   total: optax.Updates | None  # S = Σ_j v_j, like params, float32 or wider.
 
+  @property
+  def num_workers(self) -> int:
+    """How many buffers there are."""
+    return min((len(v) for v in jax.tree.leaves(self.traces)), default=0)
+
+  def leave(self, worker_id) -> 'TracePerWorkerState':
+    """v_w ← 0 of a worker that left, and S without it.
+
+    Else S would point for ever where its last gradients did.
+    """
+
+    def cleared(v):
+      row = jnp.zeros((1, *v.shape[1:]), v.dtype)
+      return jax.lax.dynamic_update_slice_in_dim(v, row, worker_id, 0)
+
+    traces, total = jax.tree.map(cleared, self.traces), self.total
+    if total is not None:
+      total = jax.tree.map(
+        lambda s, v: jnp.sum(v, axis=0, dtype=s.dtype), total, traces
+      )
+    return TracePerWorkerState(traces, total)
+
 
 def trace_per_worker(
   momentum: float, num_workers: int, *, keep_total: bool = False

@@ -255,6 +255,7 @@ class Execution:
       self._core.close()
     elif event == Kind.LEAVE:
       self._workers.pop(worker, None)
+      self._core.leave(worker)
     elif event in (Kind.RESTART, Kind.EXPIRE):
       self._core.release(version)
     if event != Kind.ARRIVE or action == Action.REFUSE:

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ga_jax import kernel
+from ga_jax.rules import base
 from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import slots
@@ -45,6 +46,7 @@ class Step(NamedTuple):
   weight: Any
   close: Any
   reset: Any  # the worker was lost since its last arrival
+  left: Any  # who left before it, −1 for nobody, [most]
   read_slot: Any
   write_slot: Any
 
@@ -180,6 +182,8 @@ def compiled_block(
     def arrive(hold, item):
       (state, buffer, workers), sent, worker = hold
       step, next_slot, next_worker = item
+      if len(step.left):
+        state = _without(state, step.left)
       if resets:
         worker = jax.tree.map(
           lambda x, first: jnp.where(step.reset, first, x),
@@ -292,7 +296,7 @@ def execute(
       shape of parameters.
   """
   job_lib.expect(job.source, trace)
-  plan = slots.plan(trace)
+  plan = plan_of(job, trace)
   unrolled = unrolled_convolutions(job)
   length = block or block_length(unrolled, align)
   run_block = block_of(job, plan.reset.any(), unrolled)
@@ -334,7 +338,35 @@ def execute(
       save()
   if checkpoints and done > at_hand:
     save()
-  return carry.state, job_lib.joined(log), done
+  state = carry.state if done < len(held) else left_at_end(carry.state, plan)
+  return state, job_lib.joined(log), done
+
+
+def plan_of(job: job_lib.Job, trace) -> slots.Plan:
+  """The plan of a trace; nobody leaves a rule that knows no workers."""
+  plan = slots.plan(trace)
+  rule = job.rule_fn(job.hparams)
+  if base.per_worker(jax.eval_shape(rule.init, job.params)):
+    return plan
+  return plan._replace(left=plan.left[:, :0])
+
+
+def left_at_end(state: kernel.ServerState, plan: slots.Plan):
+  """The state after those who left when the last gradient had arrived."""
+  return _without(state, plan.left[-1]) if plan.left.size else state
+
+
+@jax.jit
+def _without(state: kernel.ServerState, left) -> kernel.ServerState:
+  """The state when these workers have left; −1 is nobody."""
+
+  def leave(i, opt_state):
+    return jax.lax.cond(
+      left[i] < 0, lambda s, _: s, base.leave, opt_state, left[i]
+    )
+
+  opt_state = jax.lax.fori_loop(0, len(left), leave, state.opt_state)
+  return state._replace(opt_state=opt_state)
 
 
 def first_carry(job: job_lib.Job, plan: slots.Plan, num_workers: int) -> Carry:
@@ -432,6 +464,7 @@ def steps_of(job: job_lib.Job, plan: slots.Plan, part: slice) -> Step:
     weight=rows['weight'],
     close=plan.close[part],
     reset=plan.reset[part],
+    left=plan.left[part],
     read_slot=plan.read_slot[part],
     write_slot=plan.write_slot[part],
   )

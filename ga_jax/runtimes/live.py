@@ -198,7 +198,9 @@ class Live:
       raise ValueError(f'lease_seconds must be positive, got {lease_seconds}')
     if (checkpoints or recover) and trace_path is None:
       raise ValueError('a run can only go on with a record: give a trace_path')
-    kernel.check_rule(job.rule_fn(job.hparams), job.accumulates, num_workers)
+    kernel.check_rule(
+      job.rule_fn(job.hparams), job.accumulates, num_workers, job.params
+    )
     self._job = job
     self._needs_loss = policy.needs_loss
     self._staff = staff
@@ -253,7 +255,15 @@ class Live:
     return dict(self._telemetry)
 
   def add_worker(self, worker_id: int):
-    """A worker comes in while the run goes on."""
+    """A worker comes in while the run goes on.
+
+    Raises:
+      ValueError: the rule has no buffer for it.
+    """
+    job = self._job
+    kernel.check_rule(
+      job.rule_fn(job.hparams), job.accumulates, worker_id + 1, job.params
+    )
     self._inbox.put(functools.partial(self._hire, worker_id))
 
   def remove_worker(self, worker_id: int):

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax.runtimes import cluster, fast, simulate, slots
+from ga_jax.runtimes import cluster, fast, simulate
 from ga_jax.runtimes import job as job_lib
 
 
@@ -54,8 +54,12 @@ def simulate_many(
   if not runs:
     raise ValueError('runs must hold at least one')
   jobs, traces = zip(*(_scheduled(**run) for run in runs), strict=True)
-  plans = [slots.plan(trace) for trace in traces]
+  plans = [
+    fast.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
+  ]
   _check_alike(runs, jobs, plans)
+  most = max(plan.left.shape[1] for plan in plans)
+  plans = [plan._replace(left=_wider(plan.left, most)) for plan in plans]
   first, rows = jobs[0], max(plan.rows for plan in plans)
   unrolled = fast.unrolled_convolutions(first)
   resets = any(plan.reset.any() for plan in plans)
@@ -83,7 +87,7 @@ def simulate_many(
     )
     log.append(metrics)
     done += size
-  return _results(carry.state, log, traces)
+  return _results(carry.state, log, traces, plans)
 
 
 def _scheduled(*, clock, policy, **arguments):
@@ -129,15 +133,22 @@ def _stacked(trees):
   return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def _results(states, log, traces) -> list[simulate.Result]:
+def _wider(left: np.ndarray, most: int) -> np.ndarray:
+  """The same, of so many columns."""
+  missing = most - left.shape[1]
+  return np.pad(left, ((0, 0), (0, missing)), constant_values=-1)
+
+
+def _results(states, log, traces, plans) -> list[simulate.Result]:
   """The results of each run."""
   metrics = {
     name: np.concatenate([np.asarray(part[name]) for part in log], axis=1)
     for name in log[0]
   }  # [runs, arrivals]
   results = []
-  for i, trace in enumerate(traces):
+  for i, (trace, plan) in enumerate(zip(traces, plans, strict=True)):
     state = jax.tree.map(lambda x, i=i: x[i], states)
+    state = fast.left_at_end(state, plan)
     own = {name: values[i] for name, values in metrics.items()}
     own['time'] = trace.applied()['time']
     results.append(simulate.Result(state, trace, own, len(own['loss'])))

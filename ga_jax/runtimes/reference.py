@@ -50,6 +50,7 @@ def execute(job: job_lib.Job, trace):
       sent[ticket] = published
     if row['event'] == Kind.LEAVE:
       workers.pop(worker, None)
+      state = rule.leave(state, worker)
     if row['event'] == Kind.ARRIVE and entered:
       first, number = int(row['first_batch']), int(row['num_batches'])
       snapshot = kernel.Snapshot(*sent[ticket])

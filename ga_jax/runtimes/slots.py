@@ -21,6 +21,7 @@ class Plan(NamedTuple):
   read_slot: np.ndarray  # int32: the row it was computed at
   write_slot: np.ndarray  # int32: the row of the version it makes, if any
   rows: int
+  left: np.ndarray  # int32 [arrivals + 1, most]: workers that left before it
 
 
 def plan(trace) -> Plan:
@@ -58,7 +59,15 @@ def plan(trace) -> Plan:
       slot_of[version] = slot
     else:  # nobody reads it
       free.append(slot)
-  return Plan(arrivals, close, _resets(trace.events), read, write, rows)
+  return Plan(
+    arrivals=arrivals,
+    close=close,
+    reset=_resets(trace.events),
+    read_slot=read,
+    write_slot=write,
+    rows=rows,
+    left=_left(trace.events),
+  )
 
 
 def _closes(events) -> np.ndarray:
@@ -76,10 +85,32 @@ def _closes(events) -> np.ndarray:
   return close[arrives]
 
 
+def _applied(events) -> np.ndarray:
+  """The rows of the applied arrivals."""
+  entered = np.isin(events['action'], (Action.APPLY, Action.ACCUMULATE))
+  return np.flatnonzero(entered & (events['event'] == Kind.ARRIVE))
+
+
+def _left(events) -> np.ndarray:
+  """Who left before each applied arrival, and after the last one.
+
+  Returns:
+    Worker ids in the order in which they left, −1 where there are fewer than
+    the most, [arrivals + 1, most].
+  """
+  applied = _applied(events)
+  leaves = np.flatnonzero(events['event'] == Kind.LEAVE)
+  before = np.searchsorted(applied, leaves)
+  first = np.searchsorted(before, before)  # of those with the same arrival
+  most = int(np.bincount(before).max(initial=0))
+  left = np.full((len(applied) + 1, most), -1, np.int32)
+  left[before, np.arange(len(leaves)) - first] = events['worker_id'][leaves]
+  return left
+
+
 def _resets(events) -> np.ndarray:
   """Whether an applied arrival is its worker's first since it left."""
-  entered = np.isin(events['action'], (Action.APPLY, Action.ACCUMULATE))
-  applied = np.flatnonzero(entered & (events['event'] == Kind.ARRIVE))
+  applied = _applied(events)
   reset = np.zeros(len(applied), bool)
   for row in np.flatnonzero(events['event'] == Kind.LEAVE):
     same = events['worker_id'][applied] == events['worker_id'][row]
