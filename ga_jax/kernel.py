@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax import statistics
 from ga_jax.rules import base, gap, layers, reductions
 
 
@@ -163,23 +164,6 @@ def check_layer_metrics(
     )
 
 
-def check_momentum(stats_momentum: float | None, model_state) -> float:
-  """The momentum of running statistics; 0 where there are none.
-
-  Raises:
-    ValueError: there are statistics, and no momentum in [0, 1].
-  """
-  if not jax.tree.leaves(model_state):
-    return 0.0
-  if stats_momentum is None or not 0 <= stats_momentum <= 1:
-    raise ValueError(
-      'stats_momentum must be the momentum of the running statistics in '
-      'model_state, from 0 to 1 (0.99 in flax.linen.BatchNorm unless it is '
-      f'set there), got {stats_momentum}'
-    )
-  return float(stats_momentum)
-
-
 def _holds_lookahead(opt_state) -> bool:
   """Whether a state is, or wraps, that of a rule that looks ahead."""
 
@@ -200,7 +184,7 @@ def apply(
   rule: base.AsyncOptimizer,
   state: ServerState,
   arrival: Arrival,
-  stats_momentum: float,
+  fold_fn: statistics.FoldFn,
 ) -> tuple[ServerState, Metrics]:
   """One gradient is a whole round: correct, step, new version."""
   extra = _extra(state, arrival)
@@ -211,7 +195,7 @@ def apply(
   state = state._replace(
     params=optax.apply_updates(state.params, updates),
     opt_state=opt_state,
-    model_state=_fold(state, arrival, stats_momentum),
+    model_state=_fold(state, arrival, fold_fn),
     version=state.version + 1,
     count=state.count + arrival.num_batches,
   )
@@ -222,7 +206,7 @@ def accumulate(
   rule: base.AsyncOptimizer,
   state: ServerState,
   arrival: Arrival,
-  stats_momentum: float,
+  fold_fn: statistics.FoldFn,
 ) -> tuple[ServerState, Metrics]:
   """One gradient is corrected and joins the open round."""
   corrected, opt_state = rule.correct(
@@ -237,7 +221,7 @@ def accumulate(
   metrics = _metrics(state, arrival, opt_state)
   state = state._replace(
     opt_state=opt_state,
-    model_state=_fold(state, arrival, stats_momentum),
+    model_state=_fold(state, arrival, fold_fn),
     round=Round(
       total,
       weight + arrival.weight.astype(weight.dtype),
@@ -324,7 +308,7 @@ class Compiled(NamedTuple):
 @functools.lru_cache(maxsize=128)
 def compiled(
   rule_fn: Callable[[Any], base.AsyncOptimizer],
-  stats_momentum: float,
+  fold_fn: statistics.FoldFn,
   accumulates: bool,
 ) -> Compiled:
   """Compiles the kernel.
@@ -335,7 +319,7 @@ def compiled(
   Args:
     rule_fn: `rule_fn(hparams) -> rule`, hashable; the same function gives the
       same compiled code, whatever the hyper-parameters.
-    stats_momentum: the model's momentum of running statistics.
+    fold_fn: how model statistics are folded, hashable; see `statistics`.
     accumulates: whether a round may hold several gradients.
 
   Returns:
@@ -346,10 +330,10 @@ def compiled(
     return snapshot(rule_fn(hparams), state)
 
   def one(hparams, state, arrival):
-    return apply(rule_fn(hparams), state, arrival, stats_momentum)
+    return apply(rule_fn(hparams), state, arrival, fold_fn)
 
   def add(hparams, state, arrival):
-    return accumulate(rule_fn(hparams), state, arrival, stats_momentum)
+    return accumulate(rule_fn(hparams), state, arrival, fold_fn)
 
   def measure(hparams, state, arrival):
     return layer_metrics(rule_fn(hparams), state, arrival)
@@ -437,22 +421,13 @@ def _extra(state: ServerState, arrival: Arrival):
   }
 
 
-def _fold(state: ServerState, arrival: Arrival, momentum: float):
-  """Folds a worker's running averages into the server's.
-
-  ra ← returned + m^b (ra_now − ra_sent) for a ticket of b batches: what the
-  worker added to what it was sent is added to what is there now. One worker is
-  exactly the model's own average; the plain difference instead would diverge.
-  """
-  m = base.float_scalar(momentum)
-  kept = m ** arrival.num_batches.astype(m.dtype)
-  return jax.tree.map(
-    lambda returned, now, sent: (
-      returned + kept.astype(jnp.result_type(now)) * (now - sent)
-    ),
+def _fold(state: ServerState, arrival: Arrival, fold_fn: statistics.FoldFn):
+  """The model statistics after an arrival."""
+  return fold_fn(
     arrival.model_state,
     state.model_state,
     arrival.sent.model_state,
+    arrival.num_batches,
   )
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ga_jax import kernel, ledger, snapshots, trace
+from ga_jax import kernel, ledger, snapshots, statistics, trace
 from ga_jax.policies import base as policies
 from ga_jax.policies.base import Action, Policy
 from ga_jax.rules import base
@@ -252,6 +252,7 @@ class Server:
     num_batches: int,
     model_state=(),
     stats_momentum: float | None = None,
+    fold_fn: statistics.FoldFn | None = None,
     batches_per_ticket: int = 1,
   ):
     """Starts a server and lets the workers 0 ... num_workers − 1 in.
@@ -262,9 +263,10 @@ class Server:
       policy: whom the server waits for.
       num_workers: how many workers there are.
       num_batches: batches to apply; they have the ids 0 ... num_batches − 1.
-      model_state: pytree of running statistics, () without.
-      stats_momentum: their momentum (0.99 in Flax's BatchNorm by default);
-        required where there are any.
+      model_state: pytree of running statistics, () without; copied.
+      stats_momentum: momentum of the moving averages in it (0.99 in Flax's
+        BatchNorm by default); required where there are any.
+      fold_fn: for statistics of another kind, see `simulate`.
       batches_per_ticket: consecutive batches per ticket.
 
     Raises:
@@ -278,7 +280,7 @@ class Server:
     kernel.check_rule(self._rule, policy.accumulates, num_workers, params)
     compiled = kernel.compiled(
       fixed(self._rule),
-      kernel.check_momentum(stats_momentum, model_state),
+      statistics.fold_of(model_state, stats_momentum, fold_fn),
       policy.accumulates,
     )
     self._core = ServerCore(

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ga_jax import kernel, ledger, server, sharding, snapshots
+from ga_jax import kernel, ledger, server, sharding, snapshots, statistics
 from ga_jax.policies.base import Action
 from ga_jax.rules import base, reductions
 
@@ -33,7 +33,7 @@ class Shard:
   def __init__(
     self,
     rule_fn: Callable[[Any], base.AsyncOptimizer],
-    stats_momentum: float,
+    fold_fn: statistics.FoldFn,
     accumulates: bool,
     hparams,
     params,
@@ -41,7 +41,7 @@ class Shard:
     device=None,
   ):
     """Starts a shard; the arguments are those of `core`, `params` its piece."""
-    self._compiled = kernel.compiled(rule_fn, stats_momentum, accumulates)
+    self._compiled = kernel.compiled(rule_fn, fold_fn, accumulates)
     self._hparams = hparams
     self._accumulates = accumulates
     self._core = server.ServerCore(
@@ -481,7 +481,7 @@ def check(
 
 def core(
   rule_fn: Callable[[Any], base.AsyncOptimizer],
-  stats_momentum: float,
+  fold_fn: statistics.FoldFn,
   accumulates: bool,
   hparams,
   params,
@@ -496,7 +496,7 @@ def core(
 
   Args:
     rule_fn: see `kernel.compiled`, as the next two.
-    stats_momentum: the model's momentum of running statistics.
+    fold_fn: how model statistics are folded.
     accumulates: whether a round may hold several gradients.
     hparams: given to `rule_fn`.
     params: initial parameters.
@@ -512,16 +512,23 @@ def core(
   Raises:
     ValueError: the rule cannot run on so many shards.
   """
-  compiled = kernel.compiled(rule_fn, stats_momentum, accumulates)
+  compiled = kernel.compiled(rule_fn, fold_fn, accumulates)
   if shards == 1:
     return server.ServerCore(
       compiled, hparams, params, model_state, accumulates, device
     )
   check(shards, compiled.rule(hparams), params)
   split = sharding.split(params, shards)
-  common = rule_fn, stats_momentum, accumulates, hparams
   made = [
-    shard_fn(*common, piece, () if i else model_state, device)
+    shard_fn(
+      rule_fn,
+      statistics.NOTHING if i else fold_fn,
+      accumulates,
+      hparams,
+      piece,
+      () if i else model_state,
+      device,
+    )
     for i, piece in enumerate(split.pieces(params))
   ]
   return ShardedCore(made, split, accumulates, gather_fn)

@@ -26,7 +26,8 @@ MAY_IMPORT = {
   'metrics': set(),
   'plots': {'plots'},
   'checkpoint': set(),
-  'kernel': {'rules'},
+  'kernel': {'rules', 'statistics'},
+  'statistics': set(),
   'sharding': {'rules'},
   'sharded': {
     'kernel',
@@ -36,8 +37,17 @@ MAY_IMPORT = {
     'server',
     'sharding',
     'snapshots',
+    'statistics',
   },
-  'server': {'kernel', 'ledger', 'policies', 'rules', 'snapshots', 'trace'},
+  'server': {
+    'kernel',
+    'ledger',
+    'policies',
+    'rules',
+    'snapshots',
+    'statistics',
+    'trace',
+  },
   'runtimes': {
     'checkpoint',
     'clocks',
@@ -51,6 +61,7 @@ MAY_IMPORT = {
     'server',
     'sharded',
     'sharding',
+    'statistics',
     'trace',
   },
 }

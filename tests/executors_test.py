@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import clocks, models, policies, programs, rules, server
+from ga_jax import clocks, models, policies, programs, rules, server, statistics
 from ga_jax.models.cnn import CNN
 from ga_jax.models.mlp import MLP
 from ga_jax.policies.base import Action, Decision, Kind, Policy
@@ -83,7 +83,7 @@ def run_reference(rule, policy, trace, dtype):
     hparams=(),
     params=params,
     model_state=stats,
-    stats_momentum=0.9,
+    fold_fn=statistics.Averages(0.9),
     program_fn=job_lib.Fixed(programs.gradient),
     accumulates=policies.make(policy, cases.WORKERS).accumulates,
     seed=0,
@@ -538,7 +538,7 @@ def test_weights_discards_restarts_and_keys_mean_the_same_to_all(x64):
     hparams=(),
     params=params,
     model_state=stats,
-    stats_momentum=0.9,
+    fold_fn=statistics.Averages(0.9),
     program_fn=job_lib.Fixed(programs.gradient),
     accumulates=True,
     seed=0,

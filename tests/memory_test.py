@@ -11,7 +11,7 @@ import pytest
 
 import ga_jax
 from experiments import assembly, listing, methods
-from ga_jax import kernel, rules, server
+from ga_jax import kernel, rules, server, statistics
 from ga_jax.runtimes import fast, slots
 from ga_jax.runtimes import job as job_lib
 
@@ -148,7 +148,7 @@ def test_live_arrays_are_what_was_counted():
 )
 def test_the_kernel_gives_away_the_state_and_keeps_the_parameters(make, kept):
   rule = make()
-  functions = kernel.compiled(server.fixed(rule), 0.0, False)
+  functions = kernel.compiled(server.fixed(rule), statistics.NOTHING, False)
   state = jax.eval_shape(lambda p: functions.init((), p, ()), jnp.zeros(SIZE))
   counted = ga_jax.resident(rule, state.params, num_workers=1)
   assert abs(counted.state - kept * COPY) < SLACK

@@ -9,7 +9,15 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import clocks, compression, kernel, policies, programs, rules
+from ga_jax import (
+  clocks,
+  compression,
+  kernel,
+  policies,
+  programs,
+  rules,
+  statistics,
+)
 from ga_jax.compression import base as compression_base
 from ga_jax.policies.base import Action, Decision, Kind, Policy
 from ga_jax.runtimes import job as job_lib
@@ -121,7 +129,7 @@ def test_executors_agree(name, stage, x64):
     hparams=(),
     params=params,
     model_state=stats,
-    stats_momentum=0.9,
+    fold_fn=statistics.Averages(0.9),
     program_fn=job_lib.Fixed(compiled),
     accumulates=False,
     seed=0,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, policies, programs, rules
+from ga_jax import clocks, policies, programs, rules, statistics
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import exact, fast, reference
 from ga_jax.runtimes import job as job_lib
@@ -30,7 +30,7 @@ def job_of(accumulates: bool, dtype=np.float32, program=programs.dana_slim):
     hparams=(),
     params=params,
     model_state=stats,
-    stats_momentum=0.9,
+    fold_fn=statistics.Averages(0.9),
     program_fn=job_lib.Fixed(program),
     accumulates=accumulates,
     seed=0,

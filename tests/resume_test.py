@@ -9,7 +9,15 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ga_jax import checkpoint, clocks, policies, programs, rules, server
+from ga_jax import (
+  checkpoint,
+  clocks,
+  policies,
+  programs,
+  rules,
+  server,
+  statistics,
+)
 from ga_jax.policies.base import Kind
 from ga_jax.runtimes import checkpoints, cluster, fast
 from ga_jax.runtimes import job as job_lib
@@ -69,7 +77,7 @@ def prepared(name):
     hparams=(),
     params=params,
     model_state=stats,
-    stats_momentum=0.9,
+    fold_fn=statistics.Averages(0.9),
     program_fn=job_lib.Fixed(case.program),
     accumulates=policy.accumulates,
     seed=0,

@@ -13,7 +13,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ga_jax
-from ga_jax import kernel, ledger, programs, rules, server, sharded, sharding
+from ga_jax import (
+  kernel,
+  ledger,
+  programs,
+  rules,
+  server,
+  sharded,
+  sharding,
+  statistics,
+)
 from ga_jax.policies.base import Action
 from ga_jax.rules import reductions
 from tests import cases
@@ -42,7 +51,7 @@ def core(rule, shards, *, dtype='float32', accumulates=False, **options):
   stats = {'mean': np.zeros(3, dtype)}
   return sharded.core(
     fixed(rule),
-    0.9,
+    statistics.Averages(0.9),
     accumulates,
     (),
     params_of(dtype),
@@ -384,7 +393,7 @@ def test_what_a_shard_cannot_do_alone_is_refused(name):
   rule = ga_jax.lift(rule)
   sharded.check(1, rule, params)
   with pytest.raises(ValueError, match=message):
-    sharded.core(fixed(rule), 0.0, False, (), params, shards=2)
+    sharded.core(fixed(rule), statistics.NOTHING, False, (), params, shards=2)
 
 
 def test_two_scalars_are_looked_at_together_too():
@@ -508,7 +517,7 @@ def test_warm_up_compiles_all_and_changes_nothing():
   before = made.state
   made.warm_up(made.snapshot().params, made.snapshot().model_state)
   assert cases.same_bits(before, made.state)
-  functions = kernel.compiled(fixed(rule), 0.9, True)
+  functions = kernel.compiled(fixed(rule), statistics.Averages(0.9), True)
   jitted = [f for f in functions if hasattr(f, '_cache_size')]
   sizes = [f._cache_size() for f in jitted]
   assert made._shards[0].sums() == (1, 1)

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import kernel, policies, rules, server
+from ga_jax import kernel, policies, rules, server, statistics
 
 SIZE = 1 << 20
 RATE, MOMENTUM, DECAY, EPS = 0.1, 0.9, 0.999, 1e-8
@@ -199,7 +199,7 @@ def test_the_optimiser_state_is_given_away_and_nothing_else(make):
 
 def test_the_kernel_writes_the_state_where_it_was():
   rule = server.fixed(ga_jax.gap_aware(RATE))
-  functions = kernel.compiled(rule, 0.0, False)
+  functions = kernel.compiled(rule, statistics.NOTHING, False)
   state = functions.init((), jnp.zeros(SIZE), ())
   arrival = kernel._any_arrival(state)
   rest = state._replace(opt_state=())

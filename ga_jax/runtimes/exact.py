@@ -140,7 +140,7 @@ class Execution:
     self._remote = remote if shards > 1 else None
     self._core = sharded.core(
       job.rule_fn,
-      job.stats_momentum,
+      job.fold_fn,
       job.accumulates,
       job.hparams,
       job.params,

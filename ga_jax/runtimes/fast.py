@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import kernel
+from ga_jax import kernel, statistics
 from ga_jax.rules import base
 from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import job as job_lib
@@ -131,7 +131,7 @@ def block_of(
     job.program_fn,
     job.loss_fn,
     job.source.load_fn,
-    job.stats_momentum,
+    job.fold_fn,
     job.accumulates,
     bool(resets),
     unrolled > 0,
@@ -146,7 +146,7 @@ def compiled_block(
   program_fn,
   loss_fn,
   load_fn,
-  stats_momentum: float,
+  fold_fn: statistics.FoldFn,
   accumulates: bool,
   resets: bool,
   unrolled: bool,
@@ -216,7 +216,7 @@ def compiled_block(
       if layer_metrics:
         layers = kernel.layer_metrics(rule, state, arrival)
       if accumulates:
-        state, metrics = kernel.accumulate(rule, state, arrival, stats_momentum)
+        state, metrics = kernel.accumulate(rule, state, arrival, fold_fn)
         state, buffer = jax.lax.cond(
           step.close,
           close,
@@ -227,7 +227,7 @@ def compiled_block(
         )
       else:
         before = state.params
-        state, metrics = kernel.apply(rule, state, arrival, stats_momentum)
+        state, metrics = kernel.apply(rule, state, arrival, fold_fn)
         state = state._replace(params=_after(metrics.gap, before, state.params))
         buffer = publish(state, buffer, step.write_slot)
       hold = held(Carry(state, buffer, workers), next_slot, next_worker)

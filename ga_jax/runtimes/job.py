@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import kernel, programs, server
+from ga_jax import kernel, programs, server, statistics
 from ga_jax.policies import base as policies
 from ga_jax.policies.base import Policy
 from ga_jax.programs import gradient
@@ -46,7 +46,7 @@ class Job(NamedTuple):
       them compiles nothing again.
     params: initial parameters.
     model_state: initial model statistics.
-    stats_momentum: their momentum.
+    fold_fn: how they are folded, hashable; see `statistics`.
     program_fn: `program_fn(hparams)(loss_fn) -> Program`, hashable.
     accumulates: whether the policy averages rounds.
     seed: of everything random in a batch.
@@ -59,7 +59,7 @@ class Job(NamedTuple):
   hparams: Any
   params: Any
   model_state: Any
-  stats_momentum: float
+  fold_fn: statistics.FoldFn
   program_fn: Callable[[Any], Callable[..., programs.Program]]
   accumulates: bool
   seed: int
@@ -85,6 +85,7 @@ def build(
   policy: Policy,
   model_state=(),
   stats_momentum: float | None = None,
+  fold_fn: statistics.FoldFn | None = None,
   seed: int = 0,
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
@@ -118,7 +119,7 @@ def build(
     hparams=() if hparams is None else jax.tree.map(jnp.asarray, hparams),
     params=params,
     model_state=model_state,
-    stats_momentum=kernel.check_momentum(stats_momentum, model_state),
+    fold_fn=statistics.fold_of(model_state, stats_momentum, fold_fn),
     program_fn=program_fn,
     accumulates=policy.accumulates,
     seed=seed,

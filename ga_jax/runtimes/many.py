@@ -100,7 +100,7 @@ def _check_alike(runs, jobs: Sequence[job_lib.Job], plans):
   """Raises a ValueError where runs are not one computation."""
   for name in (
     *('loss_fn', 'rule_fn', 'program_fn'),
-    *('stats_momentum', 'accumulates', 'layer_metrics'),
+    *('fold_fn', 'accumulates', 'layer_metrics'),
   ):
     if any(getattr(job, name) != getattr(jobs[0], name) for job in jobs):
       raise ValueError(

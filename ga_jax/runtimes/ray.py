@@ -22,6 +22,7 @@ import jax
 import ray
 from ray.util import scheduling_strategies
 
+from ga_jax import statistics
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import exact, live, remote, wire, worker
 from ga_jax.runtimes import job as job_lib
@@ -373,6 +374,7 @@ def run_on_ray(
   num_batches: int,
   model_state=(),
   stats_momentum: float | None = None,
+  fold_fn: statistics.FoldFn | None = None,
   seed: int = 0,
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
@@ -397,6 +399,7 @@ def run_on_ray(
     num_batches: batches to apply.
     model_state: see `simulate`.
     stats_momentum: see `simulate`.
+    fold_fn: see `simulate`.
     seed: see `simulate`.
     hparams: see `simulate`.
     program: see `simulate`.
@@ -417,6 +420,7 @@ def run_on_ray(
     'policy': policy,
     'model_state': wire.to_host(model_state),
     'stats_momentum': stats_momentum,
+    'fold_fn': fold_fn,
     'seed': seed,
     'hparams': hparams if hparams is None else wire.to_host(hparams),
     'program': program,

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ga_jax import kernel
+from ga_jax import kernel, statistics
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import job as job_lib
 
@@ -35,7 +35,7 @@ def execute(job: job_lib.Job, trace):
     An `Outcome`.
   """
   rule = job.rule_fn(job.hparams)
-  source, m = job.source, job.stats_momentum
+  source, fold_fn = job.source, job.fold_fn
   params, stats = jax.tree.map(jnp.asarray, (job.params, job.model_state))
   state = rule.init(params)
   program = job_lib.program_of(job)
@@ -76,14 +76,11 @@ def execute(job: job_lib.Job, trace):
       corrected, state = rule.correct(answer.grads, state, params, **extra)
       round_.append((float(row['weight']), corrected))
       in_round += number
-      stats = jax.tree.map(
-        lambda returned, now, was, kept=m**number: (
-          returned + kept * (now - was)
-        ),
-        answer.model_state,
-        stats,
-        snapshot.model_state,
-      )
+      of_three = answer.model_state, stats, snapshot.model_state
+      if isinstance(fold_fn, statistics.Averages):
+        stats = averaged(*of_three, fold_fn.momentum**number)
+      else:
+        stats = fold_fn(*of_three, jnp.int32(number))
       losses.append(float(answer.loss))
     if row['action'] == Action.APPLY:
       mean = weighted_mean(round_)
@@ -93,6 +90,20 @@ def execute(job: job_lib.Job, trace):
       published = (rule.lookahead(params, state), stats)
       round_, count, in_round = [], count + in_round, 0
   return Outcome(params, state, stats, np.array(losses))
+
+
+def averaged(returned, now, sent, kept):
+  """Moving averages and counters after an arrival."""
+  return jax.tree.map(
+    lambda r, n, s: (
+      n + (r - s)
+      if jnp.issubdtype(n.dtype, jnp.integer)
+      else r + kept * (n - s)
+    ),
+    returned,
+    now,
+    sent,
+  )
 
 
 def weighted_mean(round_):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax import clocks, kernel
+from ga_jax import clocks, kernel, statistics
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import cluster, exact, fast, parallel
@@ -56,6 +56,7 @@ def simulate(
   num_batches: int,
   model_state=(),
   stats_momentum: float | None = None,
+  fold_fn: statistics.FoldFn | None = None,
   seed: int = 0,
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
@@ -80,9 +81,12 @@ def simulate(
     clock: how long tasks take.
     num_workers: number of workers, at least 1.
     num_batches: batches to apply, at least 1.
-    model_state: initial running statistics, () without.
-    stats_momentum: their momentum m (0.99 in Flax's BatchNorm by default);
-      required where there are any.
+    model_state: initial running statistics, () without: moving averages
+      (floating-point leaves) and counters (integers).
+    stats_momentum: momentum m of the averages (0.99 in Flax's BatchNorm by
+      default); required where there are any.
+    fold_fn: instead, for statistics of another kind: `fold_fn(returned, now,
+      sent, num_batches) -> model_state`, see `statistics.Averages`.
     seed: of the keys that batches and losses are given.
     hparams: numbers for `rule` and `program`; other numbers compile nothing
       again.
@@ -136,6 +140,7 @@ def simulate(
     num_batches=num_batches,
     model_state=model_state,
     stats_momentum=stats_momentum,
+    fold_fn=fold_fn,
     seed=seed,
     hparams=hparams,
     program=program,

@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from ga_jax import kernel
+from ga_jax import kernel, statistics
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import live, placement, worker
@@ -142,6 +142,7 @@ def run_on_threads(
   num_batches: int,
   model_state=(),
   stats_momentum: float | None = None,
+  fold_fn: statistics.FoldFn | None = None,
   seed: int = 0,
   hparams: Any = None,
   program: Callable[..., Any] | None = None,
@@ -162,6 +163,7 @@ def run_on_threads(
     num_batches: batches to apply.
     model_state: see `simulate`.
     stats_momentum: see `simulate`.
+    fold_fn: see `simulate`.
     seed: see `simulate`.
     hparams: see `simulate`.
     program: see `simulate`.
@@ -191,6 +193,7 @@ def run_on_threads(
     policy=policy,
     model_state=model_state,
     stats_momentum=stats_momentum,
+    fold_fn=fold_fn,
     seed=seed,
     hparams=hparams,
     program=program,
