@@ -12,11 +12,11 @@ import sys
 from absl import flags
 
 from experiments import settings as settings_lib
-from ga_jax import data, recovery
+from ga_jax import data, ledger, recovery
 from ga_jax.runtimes import live
 
 # What a computation may end with that is no mistake of the program.
-EXPECTED = (data.DataError, live.NotFiniteError, recovery.RecoveryError)
+EXPECTED = (data.DataError, ledger.NotFiniteError, recovery.RecoveryError)
 
 
 def fail(message: str, code: int = 2):

@@ -20,12 +20,11 @@ from experiments import (
 )
 from experiments import control as control_lib
 from experiments import settings as settings_lib
-from ga_jax import checkpoint, clocks
+from ga_jax import checkpoint, clocks, kernel
 from ga_jax.policies.base import Kind
 from ga_jax.programs import base as programs
 from ga_jax.rules import layers
 from ga_jax.runtimes import checkpoints, fast, job, threads
-from ga_jax.runtimes import worker as worker_lib
 
 ROWS, CHECKPOINTS = 'trace.rows', 'checkpoints'
 GAP_EDGES = np.concatenate([[0.0], 10.0 ** np.arange(-8.0, 3.0)])
@@ -346,7 +345,7 @@ def layers_of(settings: settings_lib.Settings) -> tuple[str, ...]:
 
 def finite(state) -> bool:
   """Whether every parameter and model statistic is a number."""
-  return bool(worker_lib.finite((state.params, state.model_state)))
+  return bool(kernel.finite((state.params, state.model_state)))
 
 
 def _summarise(settings, the_task, result, messages) -> dict[str, Any]:

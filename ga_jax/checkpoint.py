@@ -11,11 +11,14 @@ import pickle
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+
+from ga_jax import exclusive
 
 _ARRAYS, _HOST, _MANIFEST = 'arrays', 'host.pickle', 'manifest.json'
 _HIDDEN = '.partial-'
@@ -134,8 +137,8 @@ class CheckpointStore:
 
   A checkpoint is there whole or not at all, whenever the process is killed: it
   is written into a hidden folder, with a manifest of sizes and hashes, and
-  renamed when it is on the disk. One process at a time may save. The host value
-  is pickled: open only folders that you trust.
+  renamed when it is on the disk. One process at a time may save, from any of
+  its threads. The host value is pickled: open only folders that you trust.
   """
 
   def __init__(self, folder: str, keep: int = 3):
@@ -149,11 +152,14 @@ class CheckpointStore:
       raise ValueError(f'keep must be at least 1, got {keep}')
     self.folder = os.path.abspath(folder)
     self.keep = keep
+    self._lock = threading.RLock()
 
+  @exclusive.locked
   def steps(self) -> list[int]:
     """The steps that are there, in the order they were saved; unchecked."""
     return [step for _, step in self._entries()]
 
+  @exclusive.locked
   def save(self, step: int, arrays: Any, host: Any = None):
     """Saves a checkpoint, and returns when it is on the disk.
 
@@ -202,6 +208,7 @@ class CheckpointStore:
       ) from error
     self._prune()
 
+  @exclusive.locked
   def newest(
     self, warn: Callable[[str], None] | None = None
   ) -> Checkpoint | None:

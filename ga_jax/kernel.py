@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from ga_jax import statistics
@@ -110,6 +111,28 @@ def init(
   )
   return (
     state._replace(round=_empty_round(rule, state)) if accumulates else state
+  )
+
+
+@jax.jit
+def finite(tree) -> jax.Array:
+  """Whether every number of a tree is finite."""
+  leaves = [
+    jnp.all(jnp.isfinite(leaf))
+    for leaf in jax.tree.leaves(tree)
+    if jnp.issubdtype(leaf.dtype, jnp.inexact)
+  ]
+  return jnp.all(jnp.stack([jnp.array(True), *leaves]))
+
+
+def owned(tree):
+  """The same arrays, those of NumPy copied now.
+
+  JAX reads NumPy's memory in place where it is aligned, and later than it was
+  told to: a caller who writes to it again would change what is computed.
+  """
+  return jax.tree.map(
+    lambda x: x.copy() if isinstance(x, np.ndarray) else x, tree
   )
 
 

@@ -10,17 +10,24 @@ queue with attempt + 1.
 import collections
 import copy
 import itertools
+import threading
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from ga_jax import exclusive
 from ga_jax import streams as streams_lib
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
 
 _WIDTH = len(trace_lib.EVENT_DTYPE.names)
 # What is not saved: the policy is code, the rows are written elsewhere.
-_NOT_SAVED = ('_policy', '_cells')
+_NOT_SAVED = ('_policy', '_cells', '_lock')
+MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
+
+
+class NotFiniteError(FloatingPointError):
+  """The same batches gave no finite gradient again and again."""
 
 
 class Ticket(NamedTuple):
@@ -53,7 +60,10 @@ class Receipt(NamedTuple):
 
 
 class Ledger:
-  """Host bookkeeping of one run."""
+  """Host bookkeeping of one run.
+
+  Several threads may call it: each method is one step, and whole.
+  """
 
   def __init__(
     self,
@@ -119,6 +129,8 @@ class Ledger:
     self._in_round = 0  # gradients in the open round
     self._cells = []  # the trace row by row, flat: _WIDTH values each
     self._forgotten = 0  # rows that were there before them
+    self._not_finite = collections.Counter()  # first_batch -> answers
+    self._lock = threading.RLock()
 
   @property
   def has_batches(self) -> bool:
@@ -129,11 +141,13 @@ class Ledger:
     return fresh or bool(self._returned) or bool(self._reserved)
 
   @property
+  @exclusive.locked
   def done(self) -> bool:
     """Whether every batch is in a round (the last one may still be open)."""
     return not self._outstanding and not self.has_batches
 
   @property
+  @exclusive.locked
   def finished(self) -> bool:
     """Whether every batch is in a closed round."""
     return self.done and not self._in_round
@@ -143,6 +157,7 @@ class Ledger:
     """Tickets that wait for an answer, by ticket_id."""
     return self._outstanding
 
+  @exclusive.locked
   def join(self, worker_id: int, time: float = 0.0):
     """A worker comes in; the policy says when it may start."""
     if worker_id in self.workers:
@@ -152,6 +167,7 @@ class Ledger:
     self._consult(Event(Kind.JOIN, worker_id, -1, 0, time, None))
     self.ready.extend([worker_id] * self._depth)
 
+  @exclusive.locked
   def leave(self, worker_id: int, time: float = 0.0) -> tuple[Ticket, ...]:
     """A worker goes; its batches are issued again.
 
@@ -172,6 +188,7 @@ class Ledger:
     revoked, _ = self._consult(Event(Kind.LEAVE, worker_id, -1, 0, time, None))
     return ended + revoked
 
+  @exclusive.locked
   def expire(
     self, ticket: Ticket, time: float = 0.0, cause: str = 'lease'
   ) -> tuple[Ticket, ...]:
@@ -197,6 +214,25 @@ class Ledger:
     )
     return (ticket, *revoked)
 
+  @exclusive.locked
+  def expire_not_finite(
+    self, ticket: Ticket, time: float = 0.0
+  ) -> tuple[Ticket, ...]:
+    """Takes a ticket back whose answer is not finite; see `expire`.
+
+    Raises:
+      NotFiniteError: it was the last of `MAX_ATTEMPTS` for these batches.
+    """
+    ended = self.expire(ticket, time, 'non-finite')
+    self._not_finite[ticket.first_batch] += 1
+    if self._not_finite[ticket.first_batch] == MAX_ATTEMPTS:
+      raise NotFiniteError(
+        f'batch {ticket.first_batch} gave no finite gradient in '
+        f'{MAX_ATTEMPTS} attempts, the last at version {ticket.version}'
+      )
+    return ended
+
+  @exclusive.locked
   def reserve(self, worker_id: int) -> tuple[int, int, int] | None:
     """Says which batches a worker's next ticket will most likely hold.
 
@@ -228,6 +264,7 @@ class Ledger:
     self._next_batch += number
     return first, number, 0
 
+  @exclusive.locked
   def ticket(self, worker_id: int, time: float = 0.0) -> Ticket | None:
     """Gives a worker its next ticket.
 
@@ -251,6 +288,7 @@ class Ledger:
     self._record(time, Kind.ISSUE, worker_id, ticket)
     return ticket
 
+  @exclusive.locked
   def arrive(
     self, ticket: Ticket, time: float = 0.0, loss: float | None = None
   ) -> Receipt:
@@ -290,6 +328,7 @@ class Ledger:
       return 'forged'
     return 'late' if ticket.ticket_id in self._revoked else 'doubled'
 
+  @exclusive.locked
   def finish(self, time: float = 0.0) -> bool:
     """Closes the round that is still open at the end.
 
@@ -311,6 +350,7 @@ class Ledger:
     """How many rows the record has so far."""
     return self._forgotten + len(self._cells) // _WIDTH
 
+  @exclusive.locked
   def rows(self, start: int = 0) -> list[tuple]:
     """The record from a row on.
 
@@ -323,22 +363,26 @@ class Ledger:
     cells = iter(self._cells[(start - self._forgotten) * _WIDTH :])
     return list(zip(*[cells] * _WIDTH, strict=True))
 
+  @exclusive.locked
   def forget_rows(self):
     """Lets go of the rows so far, which were written down elsewhere."""
     self._forgotten = self.num_rows
     self._cells = []
 
+  @exclusive.locked
   def save(self) -> dict[str, Any]:
     """Everything but the rows so far, as plain values."""
     kept = {k: v for k, v in vars(self).items() if k not in _NOT_SAVED}
     kept['_forgotten'] = self.num_rows
     return copy.deepcopy(kept)
 
+  @exclusive.locked
   def restore(self, saved: dict[str, Any]):
     """Goes on where `save` was called, with the rows before forgotten."""
     vars(self).update(copy.deepcopy(saved))
     self._cells = []
 
+  @exclusive.locked
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:
     """The record so far; nothing of it may have been forgotten."""
     events = np.empty(self.num_rows, trace_lib.EVENT_DTYPE)

@@ -5,6 +5,8 @@ hand: a worker asks for a `ticket`, computes whatever it likes at the parameters
 that come with it, and answers with `submit`.
 """
 
+import math
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -13,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ga_jax import kernel, ledger, snapshots, statistics, trace
+from ga_jax import exclusive, kernel, ledger, snapshots, statistics, trace
 from ga_jax.policies import base as policies
 from ga_jax.policies.base import Action, Policy
 from ga_jax.rules import base
@@ -235,6 +237,9 @@ class _Fixed(NamedTuple):
 class Server:
   """An asynchronous parameter server in this process.
 
+  Workers may be threads: each method is one step of ledger, parameters and
+  record together.
+
   Attributes:
     params: the parameters now.
     model_state: the model statistics now.
@@ -254,6 +259,7 @@ class Server:
     stats_momentum: float | None = None,
     fold_fn: statistics.FoldFn | None = None,
     batches_per_ticket: int = 1,
+    allow_non_finite: bool = False,
   ):
     """Starts a server and lets the workers 0 ... num_workers − 1 in.
 
@@ -268,6 +274,8 @@ class Server:
         BatchNorm by default); required where there are any.
       fold_fn: for statistics of another kind, see `simulate`.
       batches_per_ticket: consecutive batches per ticket.
+      allow_non_finite: whether gradients that are not finite are applied; else
+        `submit` waits for a gradient to see whether it is, and refuses it.
 
     Raises:
       ValueError: the rule and the policy do not go together.
@@ -290,35 +298,45 @@ class Server:
       policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket
     )
     self._num_workers = num_workers
+    self._allow_non_finite = allow_non_finite
+    self._latest = -math.inf  # time
+    self._lock = threading.RLock()
     for worker_id in range(num_workers):
       self._ledger.join(worker_id)
 
   @property
+  @exclusive.locked
   def state(self) -> kernel.ServerState:
     return self._core.state
 
   @property
+  @exclusive.locked
   def params(self):
     return self._core.params
 
   @property
+  @exclusive.locked
   def model_state(self):
     return self._core.model_state
 
   @property
+  @exclusive.locked
   def version(self) -> int:
     return self._ledger.version
 
   @property
+  @exclusive.locked
   def finished(self) -> bool:
     return self._ledger.finished
 
+  @exclusive.locked
   def ticket(self, worker_id: int, time: float = 0.0) -> Work | None:
     """Asks for work.
 
     Args:
       worker_id: who asks.
-      time: now, for the trace; never before an earlier call's.
+      time: now, for the trace. One before an earlier call's, which threads may
+        bring, is recorded as that one's.
 
     Returns:
       `Work`, or None where the worker must wait for others or no batch is left
@@ -331,7 +349,7 @@ class Server:
       raise ValueError(
         f'worker {worker_id} is not here, only {sorted(self._ledger.workers)}'
       )
-    issued = self._ledger.ticket(worker_id, time)
+    issued = self._ledger.ticket(worker_id, self._at(time))
     if issued is None:
       return None
     sent = self._core.hold(issued.version)
@@ -350,21 +368,39 @@ class Server:
 
     Args:
       ticket: from `ticket`; each is answered once, anything else is refused.
-      grads: pytree like the parameters.
+      grads: pytree like the parameters, in gradient sign; complex leaves are
+        the conjugate of what `jax.grad` returns, as for optax. NumPy arrays are
+        copied.
       model_state: the statistics as the worker's step returned them.
       loss: mean loss of the batches, where the policy needs it.
-      time: now, for the trace.
+      time: now, for the trace; see `ticket`.
 
     Returns:
-      An `Outcome`.
+      An `Outcome`. What is not finite is refused for the cause 'non-finite':
+      its ticket has ended and its batches are issued again.
 
     Raises:
+      ledger.NotFiniteError: the same batches gave no finite gradient again and
+        again.
       ValueError: `grads` or `model_state` differ from the server's own in
         structure, shape or dtype; nothing is changed and the ticket still
         stands.
     """
     _check_like('grads', grads, self.params)
     _check_like('model_state', model_state, self.model_state)
+    grads, model_state = kernel.owned((grads, model_state))
+    # Before the lock: it waits for the gradient.
+    usable = self._allow_non_finite or (
+      bool(kernel.finite((grads, model_state)))
+      and (loss is None or math.isfinite(loss))
+    )
+    if usable:
+      return self._enter(ticket, grads, model_state, loss, time)
+    return self._refuse(ticket, time)
+
+  @exclusive.locked
+  def _enter(self, ticket, grads, model_state, loss, time) -> Outcome:
+    time = self._at(time)
     receipt = self._ledger.arrive(ticket, time, loss)
     metrics = None
     if receipt.action in (Action.APPLY, Action.ACCUMULATE):
@@ -384,6 +420,27 @@ class Server:
       self._core.close()
     return Outcome(receipt, metrics)
 
+  @exclusive.locked
+  def _refuse(self, ticket, time) -> Outcome:
+    """What an answer comes to that is not finite."""
+    time = self._at(time)
+    if self._ledger.outstanding.get(ticket.ticket_id) != ticket:
+      return Outcome(self._ledger.arrive(ticket, time), None)
+    staleness = self._ledger.version - ticket.version
+    _, *revoked = self._end(self._ledger.expire_not_finite, ticket, time)
+    receipt = ledger.Receipt(
+      Action.REFUSE, 0.0, staleness, tuple(revoked), 'non-finite'
+    )
+    return Outcome(receipt, None)
+
+  def _at(self, time: float) -> float:
+    """The time of a call, never before an earlier one's."""
+    if math.isnan(time):
+      raise ValueError(f'time must be a number, got {time}')
+    self._latest = max(self._latest, time)
+    return self._latest
+
+  @exclusive.locked
   def add_worker(self, worker_id: int, time: float = 0.0):
     """A worker comes in; it may then ask for tickets.
 
@@ -391,18 +448,27 @@ class Server:
       ValueError: it is here already, or the rule has no buffer for it.
     """
     kernel.check_rule(self._rule, False, worker_id + 1, self.params)
-    self._ledger.join(worker_id, time)
+    self._ledger.join(worker_id, self._at(time))
     self._num_workers = max(self._num_workers, worker_id + 1)
 
+  @exclusive.locked
   def remove_worker(self, worker_id: int, time: float = 0.0):
     """A worker goes; its batches are issued again, its answers are refused."""
+    self._end(self._ledger.leave, worker_id, self._at(time), worker_id)
+
+  def _end(self, end_fn, what, time, left: int | None = None):
+    """Ends tickets without an answer; returns those that have ended."""
     before = self._ledger.version
-    for ended in self._ledger.leave(worker_id, time):
-      self._core.release(ended.version)
-    self._core.leave(worker_id)
+    ended = end_fn(what, time)
+    for ticket in ended:
+      self._core.release(ticket.version)
+    if left is not None:
+      self._core.leave(left)
     if self._ledger.version > before:  # the others' round is complete now
       self._core.close()
+    return ended
 
+  @exclusive.locked
   def trace(self) -> trace.Trace:
     """The record so far."""
     return self._ledger.trace(self._num_workers)

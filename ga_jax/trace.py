@@ -1,12 +1,13 @@
 """The trace: everything that happened, enough to compute the run again."""
 
 import os
+import threading
 import zipfile
 from typing import NamedTuple
 
 import numpy as np
 
-from ga_jax import metrics
+from ga_jax import exclusive, metrics
 from ga_jax.policies.base import Action, Kind
 
 EVENT_DTYPE = np.dtype(
@@ -144,7 +145,8 @@ class TraceWriter:
   """Writes rows down as they happen, to a file or to memory.
 
   The file holds bare rows of `EVENT_DTYPE`. What `write` was told survives the
-  process, what came before a `flush` survives the machine too.
+  process, what came before a `flush` survives the machine too. Several threads
+  may call it; rows of one `write` stay together.
   """
 
   def __init__(self, path: str | None = None, num_rows: int = 0):
@@ -158,10 +160,12 @@ class TraceWriter:
     self.num_rows = num_rows
     self._blocks = []
     self._file = None
+    self._lock = threading.RLock()
     if path is not None:
       self._file = open(path, 'ab', buffering=0)  # noqa: SIM115
       self._file.truncate(num_rows * EVENT_DTYPE.itemsize)
 
+  @exclusive.locked
   def write(self, rows: list[tuple]):
     """Adds rows, tuples in the order of `EVENT_DTYPE`'s fields."""
     block = np.array(rows, EVENT_DTYPE)
@@ -171,21 +175,24 @@ class TraceWriter:
     else:
       self._file.write(block.tobytes())
 
+  @exclusive.locked
   def flush(self):
     """Waits until what was written is on the disk."""
     if self._file is not None:
       os.fsync(self._file.fileno())
 
+  @exclusive.locked
   def trace(self, num_workers: int, num_batches: int) -> Trace:
     """The record so far."""
     if self._file is None:
       empty = np.empty(0, EVENT_DTYPE)
       events = np.concatenate(self._blocks) if self._blocks else empty
-      self._blocks = [events]
+      self._blocks = [events.copy()]  # the trace is the caller's
     else:
       events = np.fromfile(self.path, EVENT_DTYPE)
     return Trace(events, num_workers, num_batches)
 
+  @exclusive.locked
   def close(self):
     """Closes the file; the rows stay."""
     if self._file is not None:

@@ -13,7 +13,7 @@ import pytest
 import ga_jax
 from experiments import cli, control, usage
 from experiments import settings as settings_lib
-from ga_jax import data
+from ga_jax import data, ledger
 from ga_jax.runtimes import live
 from tests import scripts
 
@@ -411,7 +411,7 @@ def fail(monkeypatch, capsys, error, **how):
       ),
       'a.jpg cannot be read (all workers met it)',
     ),
-    (live.NotFiniteError('batch 3 is not finite'), 'batch 3 is not finite'),
+    (ledger.NotFiniteError('batch 3 is not finite'), 'batch 3 is not finite'),
   ],
 )
 def test_what_cannot_be_computed_is_said_in_one_line(

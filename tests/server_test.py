@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, policies, rules, snapshots
+from ga_jax import clocks, ledger, policies, rules, snapshots
 from ga_jax.policies.base import Action
+from ga_jax.runtimes import job as job_lib
 from tests import cases
 
 
@@ -220,3 +221,132 @@ def test_gradients_of_another_structure_keep_the_ticket_standing():
     server.submit(work.ticket, {'w': [jnp.ones(2), jnp.ones(2)]})
   outcome = server.submit(work.ticket, {'w': (jnp.ones(2), jnp.ones(2))})
   assert outcome.receipt.action == Action.APPLY
+
+
+def aligned(size):
+  """NumPy memory that JAX on the CPU reads in place."""
+  raw = np.zeros(size * 4 + 64, np.uint8)
+  start = -raw.ctypes.data % 64
+  return raw[start : start + size * 4].view(np.float32)
+
+
+@pytest.mark.parametrize('policy', ['asynchronous', 'softsync'])
+def test_a_gradient_buffer_that_is_used_again(policy):
+  """Every PyTorch and C++ loop does so; what was submitted is what counts."""
+  size, number = 1 << 20, 8
+  server = ga_jax.Server(
+    {'w': jnp.zeros(size)},
+    rules.gap_aware(1.0, momentum=0.0),
+    {
+      'asynchronous': policies.asynchronous(),
+      'softsync': policies.softsync(1, 1),
+    }[policy],
+    num_workers=1,
+    num_batches=number,
+    model_state={'mean': jnp.zeros(size)},
+    stats_momentum=0.0,
+    allow_non_finite=True,  # so that nothing waits for a gradient
+  )
+  grads, mean = aligned(size), aligned(size)
+  for step in range(number):
+    work = server.ticket(0)
+    grads[:], mean[:] = step, step
+    server.submit(work.ticket, {'w': grads}, model_state={'mean': mean})
+    grads[:], mean[:] = np.nan, np.nan
+  assert (np.asarray(server.params['w']) == -sum(range(number))).all()
+  assert (np.asarray(server.model_state['mean']) == number - 1).all()
+
+
+def test_what_a_job_was_given_is_copied():
+  params, resident, times = np.zeros(3), np.ones(3), [np.ones(2), np.ones(2)]
+  job = job_lib.build(
+    lambda params, model_state, batch, key: (jnp.sum(params), model_state),
+    params,
+    job_lib.Source(lambda i: np.zeros(1), resident=resident),
+    lambda hparams: rules.asgd(hparams),
+    policy=policies.asynchronous(),
+    hparams=(hparam := np.array(0.1)),
+    model_state={'mean': (mean := np.zeros(2))},
+    stats_momentum=0.9,
+  )
+  clock = clocks.recorded(times=times)
+  for array in (params, resident, *times, mean, hparam):
+    array[...] = np.nan
+  for tree in (job.params, job.source.resident, job.hparams, job.model_state):
+    assert np.isfinite(jax.tree.leaves(tree)[0]).all()
+  assert np.isfinite(clock.draw(0, 0)).all()
+
+
+@pytest.mark.parametrize('bad', ['grads', 'model_state', 'loss'])
+def test_what_is_not_finite_is_refused(bad):
+  """As a live run does: the batch is issued again, the ticket has ended."""
+  server = ga_jax.Server(
+    jnp.ones(3),
+    rules.asgd(0.1),
+    policies.asynchronous(),
+    num_workers=2,
+    num_batches=2,
+    model_state={'mean': jnp.zeros(3)},
+    stats_momentum=0.9,
+  )
+  fine = {'grads': jnp.ones(3), 'model_state': {'mean': jnp.ones(3)}}
+  nan = {
+    'grads': jnp.array([1.0, np.nan, 1.0]),
+    'model_state': {'mean': jnp.array([1.0, 1.0, np.inf])},
+    'loss': float('nan'),
+  }
+  before = server.params
+  work = server.ticket(0)
+  outcome = server.submit(work.ticket, **{**fine, 'loss': 1.0, bad: nan[bad]})
+  assert outcome.receipt.action == Action.REFUSE
+  assert outcome.receipt.cause == 'non-finite'
+  assert outcome.metrics is None
+  assert cases.same_bits(before, server.params)
+  assert server.version == 0
+  doubled = server.submit(work.ticket, **fine)
+  assert doubled.receipt.cause == 'late'
+  for worker_id in (0, 1):
+    work = server.ticket(worker_id)
+    again = (work.ticket.first_batch, work.ticket.attempt)
+    assert again == [(0, 1), (1, 0)][worker_id]
+    server.submit(work.ticket, **fine)
+  assert server.finished
+  server.trace().verify()
+
+
+def test_batches_that_are_never_finite_end_the_loop():
+  server = make_server(rules.asgd(0.1), num_workers=1)
+  for _ in range(ledger.MAX_ATTEMPTS - 1):
+    server.submit(server.ticket(0).ticket, {'w': jnp.full(3, np.nan)})
+  with pytest.raises(ledger.NotFiniteError, match='batch 0 gave no finite'):
+    server.submit(server.ticket(0).ticket, {'w': jnp.full(3, np.nan)})
+
+
+def test_what_is_not_finite_is_applied_where_it_may_be():
+  server = ga_jax.Server(
+    {'w': jnp.ones(3)},
+    rules.asgd(0.1),
+    policies.asynchronous(),
+    num_workers=1,
+    num_batches=1,
+    allow_non_finite=True,
+  )
+  server.submit(server.ticket(0).ticket, {'w': jnp.full(3, np.inf)})
+  assert np.isneginf(server.params['w']).all()
+
+
+def test_an_expired_ticket_that_closes_a_round():
+  """The others' gradients are applied, in parameters and record alike."""
+  server = make_server(
+    rules.asgd(0.1, momentum=0.0),
+    policies.synchronous(),
+    num_workers=2,
+    num_batches=4,
+  )
+  one, other = server.ticket(0).ticket, server.ticket(1).ticket
+  server.submit(one, {'w': jnp.ones(3)})
+  server.submit(other, {'w': jnp.full(3, np.nan)})
+  assert server.version == int(server.state.version)
+  server.remove_worker(1)
+  assert server.version == int(server.state.version) == 1
+  np.testing.assert_allclose(server.params['w'], 0.9)

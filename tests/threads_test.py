@@ -10,7 +10,7 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import compression, data, models, policies, programs, rules
+from ga_jax import compression, data, ledger, models, policies, programs, rules
 from ga_jax.checkpoint import CheckpointStore
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import exact, live, threads, worker
@@ -330,7 +330,7 @@ def test_gradients_that_are_never_finite_end_the_run():
     x, y = batch_fn(batch_id)
     return (x * np.float32(np.nan) if batch_id == 17 else x), y
 
-  with pytest.raises(live.NotFiniteError, match='batch 17 gave no finite'):
+  with pytest.raises(ledger.NotFiniteError, match='batch 17 gave no finite'):
     ga_jax.run_on_threads(
       loss_fn,
       params,

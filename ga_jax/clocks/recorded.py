@@ -35,7 +35,7 @@ def recorded(
   del seed
   if not isinstance(times, Mapping):
     times = dict(enumerate(times))
-  times = {w: np.asarray(times[w], np.float64) for w in sorted(times)}
+  times = {w: np.array(times[w], np.float64) for w in sorted(times)}
   if not times:
     raise ValueError('times must hold at least one worker')
   for worker_id, recording in times.items():

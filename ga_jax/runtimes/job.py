@@ -106,7 +106,10 @@ def build(
         f'batch, or a Source, got {type(batches)}'
       )
     batches = Source(batches)
-  resident = jax.tree.map(jnp.asarray, batches.resident)  # moved only once
+  params, model_state, resident, hparams = kernel.owned(
+    (params, model_state, batches.resident, hparams)
+  )
+  resident = jax.tree.map(jnp.asarray, resident)  # moved only once
   if hparams is None:
     rule_fn, program_fn = server.fixed(rule), Fixed(program or gradient)
   else:

@@ -15,6 +15,7 @@ import heapq
 import itertools
 import math
 import queue
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -30,12 +31,6 @@ from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import observer as observer_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
 from ga_jax.runtimes.placement import Placement
-
-MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
-
-
-class NotFiniteError(FloatingPointError):
-  """The same batches gave no finite gradient again and again."""
 
 
 class WorkersLostError(RuntimeError):
@@ -153,6 +148,7 @@ class Live:
     device: Any = None,
     lease_seconds: float = float('inf'),
     pipeline_depth: int = 0,
+    allow_non_finite: bool = False,
     deliver_fn: Callable[[Callable[[Any], None], Any], None] | None = None,
     trace_path: str | None = None,
     checkpoints: Checkpoints | None = None,
@@ -173,6 +169,8 @@ class Live:
       device: where the server's arrays are; by default JAX's default device.
       lease_seconds: how long a ticket may be out, in seconds.
       pipeline_depth: snapshots that a worker reads ahead.
+      allow_non_finite: whether gradients that are not finite are applied; else
+        they are refused and their batches issued again.
       deliver_fn: `deliver_fn(deliver, message)`, between workers and server;
         for tests that lose, double and forge messages.
       trace_path: file to write the rows to as they happen; None keeps them in
@@ -207,6 +205,7 @@ class Live:
     self._device = device
     self._lease = lease_seconds
     self._depth = pipeline_depth
+    self._allow_non_finite = allow_non_finite
     self._deliver_fn = deliver_fn
     self._clock_fn = clock_fn
     self._started = clock_fn()
@@ -230,12 +229,12 @@ class Live:
     self._trace_path = trace_path
     self._recover = recover
     self._writer = None
+    self._begun = threading.Lock()  # never given back: a run is made once
     self._inbox = queue.SimpleQueue()
     self._stop_wanted = False
     self._hands = {}  # worker_id -> Hand, those that were hired
     self._here = set()  # worker_ids of those that take orders
     self._last_error = ''  # of a worker that died
-    self._not_finite = collections.Counter()  # first_batch -> answers
     self._orders = collections.Counter()  # worker_id -> orders in its hands
     self._deadlines = []  # heap of (time, serial, still wanted, do)
     self._serial = itertools.count()
@@ -292,11 +291,15 @@ class Live:
       A `Result`.
 
     Raises:
-      NotFiniteError: the same batches gave no finite gradient again and again.
+      RuntimeError: it was called before.
+      ledger.NotFiniteError: the same batches gave no finite gradient again and
+        again.
       RecoveryError: the record is of another run than the checkpoint, or than
         this one.
       WorkersLostError: every worker died and batches are left.
     """
+    if not self._begun.acquire(blocking=False):
+      raise RuntimeError('this run was begun already: make another one')
     self._warm_up()
     observer = observer_lib.Observer(
       observe, block or 64, self._book.num_batches, self.stop
@@ -556,13 +559,10 @@ class Live:
     stands = self._book.outstanding.get(ticket.ticket_id) == ticket
     cause = self._no_use(answer) if stands else ''
     if cause:
-      self._book.expire(ticket, now, cause)
-      self._not_finite[ticket.first_batch] += cause == 'non-finite'
-      if self._not_finite[ticket.first_batch] == MAX_ATTEMPTS:
-        raise NotFiniteError(
-          f'batch {ticket.first_batch} gave no finite gradient in '
-          f'{MAX_ATTEMPTS} attempts, the last at version {ticket.version}'
-        )
+      if cause == 'non-finite':
+        self._book.expire_not_finite(ticket, now)
+      else:
+        self._book.expire(ticket, now, cause)
       return
     loss = None
     if stands:
@@ -579,7 +579,7 @@ class Live:
     pieces = isinstance(answer.submission.grads, exact.Pieces)
     if not pieces and _spec(answer.submission) != self._expected:
       return 'misshapen'
-    return '' if answer.finite else 'non-finite'
+    return '' if self._allow_non_finite or answer.finite else 'non-finite'
 
   def _is_out(self, ticket: ledger.Ticket) -> bool:
     return ticket.ticket_id in self._book.outstanding

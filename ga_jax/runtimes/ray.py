@@ -53,6 +53,7 @@ class Setup(NamedTuple):
     num_batches: batches to apply.
     lease_seconds: see `live.Live`.
     pipeline_depth: see `live.Live`.
+    allow_non_finite: see `live.Live`.
     trace_path: see `live.Live`.
     checkpoints_fn: `checkpoints_fn() -> Checkpoints`, or None.
     observe_fn: `observe_fn(tell, telemetry) -> observe`, called in the server's
@@ -70,6 +71,7 @@ class Setup(NamedTuple):
   num_batches: int
   lease_seconds: float = float('inf')
   pipeline_depth: int = 0
+  allow_non_finite: bool = False
   trace_path: str | None = None
   checkpoints_fn: Callable[[], Checkpoints | None] | None = None
   observe_fn: Callable[..., Callable[..., bool]] | None = None
@@ -181,6 +183,7 @@ class Server:
       device=device,
       lease_seconds=setup.lease_seconds,
       pipeline_depth=setup.pipeline_depth,
+      allow_non_finite=setup.allow_non_finite,
       trace_path=setup.trace_path,
       checkpoints=setup.checkpoints_fn and setup.checkpoints_fn(),
       recover=setup.recover or _started_again(),

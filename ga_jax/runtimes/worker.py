@@ -10,9 +10,8 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 
-from ga_jax import ledger
+from ga_jax import kernel, ledger
 from ga_jax.runtimes import exact, inheritance
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.placement import Placement
@@ -147,17 +146,6 @@ def machine_of(
   )
 
 
-@jax.jit
-def finite(submission) -> jax.Array:
-  """Whether every number of a submission is finite."""
-  leaves = [
-    jnp.all(jnp.isfinite(leaf))
-    for leaf in jax.tree.leaves(submission)
-    if jnp.issubdtype(leaf.dtype, jnp.inexact)
-  ]
-  return jnp.all(jnp.stack(leaves))
-
-
 class Hands:
   """Computes orders one after the other, with the next batches at hand."""
 
@@ -192,7 +180,9 @@ class Hands:
     batches = self._batches(ticket)
     dispatched = time.perf_counter()
     answer = machine.dispatch(order, batches)
-    is_finite = finite(answer[0]) if machine.server_device is not None else None
+    is_finite = (
+      kernel.finite(answer[0]) if machine.server_device is not None else None
+    )
     submission, state = machine.to_server(answer)  # as soon as it is there
     self._prepare(order.reserved)
     jax.block_until_ready((submission, state, is_finite))
