@@ -1,6 +1,7 @@
 """Data sets: what is read, what is refused, and how batches are drawn."""
 
 import gzip
+import importlib.util
 import os
 import struct
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import settings as settings_lib
 from ga_jax import data
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
@@ -551,6 +553,48 @@ def test_channels_last_are_taken(tmp_path, shape):
     dataset = data.npz(write_npz(tmp_path, **own, **said))
     assert dataset.input_shape == wanted
     assert dataset.num_classes == said.get('num_classes', 2)
+
+
+# What is not there.
+
+BRINGS = {
+  'digits': 'pip install scikit-learn',
+  'idx': 'apt install dataset-fashion-mnist (Debian) brings /usr/share/',
+  'npz': 'numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)',
+  'cifar10': 'python -m experiments.prepare --dataset=cifar10',
+  'cifar100': 'python -m experiments.prepare --dataset=cifar100',
+  'fashion_mnist': 'or, on Debian, apt install dataset-fashion-mnist',
+  'imagenet2012': 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from',
+  'text': 'one file or a folder with train.txt, valid.txt and test.txt',
+  'characters': 'one file or a folder with train.txt, valid.txt and test.txt',
+  'wikitext103': 'get https://wikitext.smerity.com/wikitext-103-v1.zip',
+}
+
+
+@pytest.mark.parametrize('name', data.DATASETS)
+def test_what_is_not_there_is_said_with_what_brings_it(name, tmp_path):
+  """By the data set itself, and by the check of a command's flags."""
+  prepared = 'python -m' in data.origin(name)
+  if prepared:
+    assert "pip install 'ga_jax[tfds]'" in data.origin(name)
+  for path in (str(tmp_path / 'none'), str(tmp_path) if prepared else None):
+    if name == 'digits' and path is None:
+      continue  # they are there
+    with pytest.raises(data.DataError) as caught:
+      data.DATASETS[name](path)
+    assert BRINGS[name] in str(caught.value)
+    assert '\n' not in str(caught.value)
+  settings = settings_lib.Settings(dataset=name, data_path='/no/such')
+  with pytest.raises(settings_lib.SettingError) as caught:
+    settings_lib.check(settings)
+  assert '--data_path=/no/such: no such file or folder; ' in str(caught.value)
+  assert BRINGS[name] in str(caught.value)
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(data.DataError, match='pip install scikit-learn'):
+    data.digits()
 
 
 # Units.

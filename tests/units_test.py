@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import run
+from experiments import run, tasks
 from experiments import settings as settings_lib
 from ga_jax import clocks, data, policies, rules
 from ga_jax.runtimes import cluster
@@ -44,6 +44,10 @@ def trained(arrays, folder, **own):
     )
   )
   done = run.train(settings)
+  task, state = tasks.task_of(settings), done.result.state
+  logits = task.predict(state.params, state.model_state, arrays['x_test'])
+  wrong = np.argmax(logits, -1) != arrays['y_test']
+  assert np.mean(wrong) == done.summary['test_error']
   kept = ('test_error', 'validation_error', 'train_loss', 'mean_gap')
   return {k: done.summary[k] for k in kept}, done.result.metrics['loss']
 

@@ -6,11 +6,9 @@ import zlib
 
 import numpy as np
 
-from ga_jax.data import base
+from ga_jax.data import base, origins
 
 _KEYS = ('x_train', 'y_train', 'x_test', 'y_test')
-_WRITTEN = f'np.savez(path, {", ".join(f"{key}=..." for key in _KEYS)})'
-ORIGIN = f'write one with {_WRITTEN}'
 _SAID = {'num_classes': 'iu', 'layout': 'U'}  # and the kinds of their dtypes
 _UNREADABLE = (  # what NumPy raises for files that are damaged
   OSError,
@@ -40,10 +38,12 @@ def npz(path: str | None) -> base.Dataset:
   """
   if not path:
     raise base.DataError(
-      f'npz needs data_path, a file with {", ".join(_KEYS)}: {ORIGIN}'
+      f'npz needs data_path, a file of arrays: {origins.of("npz")}'
     )
   if not os.path.exists(path):
-    raise base.DataError(f'{path} cannot be read, no such file: {ORIGIN}')
+    raise base.DataError(
+      f'{path} cannot be read, no such file: {origins.of("npz")}'
+    )
   try:
     data = np.load(path)
     if not isinstance(data, np.lib.npyio.NpzFile):
