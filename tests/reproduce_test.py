@@ -127,11 +127,11 @@ def test_the_list_names_every_table():
   ],
 )
 def test_what_cannot_be_made_is_refused(arguments, said, tmp_path):
-  done = call(*arguments, f'--folder={tmp_path}')
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: ')
-  assert said in done.stderr
-  assert done.stderr.count('\n') == 1
+  code, _, err = scripts.call('reproduce', *arguments, f'--folder={tmp_path}')
+  assert code == 2
+  assert err.startswith('error: ')
+  assert said in err
+  assert err.count('\n') == 1
 
 
 def test_the_first_table_is_made_where_nothing_is_installed(
@@ -519,6 +519,8 @@ def test_a_short_table_is_shorter(name):
   ],
 )
 def test_flags_without_a_meaning_are_refused(argument, said, tmp_path):
-  done = call('--table=digits_mlp', argument, f'--folder={tmp_path}')
-  assert done.returncode == 2
-  assert said in done.stderr
+  code, _, err = scripts.call(
+    'reproduce', '--table=digits_mlp', argument, f'--folder={tmp_path}'
+  )
+  assert code == 2
+  assert said in err
