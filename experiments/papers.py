@@ -146,6 +146,19 @@ def _softsync(*ns: int) -> tuple[Column, ...]:
 
 
 TABLES = {
+  'digits_mlp': Table(
+    'a first one: every kind of rule on digits, both protocols',
+    'digits_mlp',
+    (
+      *methods(('asgd', 'sa', 'ga', 'ssgd'), (0.0,)),
+      *methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga', 'ssgd'), (0.9,)),
+    ),
+    workers(1, 8, 16, 32),
+    rates=(0.01, 10**-1.5, 0.1),
+    note=f'Digits is too easy to rank methods. {_NO_MOMENTUM}',
+    pictures=('workers', 'rates'),
+    smoke=('--epochs=2', '--seeds=1', '--columns=2'),
+  ),
   'cifar10_resnet20': Table(
     'GA: CIFAR-10, ResNet-20, error over workers',
     'cifar10_resnet20',

@@ -3,7 +3,7 @@
 Question: what does each method give, over workers, beside what was published?
 
   python -m experiments.reproduce --list
-  python -m experiments.reproduce --table=fashion_mnist_mlp --scale=smoke
+  python -m experiments.reproduce --table=digits_mlp
   python -m experiments.reproduce --table=cifar10_resnet20
 
 The runs of a table (experiments/papers.py) are done one after the other, or as
@@ -64,7 +64,7 @@ def prepare() -> studies.Study | None:
   table = papers.TABLES[name]
   scaled = {'smoke': table.smoke, 'short': table.short, 'full': ()}[scale]
   preset = os.path.join(PRESETS, f'{table.preset}.flags')
-  flags.FLAGS(
+  cli.parsed(
     [sys.argv[0], f'--flagfile={preset}', *table.flags, *scaled, *sys.argv[1:]]
   )
   table = _chosen(table)

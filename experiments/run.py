@@ -27,7 +27,6 @@ from ga_jax.rules import layers
 from ga_jax.runtimes import checkpoints, fast, job, threads
 
 ROWS, CHECKPOINTS = 'trace.rows', 'checkpoints'
-GAP_EDGES = np.concatenate([[0.0], 10.0 ** np.arange(-8.0, 3.0)])
 PENALTY_EDGES = np.concatenate([[0.0], 2.0 ** np.arange(11.0)])
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 1.0)  # least, quartiles, largest
 
@@ -373,7 +372,7 @@ def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
     'mean_penalty': _mean(seen['mean_penalty']),
     'max_penalty': float(seen['max_penalty'].max(initial=1.0)),
     'staleness_histogram': np.bincount(arrivals['staleness']).tolist(),
-    'gap_histogram': histogram(seen['gap'], GAP_EDGES),
+    'gap_histogram': histogram(seen['gap'], decades(seen['gap'])),
     'penalty_histogram': histogram(seen['mean_penalty'], PENALTY_EDGES),
     **_by_layer(layers.names(result.state.params), result.metrics),
     'wasted_work': result.trace.wasted(),
@@ -388,6 +387,15 @@ def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
     'seed': settings.seed,
     'device': environment.device_name(),
   }
+
+
+def decades(values) -> np.ndarray:
+  """Edges for numbers in any unit: 0, and the powers of ten that they span."""
+  positive = values[values > 0]
+  if not len(positive):
+    return np.array([0.0])
+  low, high = np.floor(np.log10([positive.min(), positive.max()])).astype(int)
+  return np.array([0.0, *(float(f'1e{k}') for k in range(low, high + 1))])
 
 
 def histogram(values, edges: np.ndarray) -> dict[str, list[float]]:

@@ -146,10 +146,13 @@ def _check_names(s: Settings):
   for flag, table in parts.TABLES.items():
     if getattr(s, flag):
       _one_of(flag, getattr(s, flag), table)
-  for flag in ('data_path', 'clock_times'):
+  for flag, brings in (
+    ('data_path', data.origin(s.dataset, s.data_path)),
+    ('clock_times', "a run's trace.npz is one"),
+  ):
     path = getattr(s, flag)
     if path and not os.path.exists(path):
-      raise SettingError(flag, path, 'no such file or folder')
+      raise SettingError(flag, path, f'no such file or folder; {brings}')
   if (s.clock == 'recorded') != bool(s.clock_times):
     raise SettingError(
       'clock_times',

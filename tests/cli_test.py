@@ -141,6 +141,39 @@ def test_every_preset_is_read(path):
   assert (code, err) == (2, 'error: --holdout=x: must be an integer\n')
 
 
+PRESET = os.path.join(ROOT, 'experiments/presets/fashion_mnist_mlp.flags')
+THERE = '/usr/share/datasets/fashion-mnist'
+
+
+@pytest.mark.parametrize(
+  ('given', 'data_path'),
+  [
+    ('--flagfile={}', THERE),
+    ('--flagfile={} --dataset=idx', THERE),
+    ('--flagfile={} --dataset=digits', ''),
+    ('--flagfile {} -dataset digits --seed=1', ''),
+    ('--dataset=digits --flagfile={}', THERE),  # what comes later wins
+    ('--flagfile={} --dataset=npz --data_path=/x', '/x'),
+    ('--flagfile={} --data_path=/x --dataset=npz', '/x'),
+    ('--data_path=/x --flagfile={} --dataset=npz', '/x'),
+    ('--flagfile={} --data_path=/x', '/x'),
+    ('--data_path=/x --dataset=npz', '/x'),
+    ('--dataset=npz --data_path=/x --dataset=idx', '/x'),
+  ],
+)
+def test_the_path_of_a_flag_file_is_of_its_data_set(given, data_path):
+  arguments = given.format(PRESET).split()
+  assert settings_from(*arguments).data_path == data_path
+
+
+def test_a_table_is_made_of_another_data_set():
+  code, _, err = scripts.call(
+    *('reproduce', '--table=fashion_mnist_mlp', '--dataset=digits')
+  )
+  assert code == 2  # digits were read
+  assert err.startswith('error: --holdout=10000: cannot hold out 10000 of 1437')
+
+
 def test_names_of_other_libraries():
   found = settings_from('--lr=0.5', '--num_epochs=3', '--num_workers=2')
   assert (found.learning_rate, found.epochs, found.workers) == (0.5, 3.0, 2)
@@ -249,16 +282,16 @@ REFUSED = {
     *COMMON,
     ('table', []),
     ('table', ['--table=x']),
-    ('scale', ['--table=fashion_mnist_mlp', '--scale=x']),
+    ('scale', ['--table=digits_mlp', '--scale=x']),
     *(
-      (text.split('=')[0], ['--table=fashion_mnist_mlp', f'--{text}'])
+      (text.split('=')[0], ['--table=digits_mlp', f'--{text}'])
       for text in (
         *('methods=x', 'clocks=x', 'columns=-1', 'seeds=-1', 'processes=-1'),
         *('learning_rate=1', 'epochs=0', 'model=x', 'batch_size=0'),
         'data_path=/no/such',
       )
     ),
-    ('learning_rate', ['--table=fashion_mnist_mlp', '--lr=1']),
+    ('learning_rate', ['--table=digits_mlp', '--lr=1']),
     ('runtime', ['--table=fashion_mnist_abs', '--runtime=threads']),
   ],
   'replay': [

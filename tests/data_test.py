@@ -1,6 +1,7 @@
 """Data sets: what is read, what is refused, and how batches are drawn."""
 
 import gzip
+import importlib.util
 import os
 import struct
 
@@ -9,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments import settings as settings_lib
 from ga_jax import data
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
@@ -386,8 +388,8 @@ def test_npz_images_without_a_channel_axis(tmp_path):
 def test_npz_vectors(tmp_path):
   arrays = vector_arrays()
   dataset = data.npz(write_npz(tmp_path, **arrays))
-  assert dataset.train.inputs.dtype == np.float32
-  np.testing.assert_allclose(dataset.train.inputs, arrays['x_train'], rtol=1e-6)
+  assert np.array_equal(dataset.train.inputs, arrays['x_train'])
+  assert dataset.staged.dtype == np.float32
   np.testing.assert_allclose(dataset.mean, arrays['x_train'].mean(0), rtol=1e-5)
   np.testing.assert_allclose(dataset.std, arrays['x_train'].std(0), rtol=1e-5)
   assert dataset.num_classes == 3
@@ -475,6 +477,23 @@ def test_npz_is_not_npy(tmp_path):
     ({'x_train': np.array(1.0)}, 'train inputs must be'),
     ({'x_test': np.zeros((9, 4), np.uint8)}, 'test inputs have dtype uint8'),
     ({'y_train': np.arange(40) + 2**33}, 'train labels must be'),
+    ({'y_train': np.arange(40) % 2 * 1000}, 'from 0 to 1000 and none is 1:'),
+    ({'y_train': np.arange(40) % 3 + 1}, 'from 1 to 3 and none is 0:'),
+    ({'y_test': np.arange(9)}, 'test labels hold 3, of which there is no'),
+    ({'y_train': np.zeros(40, int)}, 'all train labels are 0: at least 2'),
+    ({'y_train': np.eye(3, dtype=int)[np.arange(40) % 3]}, r'argmax\(1\)'),
+    (
+      {'y_train': np.arange(40) % 2 == 0},
+      'labels must be integers .* got bool',
+    ),
+    ({'x_train': np.zeros((40, 4), bool)}, 'uint8 or float, got bool'),
+    ({'x_train': np.zeros((40, 4), complex)}, 'uint8 or float, got complex'),
+    ({'x_train': np.zeros((40, 0))}, r'inputs are empty, of shape \(40, 0\)'),
+    ({'x_test': np.full((9, 4), -1e301)}, r'at most 1e\+300, got 1e\+301'),
+    ({'num_classes': 2}, 'train labels must be 0 to 1, got 2'),
+    ({'num_classes': 2.5}, 'num_classes must be an integer, got'),
+    ({'layout': 'CHW'}, "layout must be one of NHWC, NCHW, got 'CHW'"),
+    ({'layout': 3}, 'layout must be a string, got'),
   ],
 )
 def test_npz_says_what_is_wrong(tmp_path, changed, message):
@@ -484,9 +503,177 @@ def test_npz_says_what_is_wrong(tmp_path, changed, message):
   assert path in str(caught.value)
 
 
-def test_classes_are_counted_over_both_splits():
+def test_a_class_without_a_training_example_must_be_declared():
   train = data.Split(np.zeros((2, 3)), np.array([0, 1]))
   test = data.Split(np.zeros((1, 3)), np.array([4]))
-  assert data.make_dataset('two', train, test).num_classes == 5
-  with pytest.raises(data.DataError, match='two: labels must be 0 to 3'):
+  with pytest.raises(data.DataError, match='test labels hold 4, of which'):
+    data.make_dataset('two', train, test)
+  assert data.make_dataset('two', train, test, num_classes=5).num_classes == 5
+  with pytest.raises(data.DataError, match='labels must be 0 to 3, got 4'):
     data.make_dataset('two', train, test, num_classes=4)
+
+
+def test_idx_labels_have_no_gaps(tmp_path):
+  arrays = image_arrays()
+  arrays['y_train'] = arrays['y_train'] + np.uint8(1)  # as EMNIST's letters
+  with pytest.raises(data.DataError, match='from 1 to 3 and none is 0') as e:
+    data.idx(write_idx(tmp_path, arrays))
+  assert str(tmp_path) in str(e.value)
+
+
+@pytest.mark.parametrize(
+  'shape', [(3, 32, 32), (1, 28, 28), (4, 8, 9), (12, 32, 32)]
+)
+def test_channels_first_are_refused_or_turned(tmp_path, shape):
+  rng = np.random.default_rng(0)
+  images = rng.integers(0, 256, (6, *shape), np.uint8)
+  own = {f'x_{part}': images for part in ('train', 'test')}
+  own |= {f'y_{part}': np.arange(6) % 2 for part in ('train', 'test')}
+  with pytest.raises(data.DataError, match='looks like channels first') as e:
+    data.npz(write_npz(tmp_path, **own))
+  assert f'images have shape {(6, *shape)}' in str(e.value)
+  assert '[n, H, W, C]' in str(e.value)
+  turned = data.npz(write_npz(tmp_path, **own, layout='NCHW'))
+  assert turned.input_shape == (*shape[1:], shape[0])
+  assert np.array_equal(turned.test.inputs[:, 1, 2, 0], images[:, 0, 1, 2])
+  kept = data.npz(write_npz(tmp_path, **own, layout='NHWC'))
+  assert np.array_equal(kept.train.inputs, images)
+
+
+@pytest.mark.parametrize(
+  'shape', [(32, 32, 3), (8, 8, 1), (3, 3, 3), (2, 4, 4), (64, 64, 12), (9, 5)]
+)
+def test_channels_last_are_taken(tmp_path, shape):
+  rng = np.random.default_rng(0)
+  images = rng.normal(size=(6, *shape))
+  own = {f'x_{part}': images for part in ('train', 'test')}
+  own |= {f'y_{part}': np.arange(6) % 2 for part in ('train', 'test')}
+  wanted = shape if len(shape) == 3 else (*shape, 1)
+  for said in ({}, {'layout': 'NHWC'}, {'num_classes': 4}):
+    dataset = data.npz(write_npz(tmp_path, **own, **said))
+    assert dataset.input_shape == wanted
+    assert dataset.num_classes == said.get('num_classes', 2)
+
+
+# What is not there.
+
+BRINGS = {
+  'digits': 'pip install scikit-learn',
+  'idx': 'apt install dataset-fashion-mnist (Debian) brings /usr/share/',
+  'npz': 'numpy.savez(path, x_train=..., y_train=..., x_test=..., y_test=...)',
+  'cifar10': 'python -m experiments.prepare --dataset=cifar10',
+  'cifar100': 'python -m experiments.prepare --dataset=cifar100',
+  'fashion_mnist': 'or, on Debian, apt install dataset-fashion-mnist',
+  'imagenet2012': 'ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from',
+  'text': 'one file or a folder with train.txt, valid.txt and test.txt',
+  'characters': 'one file or a folder with train.txt, valid.txt and test.txt',
+  'wikitext103': 'get https://wikitext.smerity.com/wikitext-103-v1.zip',
+}
+
+
+@pytest.mark.parametrize('name', data.DATASETS)
+def test_what_is_not_there_is_said_with_what_brings_it(name, tmp_path):
+  """By the data set itself, and by the check of a command's flags."""
+  prepared = 'python -m' in data.origin(name)
+  if prepared:
+    assert "pip install 'ga_jax[tfds]'" in data.origin(name)
+  for path in (str(tmp_path / 'none'), str(tmp_path) if prepared else None):
+    if name == 'digits' and path is None:
+      continue  # they are there
+    with pytest.raises(data.DataError) as caught:
+      data.DATASETS[name](path)
+    assert BRINGS[name] in str(caught.value)
+    assert '\n' not in str(caught.value)
+  settings = settings_lib.Settings(dataset=name, data_path='/no/such')
+  with pytest.raises(settings_lib.SettingError) as caught:
+    settings_lib.check(settings)
+  assert '--data_path=/no/such: no such file or folder; ' in str(caught.value)
+  assert BRINGS[name] in str(caught.value)
+
+
+def test_digits_without_scikit_learn(monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with pytest.raises(data.DataError, match='pip install scikit-learn'):
+    data.digits()
+
+
+# Units.
+
+
+def staged(arrays, folder, holdout=0):
+  """What training and a test batch see of arrays."""
+  dataset = data.hold_out(data.npz(write_npz(folder, **arrays)), holdout)
+  seen = data.to_float(dataset.test.inputs, dataset.mean, dataset.std)
+  return np.asarray(dataset.resident[0]), np.asarray(seen)
+
+
+@pytest.mark.parametrize('power', [-960, -60, -21, -1, 13, 60, 980])
+def test_inputs_in_another_unit_are_the_same_numbers(tmp_path, power):
+  """To the bit: a power of two multiplies without rounding."""
+  arrays = vector_arrays()
+  for part in ('train', 'test'):
+    x = arrays[f'x_{part}']
+    arrays[f'x_{part}'] = np.column_stack([x, x[:, 0] > 3, 7.1 + 0 * x[:, 1]])
+  arrays['x_test'][:, -1] = 5.0  # constant in training only
+  other = {
+    key: np.ldexp(value, power) if key.startswith('x') else value
+    for key, value in arrays.items()
+  }
+  for ours, theirs in zip(
+    staged(other, tmp_path, 7), staged(arrays, tmp_path, 7), strict=True
+  ):
+    assert np.array_equal(ours, theirs)
+    assert np.all(ours[:, -1] == 0)
+    assert 0.5 < ours[:, :-1].std() < 1.5
+
+
+def test_every_feature_may_have_a_unit_of_its_own(tmp_path):
+  arrays = vector_arrays()
+  units = [1e-200, 1.0, 1e-300, 1e290]
+  own = arrays | {k: arrays[k] * units for k in ('x_train', 'x_test')}
+  for ours, theirs in zip(
+    staged(own, tmp_path), staged(arrays, tmp_path), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_a_large_offset_costs_no_digit(tmp_path):
+  arrays = vector_arrays()
+  shifted = {
+    key: value + 2e6 if key.startswith('x') else value  # the spread is 2
+    for key, value in arrays.items()
+  }
+  for ours, theirs in zip(
+    staged(shifted, tmp_path), staged(arrays, tmp_path), strict=True
+  ):
+    np.testing.assert_allclose(ours, theirs, rtol=0, atol=5e-7)
+
+
+def test_a_channel_of_bytes_that_is_constant_counts_as_0():
+  """In training: whatever it holds later."""
+  train = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 2), np.uint8)
+  test = train.copy()
+  train[..., 1] = 77
+  labels = np.arange(8) % 2
+  dataset = data.make_dataset(
+    'channels', data.Split(train, labels), data.Split(test, labels)
+  )
+  for inputs in (train, test):
+    seen = data.to_float(inputs, dataset.mean, dataset.std)
+    assert np.all(seen[..., 1] == 0)
+    assert np.std(seen[..., 0]) == pytest.approx(1, rel=1e-5)
+
+
+@pytest.mark.parametrize('dtype', [np.float16, np.float32, np.longdouble])
+def test_floats_of_any_kind(tmp_path, dtype):
+  arrays = vector_arrays()
+  own = {
+    key: value.astype(dtype) if key.startswith('x') else value
+    for key, value in arrays.items()
+  }
+  wide = own | {k: own[k].astype(np.float64) for k in ('x_train', 'x_test')}
+  for ours, theirs in zip(
+    staged(own, tmp_path), staged(wide, tmp_path), strict=True
+  ):
+    assert ours.dtype == np.float32
+    assert np.array_equal(ours, theirs)

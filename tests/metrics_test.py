@@ -240,15 +240,23 @@ def test_no_layers_on_shards():
 
 def test_histograms_count_every_value_once():
   gaps = np.array([0.0, 1e-9, 1e-8, 0.5, 1.0, 2e9])
-  found = run.histogram(gaps, run.GAP_EDGES)
+  found = run.histogram(gaps, run.decades(gaps))
+  assert found['edges'] == [0.0, *(float(f'1e{k}') for k in range(-9, 10))]
   by_edge = dict(zip(found['edges'], found['counts'], strict=True))
   assert {e: c for e, c in by_edge.items() if c} == {
-    0.0: 2,
+    0.0: 1,
+    1e-9: 1,
     1e-8: 1,
     0.1: 1,
     1.0: 1,
-    100.0: 1,
+    1e9: 1,
   }
+  for power in (-12, 12):  # in another unit: the same counts
+    other = run.histogram(gaps * 10.0**power, run.decades(gaps * 10.0**power))
+    assert other['counts'] == found['counts']
+  nothing = np.zeros(3)
+  found = run.histogram(nothing, run.decades(nothing))
+  assert found == {'edges': [0.0], 'counts': [3]}
   found = run.histogram(np.array([0.5, 1.0, 1.9, 2.0, 1e6]), run.PENALTY_EDGES)
   assert found['counts'] == [1, 2, 1, *[0] * 8, 1]
 

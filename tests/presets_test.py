@@ -1,9 +1,9 @@
 """Every preset of images: two updates, end to end.
 
 Those of texts are run by tests/language_test.py, those of digits by
-tests/launch_test.py and tests/methods_test.py; that a preset goes with every
-method of its tables is tested in tests/reproduce_test.py. The deep networks
-(a minute each to compile):
+tests/launch_test.py, methods_test.py and reproduce_test.py, which also tests
+that a preset goes with every method of its tables. The deep networks (a minute
+each to compile):
 
   python -m pytest tests/presets_test.py -m slow
 """
@@ -24,6 +24,7 @@ PRESETS = pathlib.Path(__file__).parent.parent / 'experiments' / 'presets'
 OTHERS = {  # and who runs them
   'digits_demo',
   'digits_methods',
+  'digits_mlp',
   'text_transformer_xl_small',
   'wikitext103_transformer_xl',
 }

@@ -295,7 +295,7 @@ def test_events_say_what_the_trace_says(tmp_path):
     assert text.startswith(f'worker {row["worker_id"]}: compute\n')
     assert f'version {row["version"]}, staleness {row["staleness"]}\n' in text
     assert f'\ngap {gap:.3e}\n' in text
-    assert text.endswith(f' to {row["time"]:.3f}')
+    assert text.endswith(f' to {row["time"]:.6g}')
   updates = [text for text in said if text.startswith('update ')]
   assert len(updates) == one.trace.updates()
 

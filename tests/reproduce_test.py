@@ -4,6 +4,7 @@ import concurrent.futures
 import gzip
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -27,6 +28,7 @@ from experiments import (
   tables,
 )
 from experiments import settings as settings_lib
+from tests import scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FINISHED = 10  # runs after which a table is killed
@@ -115,23 +117,43 @@ def test_the_list_names_every_table():
 @pytest.mark.parametrize(
   ('arguments', 'said'),
   [
-    (('--table=none',), '--table=none: must be one of cifar10_resnet20'),
-    (
-      ('--table=fashion_mnist_mlp', '--scale=tiny'),
-      '--scale=tiny: must be one',
-    ),
+    (('--table=none',), '--table=none: must be one of digits_mlp'),
+    (('--table=digits_mlp', '--scale=tiny'), '--scale=tiny: must be one'),
     (
       ('--table=fashion_mnist_mlp', '--data_path=/nowhere'),
-      '--data_path=/nowhere: no such file or folder',
+      '--data_path=/nowhere: no such file or folder; apt install '
+      'dataset-fashion-mnist',
     ),
   ],
 )
 def test_what_cannot_be_made_is_refused(arguments, said, tmp_path):
-  done = call(*arguments, f'--folder={tmp_path}')
-  assert done.returncode == 2
-  assert done.stderr.startswith('error: ')
-  assert said in done.stderr
-  assert done.stderr.count('\n') == 1
+  code, _, err = scripts.call('reproduce', *arguments, f'--folder={tmp_path}')
+  assert code == 2
+  assert err.startswith('error: ')
+  assert said in err
+  assert err.count('\n') == 1
+
+
+def test_the_first_table_is_made_where_nothing_is_installed(
+  tmp_path, monkeypatch
+):
+  """The README's first one, of one worker and for less long."""
+  monkeypatch.setenv('HOME', str(tmp_path / 'nobody'))
+  first, *_ = papers.TABLES
+  code, out, err = scripts.call(
+    *('reproduce', f'--table={first}', '--scale=smoke', '--epochs=1'),
+    *('--methods=asgd', '--columns=1', '--processes=1', '--quiet'),
+    f'--folder={tmp_path}',
+  )
+  assert (code, err) == (0, '')
+  page = (tmp_path / 'table.md').read_text()
+  assert page in out
+  rows = re.findall(
+    r'^\| asgd, momentum \S+ +\| +(\d+\.\d+)', page, re.MULTILINE
+  )
+  assert len(rows) >= 4  # both protocols, both momenta
+  assert all(float(error) < 60 for error in rows)
+  assert cells.read(tmp_path / 'metrics.jsonl')
 
 
 # --- runs
@@ -423,7 +445,7 @@ def never(*args, **kwargs):
 
 def again(study):
   run.train = never
-  command = shlex.join(sys.argv[1:]).replace(f' --data_path={here}', '')
+  command = shlex.join(a for a in sys.argv[1:] if a != here)
   command = f'python -m experiments.reproduce {command}'
   pages.write(study._replace(folder=folder), command)
 
@@ -446,18 +468,19 @@ def test_committed_tables_are_those_of_their_runs(name, tmp_path):
     text = file.read()
   command = shlex.split(text.split('`')[1])
   assert command[:3] == ['python', '-m', 'experiments.reproduce']
-  data = [x.split('=')[1] for x in command if x.startswith('--data_path=')]
+  given = [x for x in command if x.startswith('--data_path=')]
   preset = papers.TABLES[name].preset
-  if not data:
-    with open(f'{ROOT}/experiments/presets/{preset}.flags') as file:
-      data = [x.split('=')[1] for x in file if x.startswith('--data_path=')]
-  data = tmp_path / os.path.basename(data[0].strip())  # the name is in the runs
-  data.touch()
+  with open(f'{ROOT}/experiments/presets/{preset}.flags') as file:
+    given += [x.strip() for x in file if x.startswith('--data_path=')]
+  if given:  # the name is in the runs
+    data = tmp_path / os.path.basename(given[0].partition('=')[2])
+    data.touch()
+    given = [f'--data_path={data}']
   done = subprocess.run(
     [
-      *(sys.executable, '-c', AGAIN, tmp_path / name, f'{data}'),
+      *(sys.executable, '-c', AGAIN, tmp_path / name, ''.join(given)),
       *command[2:],
-      f'--data_path={data}',
+      *given,
     ],
     capture_output=True,
     text=True,
@@ -470,7 +493,11 @@ def test_committed_tables_are_those_of_their_runs(name, tmp_path):
 
 
 def test_there_are_committed_tables():
-  assert {'fashion_mnist_mlp', 'text_transformer_xl'} <= set(committed())
+  assert {
+    'digits_mlp',
+    'fashion_mnist_mlp',
+    'text_transformer_xl',
+  } <= set(committed())
 
 
 @pytest.mark.parametrize('name', papers.TABLES)
@@ -488,10 +515,12 @@ def test_a_short_table_is_shorter(name):
   ('argument', 'said'),
   [
     ('--seeds=-1', '--seeds=-1: must be at least 0'),
-    ('--learning_rate=0.5', '--table=fashion_mnist_mlp sweeps rates'),
+    ('--learning_rate=0.5', '--table=digits_mlp sweeps rates'),
   ],
 )
 def test_flags_without_a_meaning_are_refused(argument, said, tmp_path):
-  done = call('--table=fashion_mnist_mlp', argument, f'--folder={tmp_path}')
-  assert done.returncode == 2
-  assert said in done.stderr
+  code, _, err = scripts.call(
+    'reproduce', '--table=digits_mlp', argument, f'--folder={tmp_path}'
+  )
+  assert code == 2
+  assert said in err

@@ -90,11 +90,25 @@ def test_one_file_is_cut_by_lines(tmp_path):
   assert 'has 2 lines, too few' in reason(data.text, str(path))
 
 
+def test_a_text_without_a_common_word_is_refused(tmp_path):
+  """Its vocabulary would be <eos> and <unk>, at a perplexity of about 2."""
+  path = tmp_path / 'rare.txt'
+  path.write_text('\n'.join(f'only once {i} {i}x' for i in range(2)) * 30)
+  data.text(str(path))
+  path.write_text('\n'.join(f'{i} {i}x' for i in range(100)))
+  assert 'no word of the training text is seen 3 times' in reason(
+    data.text, str(path)
+  )
+  data.characters(str(path))
+
+
 def test_what_cannot_be_read_is_said_in_one_line(tmp_path, own):
-  assert 'a folder with train.txt, valid.txt, test.txt' in reason(
+  assert 'a folder with train.txt, valid.txt and test.txt' in reason(
     data.text, None
   )
-  assert 'one file of text' in reason(data.characters, str(tmp_path / 'none'))
+  assert 'of your own, one file or' in reason(
+    data.characters, str(tmp_path / 'none')
+  )
   os.unlink(os.path.join(own, 'valid.txt'))
   assert 'no valid.txt there' in reason(data.text, own)
   with open(os.path.join(own, 'valid.txt'), 'wb') as file:

@@ -9,7 +9,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from ga_jax import data
-from ga_jax.data import prepared
+from ga_jax.data import origins
 from tests import tfds_sets
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -174,9 +174,9 @@ def test_a_damaged_image_is_named(tmp_path):
 
 
 def test_the_command_names_a_path_that_needs_quotes():
-  assert prepared.command('cifar10', None) == (
+  assert origins.command('cifar10', None) == (
     'python -m experiments.prepare --dataset=cifar10'
   )
-  assert prepared.command('cifar10', '/a b', '--overwrite').endswith(
+  assert origins.command('cifar10', '/a b', '--overwrite').endswith(
     "--data_path='/a b' --overwrite"
   )

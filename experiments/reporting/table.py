@@ -64,7 +64,7 @@ def outcome(comparison: lines.Comparison) -> Columns:
     **_unchanged(comparison),
     f'minus {comparison.baseline}': lambda cell: difference(comparison, cell),
     'train loss': _mean('train_loss', '{:.4g}'),
-    'simulated time': _mean('simulated_time', '{:,.0f}'),
+    'simulated time': _simulated_time,
     '× one worker': _mean('simulated_speedup', '{:.2f}'),
     '× ssgd': lambda cell: _over_synchronous(comparison, cell),
     'wall time, s': _mean('wall_seconds', '{:,.1f}'),
@@ -168,6 +168,15 @@ def _mean(name: str, form: str, scale: float = 1):
     return form.format(scale * np.mean(values))
 
   return text
+
+
+def _simulated_time(cell) -> str:
+  """In the clock's units, whatever these are."""
+  values = known(cell, 'simulated_time')
+  if not values:
+    return ''
+  mean = np.mean(values)
+  return f'{mean:,.0f}' if mean >= 100 else f'{mean:.3g}'
 
 
 def _utilisation(cell) -> str:

@@ -147,7 +147,7 @@ def title_of(span: plots.Span, history) -> str:
   """What an event is, in lines."""
   if span.kind == 'apply':
     by = f', by worker {span.worker_id}' if span.worker_id >= 0 else ''
-    return f'update {span.version}{by}\ntime {span.begin:.3f}'
+    return f'update {span.version}{by}\ntime {span.begin:.6g}'
   texts = [f'worker {span.worker_id}: {span.kind}']
   if span.ticket_id >= 0:
     late = f'staleness {span.staleness}' if span.staleness >= 0 else ''
@@ -155,7 +155,7 @@ def title_of(span: plots.Span, history) -> str:
     texts.append(', '.join(filter(None, (read, late))))
     texts.append(gap_text(span, history))
     texts.append(f'ticket {span.ticket_id}')
-  texts.append(f'time {span.begin:.3f} to {span.end:.3f}')
+  texts.append(f'time {span.begin:.6g} to {span.end:.6g}')
   return '\n'.join(texts)
 
 

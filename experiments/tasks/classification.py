@@ -2,11 +2,13 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from experiments import settings as settings_lib
 from experiments.tasks import base
 from ga_jax import data, models
+from ga_jax.data import scaling
 
 EVAL_BATCH = 1000
 
@@ -61,14 +63,20 @@ def task(
   def init(key):
     return model.init(key, jnp.zeros((1, *dataset.input_shape)))
 
-  @jax.jit
-  def predict(params, model_state, inputs):
-    inputs = data.to_float(jnp.asarray(inputs), dataset.mean, dataset.std)
-    return model.apply(params, model_state, inputs, False)[0]
+  def stage(inputs):
+    return scaling.stage(np.asarray(inputs), dataset.mean, dataset.std)
 
   @jax.jit
-  def count(params, model_state, inputs, labels, valid):
-    logits = predict(params, model_state, inputs)
+  def logits_of(params, model_state, staged):
+    inputs = scaling.normalise(staged, dataset.mean, dataset.std)
+    return model.apply(params, model_state, inputs, False)[0]
+
+  def predict(params, model_state, inputs):
+    return logits_of(params, model_state, stage(inputs))
+
+  @jax.jit
+  def count(params, model_state, staged, labels, valid):
+    logits = logits_of(params, model_state, staged)
     losses = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     wrong = logits.argmax(-1) != labels
     return jnp.sum(wrong & valid), jnp.sum(jnp.where(valid, losses, 0.0))
@@ -76,7 +84,8 @@ def task(
   def evaluate(params, model_state, split):
     wrong, loss, n = 0, 0.0, dataset.size(split)
     for batch in dataset.batches(split, EVAL_BATCH):
-      w, l = count(params, model_state, *batch)
+      staged = stage(batch.inputs)
+      w, l = count(params, model_state, staged, batch.labels, batch.valid)
       wrong, loss = wrong + int(w), loss + float(l)
     return wrong / n, loss / n
 

@@ -7,7 +7,6 @@ from ga_jax.data.base import (
   Split,
   hold_out,
   make_dataset,
-  to_float,
   training_source,
 )
 from ga_jax.data.corpus import Corpus, Vocabulary
@@ -15,6 +14,8 @@ from ga_jax.data.digits import digits
 from ga_jax.data.idx import idx
 from ga_jax.data.imagenet import imagenet2012
 from ga_jax.data.npz import npz
+from ga_jax.data.origins import of as origin
+from ga_jax.data.scaling import to_float
 from ga_jax.data.stream import Stream
 from ga_jax.data.text import characters, text
 from ga_jax.data.tfds_images import cifar10, cifar100, fashion_mnist
@@ -52,6 +53,7 @@ __all__ = [
   'imagenet2012',
   'make_dataset',
   'npz',
+  'origin',
   'text',
   'to_float',
   'training_source',

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax.data import scaling
 from ga_jax.runtimes.job import Source
+
+LAYOUTS = ('NHWC', 'NCHW')
 
 
 class DataError(ValueError):
@@ -18,7 +21,7 @@ class DataError(ValueError):
 class Split(NamedTuple):
   """Examples and their classes."""
 
-  inputs: np.ndarray  # [n, H, W, C] uint8, or [n, ...] float32
+  inputs: np.ndarray  # [n, H, W, C] uint8, or [n, ...] of floats, as given
   labels: np.ndarray  # [n] int32
 
 
@@ -38,8 +41,11 @@ class Dataset(NamedTuple):
     validation: held out of training, empty by default.
     test: what is reported.
     num_classes: classes are 0 ... num_classes − 1.
-    mean: of the training inputs in [0, 1], per channel (feature of vectors).
-    std: likewise.
+    mean: of the training inputs, bytes in [0, 1], per channel (feature of
+      vectors).
+    std: likewise; infinite where they are constant, which makes them 0.
+    staged: the training inputs as `source` keeps them on the device, see
+      `scaling.stage`.
   """
 
   train: Split
@@ -48,6 +54,7 @@ class Dataset(NamedTuple):
   num_classes: int
   mean: np.ndarray
   std: np.ndarray
+  staged: np.ndarray
 
   @property
   def input_shape(self) -> tuple[int, ...]:
@@ -57,7 +64,7 @@ class Dataset(NamedTuple):
   @property
   def resident(self):
     """What `source` keeps on the device."""
-    return (*self.train, self.mean, self.std)
+    return self.staged, self.train.labels, self.mean, self.std
 
   def size(self, split: str) -> int:
     """How many examples 'train', 'validation' or 'test' has."""
@@ -84,7 +91,11 @@ class Dataset(NamedTuple):
 
 
 def make_dataset(
-  name: str, train: Split, test: Split, num_classes: int | None = None
+  name: str,
+  train: Split,
+  test: Split,
+  num_classes: int | None = None,
+  layout: str | None = None,
 ) -> Dataset:
   """Checks two splits and measures their statistics.
 
@@ -92,34 +103,42 @@ def make_dataset(
     name: for messages.
     train: training split.
     test: test split.
-    num_classes: None to take the largest label.
+    num_classes: how many there are, seen or not; None where every one of them
+      has a training example.
+    layout: of images, 'NHWC' ([n, H, W, C]) or 'NCHW', which is turned into the
+      former; None to refuse what looks like the latter.
 
   Returns:
     A `Dataset` without a validation split.
 
   Raises:
-    DataError: empty, of unequal shapes, or labels out of range.
+    DataError: empty, of unequal shapes, channels first, not finite, or labels
+      out of range or with gaps.
   """
   train, test = (
-    Split(*_checked(f'{name}: {part}', *split))
+    Split(*_checked(f'{name}: {part}', *split, layout))
     for part, split in (('train', train), ('test', test))
   )
-  for what in ('shape', 'dtype'):
-    ours, theirs = (
-      x.shape[1:] if what == 'shape' else x.dtype
-      for x in (train.inputs, test.inputs)
-    )
-    if ours != theirs:
+  ours, theirs = train.inputs, test.inputs
+  for what, same in (
+    ('shape', ours.shape[1:] == theirs.shape[1:]),
+    ('dtype', (ours.dtype == np.uint8) == (theirs.dtype == np.uint8)),
+  ):
+    if not same:
       raise DataError(
-        f'{name}: test inputs have {what} {theirs}, train inputs {ours}'
+        f'{name}: test inputs have {what} {getattr(theirs, what)}, train '
+        f'inputs {getattr(ours, what)}'
       )
-  classes = int(max(train.labels.max(), test.labels.max())) + 1
-  num_classes = num_classes or classes
-  if classes > num_classes:
-    raise DataError(f'{name}: labels must be 0 to {num_classes - 1}')
-  mean, std = _statistics(train.inputs)
+  if num_classes is None:
+    num_classes = _classes(name, train.labels, test.labels)
+  for part, labels in (('train', train.labels), ('test', test.labels)):
+    if labels.max() >= num_classes:
+      raise DataError(
+        f'{name}: {part} labels must be 0 to {num_classes - 1}, got '
+        f'{labels.max()}'
+      )
   nothing = Split(train.inputs[:0], train.labels[:0])
-  return Dataset(train, nothing, test, num_classes, mean, std)
+  return _measured(train, nothing, test, num_classes)
 
 
 def hold_out(dataset: Dataset, size: int) -> Dataset:
@@ -139,12 +158,11 @@ def hold_out(dataset: Dataset, size: int) -> Dataset:
     return dataset
   held, kept = held_out(len(dataset.train.labels), size)
   inputs, labels = dataset.train
-  mean, std = _statistics(inputs[kept])
-  return dataset._replace(
-    train=Split(inputs[kept], labels[kept]),
-    validation=Split(inputs[held], labels[held]),
-    mean=mean,
-    std=std,
+  return _measured(
+    Split(inputs[kept], labels[kept]),
+    Split(inputs[held], labels[held]),
+    dataset.test,
+    dataset.num_classes,
   )
 
 
@@ -158,14 +176,6 @@ def held_out(n: int, size: int) -> tuple[np.ndarray, np.ndarray]:
     raise DataError(f'cannot hold out {size} of {n} training examples')
   order = np.random.default_rng(0).permutation(n)
   return order[:size], np.sort(order[size:])
-
-
-def to_float(inputs: jax.Array, mean, std) -> jax.Array:
-  """Stored inputs as normalised float32, [B, ...]."""
-  if inputs.dtype == jnp.uint8:
-    inputs = inputs.astype(jnp.float32) / 255.0
-  shape = (1,) * (inputs.ndim - mean.ndim) + mean.shape
-  return (inputs - mean.reshape(shape)) / std.reshape(shape)
 
 
 def training_source(
@@ -226,14 +236,14 @@ def load(resident, indices, key):
   """Gathers and normalises a batch on the device."""
   del key
   inputs, labels, mean, std = resident
-  return to_float(inputs[indices], mean, std), labels[indices]
+  return scaling.normalise(inputs[indices], mean, std), labels[indices]
 
 
 def load_augmented(resident, indices, key):
   """Like `load`, with a random crop and a horizontal flip."""
   crop_key, flip_key = jax.random.split(key)
   inputs, labels, mean, std = resident
-  images = to_float(inputs[indices], mean, std)  # [B, H, W, C]
+  images = scaling.normalise(inputs[indices], mean, std)  # [B, H, W, C]
   batch, height = images.shape[:2]
   pad = max(height // 8, 1)
   padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
@@ -248,36 +258,100 @@ def load_augmented(resident, indices, key):
   return jnp.where(flip, images[:, :, ::-1], images), labels[indices]
 
 
-def _checked(name: str, inputs: np.ndarray, labels: np.ndarray):
+def _checked(name: str, inputs, labels, layout: str | None):
   """One split in the form in which it is stored, or a DataError."""
+  inputs, labels = np.asarray(inputs), np.asarray(labels)
   if inputs.ndim < 2:
     raise DataError(f'{name} inputs must be [n, ...], got {inputs.shape}')
-  if len(inputs) == 0:
+  if not len(inputs):
     raise DataError(f'{name} split is empty')
-  if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
-    raise DataError(
-      f'{name} labels must be integers of shape [n], got '
-      f'{labels.dtype} {labels.shape}'
-    )
-  if len(inputs) != len(labels):
-    raise DataError(f'{name} has {len(inputs)} inputs but {len(labels)} labels')
-  if labels.min() < 0 or labels.max() >= 2**31:
-    raise DataError(f'{name} labels must be 0, 1, ..., got {labels.min()}')
+  if not inputs.size:
+    raise DataError(f'{name} inputs are empty, of shape {inputs.shape}')
+  _check_labels(name, labels, len(inputs))
   if inputs.dtype != np.uint8:
     if not np.issubdtype(inputs.dtype, np.floating):
-      raise DataError(f'{name} inputs must be uint8 or float, {inputs.dtype}')
-    inputs = inputs.astype(np.float32)
+      raise DataError(
+        f'{name} inputs must be uint8 or float, got {inputs.dtype}: bytes are '
+        'divided by 255, floats may have any unit'
+      )
+    if inputs.dtype.itemsize > 8:
+      inputs = inputs.astype(np.float64)
     if not np.isfinite(inputs).all():
       raise DataError(f'{name} inputs are not all finite')
-  if inputs.ndim == 3:  # grey images without a channel axis
-    inputs = inputs[..., None]
-  return inputs, labels.astype(np.int32)
+    largest = max(float(inputs.max()), -float(inputs.min()))
+    if largest > scaling.LARGEST:
+      raise DataError(
+        f'{name} inputs must be at most {scaling.LARGEST:g}, got {largest:g}'
+      )
+  return _channels_last(name, inputs, layout), labels.astype(np.int32)
 
 
-def _statistics(inputs):
-  axes = tuple(range(inputs.ndim - 1)) if inputs.ndim == 4 else 0
-  scale = 255.0 if inputs.dtype == np.uint8 else 1.0
-  mean = inputs.mean(axis=axes, dtype=np.float64) / scale
-  std = inputs.std(axis=axes, dtype=np.float64) / scale
-  std = np.where(std > 1e-6, std, 1.0)
-  return mean.astype(np.float32), std.astype(np.float32)
+def _check_labels(name: str, labels: np.ndarray, number: int):
+  if not np.issubdtype(labels.dtype, np.integer) or labels.ndim != 1:
+    hint = ''
+    if labels.ndim == 2 and labels.shape[1] > 1:
+      hint = ': of one-hot rows give argmax(1)'
+    raise DataError(
+      f'{name} labels must be integers of shape [n], got '
+      f'{labels.dtype} {labels.shape}{hint}'
+    )
+  if number != len(labels):
+    raise DataError(f'{name} has {number} inputs but {len(labels)} labels')
+  least, most = labels.min(), labels.max()
+  if least < 0 or most >= 2**31:
+    raise DataError(
+      f'{name} labels must be 0, 1, ..., got {least if least < 0 else most}'
+    )
+
+
+def _channels_last(name: str, images, layout: str | None) -> np.ndarray:
+  """Images as [n, H, W, C], or a DataError where that is in doubt."""
+  if layout is not None and layout not in LAYOUTS:
+    raise DataError(
+      f'{name}: layout must be one of {", ".join(LAYOUTS)}, got {layout!r}'
+    )
+  if images.ndim == 3:  # grey ones
+    return images[..., None]
+  if images.ndim != 4 or layout == 'NHWC':
+    return images
+  if layout == 'NCHW':
+    return np.ascontiguousarray(np.moveaxis(images, 1, -1))
+  height, width, channels = images.shape[1:]
+  if channels > 4 and (height <= 4 or height != width == channels):
+    raise DataError(
+      f'{name} images have shape {images.shape}, which looks like channels '
+      f'first, {height} of {width} x {channels} pixels: they must be '
+      '[n, H, W, C] (np.moveaxis(images, 1, -1) turns them), or their layout '
+      "be given, 'NCHW' or 'NHWC'"
+    )
+  return images
+
+
+def _classes(name: str, train: np.ndarray, test: np.ndarray) -> int:
+  """The number of classes where each of them has a training example."""
+  seen = np.unique(train)
+  if len(seen) <= seen[-1]:
+    first = int(np.argmax(seen != np.arange(len(seen))))
+    raise DataError(
+      f'{name}: train labels must be 0, 1, ... without gaps, got '
+      f'{len(seen)} different ones from {seen[0]} to {seen[-1]} and none is '
+      f'{first}: number the classes from 0, or give num_classes'
+    )
+  if len(seen) < 2:
+    raise DataError(
+      f'{name}: all train labels are {seen[0]}: at least 2 classes are needed'
+    )
+  unseen = np.setdiff1d(test, seen)
+  if len(unseen):
+    raise DataError(
+      f'{name}: test labels hold {unseen[0]}, of which there is no training '
+      f'example (train labels are 0 to {seen[-1]}): number both splits alike, '
+      'or give num_classes'
+    )
+  return len(seen)
+
+
+def _measured(train, validation, test, num_classes: int) -> Dataset:
+  mean, std = scaling.statistics(train.inputs)
+  staged = scaling.stage(train.inputs, mean, std)
+  return Dataset(train, validation, test, num_classes, mean, std, staged)

@@ -201,7 +201,8 @@ def build(
     least: how often a token must be seen in training to be in the vocabulary.
 
   Raises:
-    DataError: a split is empty or not UTF-8, or the cache cannot be written.
+    DataError: a split is empty or not UTF-8, no token is seen so often, or the
+      cache cannot be written.
   """
   name = hashlib.sha256(f'{_FORMAT} {level} {least} {key}'.encode()).hexdigest()
   path = os.path.join(cache_folder(), f'{name}.npz')
@@ -216,6 +217,11 @@ def build(
   for split, classes in splits.items():
     if not len(classes):
       raise base.DataError(f'the {split} split of the text is empty')
+  if not {*vocabulary.tokens} - {END, UNKNOWN}:
+    raise base.DataError(
+      f'no {level} of the training text is seen {least} times, which a '
+      f'vocabulary needs: {len(splits["train"]):,} tokens are too few'
+    )
   built = Corpus(**splits, vocabulary=vocabulary)
   _keep(path, built)
   return built

@@ -10,7 +10,7 @@ import os
 
 import numpy as np
 
-from ga_jax.data import base
+from ga_jax.data import base, origins
 
 TEST_SIZE = 360
 
@@ -23,9 +23,12 @@ def digits(path: str | None = None) -> base.Dataset:
 
   Returns:
     A `Dataset` of [8, 8, 1] images.
+
+  Raises:
+    DataError: there is a path, or no scikit-learn.
   """
   if path:
-    raise base.DataError('digits come with scikit-learn: give no data_path')
+    raise base.DataError(f'digits need no data_path: {origins.of("digits")}')
   values, labels = _table()
   images = values.reshape(-1, 8, 8, 1)
   images = np.round(images * (255.0 / 16.0)).astype(np.uint8)
@@ -51,6 +54,8 @@ def _table() -> tuple[np.ndarray, np.ndarray]:
     if os.path.exists(file):
       table = np.loadtxt(file, delimiter=',')
       return table[:, :-1], table[:, -1]
+  if found is None:
+    raise base.DataError(f'no digits: {origins.of("digits")}')
   from sklearn import datasets  # a version that keeps it elsewhere
 
   return datasets.load_digits(return_X_y=True)

@@ -15,7 +15,7 @@ import zlib
 
 import numpy as np
 
-from ga_jax.data import base
+from ga_jax.data import base, origins
 
 _FILES = {
   'train': ('train-images-idx3-ubyte', 'train-labels-idx1-ubyte'),
@@ -33,13 +33,13 @@ def idx(path: str | None) -> base.Dataset:
     A `Dataset` of [H, W, 1] images.
 
   Raises:
-    DataError: a file is missing, cut short or in another format.
+    DataError: a file is missing, cut short or in another format, or labels are
+      not numbered from 0 without gaps (EMNIST's letters are from 1).
   """
   if not path or not os.path.isdir(path):
     raise base.DataError(
       f'idx needs data_path, a folder with {_FILES["train"][0]}[.gz] and its '
-      f'companions (Debian: apt install dataset-fashion-mnist, then '
-      f'/usr/share/datasets/fashion-mnist), got {path!r}'
+      f'companions, got {path!r}: {origins.of("idx")}'
     )
   splits = {}
   for part, (images, labels) in _FILES.items():
@@ -87,4 +87,6 @@ def _find(folder: str, name: str) -> str:
       path = os.path.join(folder, stem + ending)
       if os.path.exists(path):
         return path
-  raise base.DataError(f'{folder} has no {name} and no {name}.gz')
+  raise base.DataError(
+    f'{folder} has no {name} and no {name}.gz: {origins.of("idx")}'
+  )

@@ -11,7 +11,6 @@ References:
 import contextlib
 import importlib
 import os
-import shlex
 from collections.abc import Sequence
 from concurrent import futures
 from typing import Any, NamedTuple
@@ -19,14 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from absl import logging
 
-from ga_jax.data import base
+from ga_jax.data import base, origins
 
 FILE_FORMAT = 'array_record'
 _AT_ONCE = 1000  # examples that are read together
 _LAST = 'dataset_info.json'  # what TFDS writes last
 # Builders that are not TensorFlow Datasets' own, by the modules they are in.
 OWN = {'wikitext103': 'ga_jax.data.wikitext103_builder'}
-BY_HAND = ('imagenet2012',)  # nobody but the user can fetch their archives
 
 
 class Prepared(NamedTuple):
@@ -100,21 +98,11 @@ def make_builder(name: str, path: str | None):
   path = path and os.path.expanduser(path)
   if path and not os.path.isdir(path):
     raise base.DataError(
-      f'{path} is not a folder; to prepare {name} there, run once: '
-      f'{command(name, path)}'
+      f'{path} is not a folder; to prepare {name} there, '
+      f'{origins.of(name, path)}'
     )
   with _quiet():
     return tfds.builder(name, data_dir=path)
-
-
-def command(name: str, path: str | None, *more: str) -> str:
-  """What to run to prepare a data set."""
-  parts = ['python -m experiments.prepare', f'--dataset={name}']
-  if path:
-    parts.append(f'--data_path={shlex.quote(path)}')
-  if name in BY_HAND:
-    parts.append('--archive=FOLDER')
-  return ' '.join([*parts, *more])
 
 
 def why_unreadable(builder, path: str | None, split: str) -> str:
@@ -122,20 +110,19 @@ def why_unreadable(builder, path: str | None, split: str) -> str:
   folder = builder.data_dir
   if not os.path.isdir(folder):
     return (
-      f'{builder.name} is not prepared in {builder.data_dir_root}; run once, '
-      f"with TensorFlow (pip install 'ga_jax[tfds]'): "
-      f'{command(builder.name, path)}'
+      f'{builder.name} is not prepared in {builder.data_dir_root}; '
+      f'{origins.of(builder.name, path)}'
     )
   if not os.path.isfile(os.path.join(folder, _LAST)):
     return _half(builder, path, f'no {_LAST}')
   if split not in builder.info.splits:
     return (
       f'{folder} has no split {split}, only {", ".join(builder.info.splits)}; '
-      f'run again: {command(builder.name, path, "--overwrite")}'
+      f'run again: {origins.command(builder.name, path, "--overwrite")}'
     )
   return (
     f'{folder} holds {builder.info.file_format.value}, which only TensorFlow '
-    f'reads; run again: {command(builder.name, path, "--overwrite")}'
+    f'reads; run again: {origins.command(builder.name, path, "--overwrite")}'
   )
 
 
@@ -207,7 +194,7 @@ def _damage(builder, split: str) -> str:
 def _half(builder, path, problem: str) -> str:
   return (
     f'{builder.data_dir} is not whole ({problem}); run again: '
-    f'{command(builder.name, path, "--overwrite")}'
+    f'{origins.command(builder.name, path, "--overwrite")}'
   )
 
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax.data import ahead, base, prepared
+from ga_jax.data import ahead, base, prepared, scaling
 from ga_jax.runtimes.job import Source
 
 AHEAD_BYTES = 2**28  # of batches made ahead
@@ -153,7 +153,7 @@ def load(resident, host_batch, key):
   del key
   mean, std = resident
   inputs, labels = host_batch
-  return base.to_float(inputs, mean, std), labels
+  return scaling.normalise(inputs, mean, std), labels
 
 
 def _rng(seed, epoch, i):

@@ -3,7 +3,7 @@
 import itertools
 import os
 
-from ga_jax.data import base, corpus
+from ga_jax.data import base, corpus, origins
 
 FILES = dict(
   zip(corpus.SPLITS, ('train.txt', 'valid.txt', 'test.txt'), strict=True)
@@ -36,8 +36,7 @@ def characters(path: str | None = None) -> corpus.Corpus:
 def _own(name: str, path: str | None, level: str, least: int) -> corpus.Corpus:
   if not path or not os.path.exists(path):
     raise base.DataError(
-      f'{name} needs data_path, a folder with {", ".join(FILES.values())} or '
-      f'one file of text, got {path!r}'
+      f'{name} needs data_path, got {path!r}: {origins.of(name)}'
     )
   if os.path.isfile(path):
     ends = [round(part * count_lines(path)) for part in (0.0, *_PARTS, 1.0)]

@@ -10,11 +10,11 @@ import os
 import zipfile
 from collections.abc import Iterator
 
-from ga_jax.data import base, corpus, prepared
+from ga_jax.data import base, corpus, origins, prepared
 
 NAME = 'wikitext103'
-ARCHIVE = 'wikitext-103-v1.zip'
-URL = f'https://wikitext.smerity.com/{ARCHIVE}'
+URL = origins.WIKITEXT
+ARCHIVE = os.path.basename(URL)
 # Of the archive, as TensorFlow Datasets checks it too.
 SHA256 = '242ba0f20b329cfdf1ccc61e9e9e5b59becf189db7f7a81cd2a0e2fc31539590'
 SIZE = 190_229_076  # bytes

@@ -54,7 +54,9 @@ def histogram_by_decade(histograms, *, title: str, label: str):
   shares, notes = {}, []
   for name, histogram in (histograms or {}).items():
     histogram = histogram or {}
-    edges = style.numbers(histogram.get('edges'))
+    edges = style.numbers(
+      f'{edge:.6g}' for edge in style.numbers(histogram.get('edges'))
+    )
     share = _share(histogram.get('counts'))
     if share is None or np.isnan(edges).any() or len(edges) < len(share):
       notes.append((name, f'no histogram of the {label} recorded'))

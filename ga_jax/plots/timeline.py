@@ -106,7 +106,7 @@ def _window(bars, rows):
     end = sorted(span.begin for span in bars)[most]
   least = 1e-9 * max(abs(begin), abs(last))  # that an axis can show
   if last - begin <= least:
-    return begin, begin + max(1.0, 1e3 * least), []
+    return begin, begin + (max(abs(begin), abs(last)) or 1.0), []
   if end - begin <= least:
     return begin, last, []
   note = f'the first {end - begin:.4g} of {last - begin:.4g} are drawn'

@@ -27,7 +27,7 @@ def adam(
     learning_rate: η, a number or a schedule of batches applied.
     b1: first decay, in [0, 1).
     b2: second decay, in [0, 1).
-    adam_eps: Adam's epsilon.
+    adam_eps: Adam's epsilon, in units of the gradient.
     weight_decay: decoupled coefficient, multiplied by η as in `optax.adamw`.
     weight_decay_mask: as in `optax.add_decayed_weights`.
 

@@ -38,7 +38,7 @@ def dana_ga(
     weight_decay: L2 coefficient, added to the gradient before the penalty.
     weight_decay_mask: as in `optax.add_decayed_weights`.
     decay: Γ in (0, 1).
-    eps: ε > 0, in units of the direction.
+    eps: ε > 0, in units of the direction: well below a usual one.
     granularity: 'parameter' or 'global', see `scale_by_gap`.
 
   Returns:

@@ -4,7 +4,8 @@ g ← g + λ_t g ⊙ g ⊙ (θ − θs) with, element-wise, λ_t = λ0 / sqrt(MS
 MS ← m MS + (1 − m) g ⊙ g, so that the compensation is of the gradient's own
 size, whatever that is. MS takes the gradient in before λ_t is made of it (our
 reading; from MS = 0 the first λ would be 6,300). Weight decay is added after
-the compensation, as in DC-ASGD-c.
+the compensation, as in DC-ASGD-c. The 1e-7 is the paper's, in units of a
+squared gradient: those well below 3e-4 are compensated less than others.
 
 References:
   Zheng et al., `Asynchronous Stochastic Gradient Descent with Delay
@@ -20,7 +21,7 @@ import optax
 from ga_jax.rules import base, gap
 from ga_jax.rules.dc_asgd import compensated
 
-EPS = 1e-7
+EPS = 1e-7  # of a squared gradient
 
 
 class CompensateDelayAdaptivelyState(NamedTuple):

@@ -14,6 +14,11 @@ As η decays the gap shrinks and C does not, so G → 1 late in training. G = 1
 exactly where the gradient is fresh, where the gap is 0 and where no direction
 has been seen: one worker is the wrapped optimiser bit for bit.
 
+ε = 1e-8 is the authors' own, and has the unit of the direction: with gradients
+that small the penalty fades. Where all gradients are c times as large, η / c
+and c ε make the same path; with Adam's directions, which have no unit, its own
+epsilon is what scales.
+
 Our choices where the paper leaves room: the moment is corrected for bias by the
 number of directions seen, and with Adam the direction is the whole step,
 decoupled decay included (divided by G like the gradient and counted in s).
@@ -68,7 +73,7 @@ def scale_by_gap(
     max_learning_rate: the largest learning rate that will follow, or the
       schedule itself, whose running maximum is then tracked.
     decay: Γ in (0, 1), of the moving average of squared directions.
-    eps: ε > 0, in units of the direction.
+    eps: ε > 0, in units of the direction: well below a usual one.
     granularity: 'parameter' for a penalty per parameter, 'global' for one
       scalar from the root mean squares over all parameters.
 
@@ -235,7 +240,7 @@ def gap_aware(
     weight_decay: L2 coefficient, added to the gradient before the penalty.
     weight_decay_mask: as in `optax.add_decayed_weights`.
     decay: Γ in (0, 1).
-    eps: ε > 0, in units of the direction.
+    eps: ε > 0, in units of the direction: well below a usual one.
     granularity: 'parameter' or 'global', see `scale_by_gap`.
 
   Returns:
@@ -285,11 +290,11 @@ def gap_aware_adam(
     learning_rate: η, a number or a schedule of batches applied.
     b1: Adam's first decay, in [0, 1).
     b2: Adam's second decay, in [0, 1).
-    adam_eps: Adam's epsilon.
+    adam_eps: Adam's epsilon, in units of the gradient.
     weight_decay: decoupled coefficient, multiplied by η as in `optax.adamw`.
     weight_decay_mask: as in `optax.add_decayed_weights`.
     decay: Γ in (0, 1).
-    eps: ε > 0, in units of the direction.
+    eps: ε > 0, in units of the direction: well below a usual one.
     granularity: 'parameter' or 'global', see `scale_by_gap`.
 
   Returns:

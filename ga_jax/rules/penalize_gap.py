@@ -6,12 +6,14 @@ of one more copy of the parameters:
 
 .. math::
 
-  m ← Γ m + (1 - Γ) Δθ^2, \quad C = \max_t \sqrt{m_t / (1 - Γ^{n_t})} + ε,
+  m ← Γ m + (1 - Γ) Δθ^2, \quad C = \max_t \sqrt{m_t / (1 - Γ^{n_t})},
   \quad g ← g / (1 + |θ - θ_s| / C)
 
 The running maximum over time stands for the peak learning rate of the paper. A
 call between which nothing moved is not counted as a movement, so the link keeps
-its meaning in front of `optax.MultiSteps`. Our reading, after:
+its meaning in front of `optax.MultiSteps`, and a parameter that was never seen
+to move has no penalty. So there is no ε, and parameters in another unit are
+divided by the same penalties. Our reading, after:
 
 References:
   Barkai, Hakimi, Schuster, `Gap-Aware Mitigation of Gradient Staleness
@@ -39,14 +41,11 @@ class PenalizeGapState(NamedTuple):
   metrics: gap.GapMetrics
 
 
-def penalize_gap(
-  decay: float = 0.999, eps: float = 1e-8
-) -> base.AsyncOptimizer:
+def penalize_gap(decay: float = 0.999) -> base.AsyncOptimizer:
   """Divides arriving gradients by 1 + gap / (distance of a usual update).
 
   Args:
     decay: Γ in (0, 1), of the moving average of squared movements.
-    eps: ε > 0, in units of the parameters.
 
   Returns:
     An `AsyncOptimizer` for the front of a chain; `update` requires
@@ -57,7 +56,6 @@ def penalize_gap(
     >>> opt = optax.chain(ga_jax.penalize_gap(), optax.adamw(1e-3))
   """
   base.check_number('decay', decay, above=0.0, below=1.0)
-  base.check_number('eps', eps, above=0.0)
   log_decay = jnp.log if isinstance(decay, jax.Array) else math.log
 
   def init(params):
@@ -117,8 +115,12 @@ def penalize_gap(
     active = state.count > 0
     if staleness is not None:
       active &= jnp.asarray(staleness) != 0
+
+    def scale(c):
+      return jnp.where(c > 0, c, jnp.asarray(jnp.inf, c.dtype))
+
     penalties, metrics = gap.penalties_of(
-      params, stale_params, state.scale, lambda c: c + eps, active
+      params, stale_params, state.scale, scale, active
     )
     return (
       gap.penalize(grads, penalties),
