@@ -8,7 +8,14 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from experiments import cells as cells_lib
-from experiments import methods, papers, parts, progress, protocols
+from experiments import (
+  compilation,
+  methods,
+  papers,
+  parts,
+  progress,
+  protocols,
+)
 from experiments import settings as settings_lib
 
 RESULTS = 'metrics.jsonl'
@@ -188,6 +195,7 @@ def _begin(devices, processes: int):
   os.environ['TPU_CHIPS_PER_PROCESS_BOUNDS'] = '1,1,1'
   cores = len(os.sched_getaffinity(0))
   os.environ.setdefault('NPROC', str(max(1, cores // processes)))
+  compilation.keep()  # a smaller thread pool has programs of its own
 
 
 def processes_here() -> int:
