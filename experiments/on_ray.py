@@ -104,6 +104,12 @@ def run(
     actors.end()
 
 
+def computes_with(settings: settings_lib.Settings) -> str:
+  """What every worker has, for `accelerators.say`; connects to the cluster."""
+  connect(settings)
+  return f'{accelerator(settings)}, of the Ray cluster, for every worker'
+
+
 def accelerator(settings: settings_lib.Settings) -> str:
   """What the workers compute with: the best that the cluster has."""
   if settings.accelerator != 'auto':
