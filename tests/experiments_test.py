@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import cells as cells_lib
 from experiments import (
   accelerators,
   grid,
@@ -22,6 +21,7 @@ from experiments import (
   tables,
   tasks,
 )
+from experiments import cells as cells_lib
 from experiments import settings as settings_lib
 from ga_jax.policies.base import Kind
 from tests import scripts

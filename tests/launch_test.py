@@ -214,6 +214,79 @@ def test_the_extras_of_accelerators_are_jax_as_it_is_required():
     assert jax.specifier == required.specifier
 
 
+# --- a fresh machine for CI
+
+# In place of launch/test.sh: what the tests would find.
+PROBE = r"""
+env
+echo "home holds: $(ls -A "$HOME")"
+python3 -c '
+import shutil, sys
+print("chromium:", shutil.which("chromium"))
+print("python:", sys.version_info[:2])
+'
+exit 3
+"""
+
+
+@pytest.mark.parametrize('refused', [False, True])
+def test_ci_is_a_fresh_machine(refused, tmp_path):
+  if refused:  # as containers do
+    why = 'unshare: Operation not permitted'
+    program(tmp_path / 'bin' / 'unshare', f'echo "{why}" >&2; exit 1')
+  checkout, home = tmp_path / 'checkout', tmp_path / 'home'
+  shutil.copytree(ROOT / '.ci', checkout / '.ci')
+  program(checkout / 'launch' / 'test.sh', PROBE)
+  program(tmp_path / 'bin' / 'chromium', 'exit 0')
+  settings = home / '.config' / 'pip' / 'pip.conf'
+  settings.parent.mkdir(parents=True)
+  settings.touch()
+  data = home / 'tensorflow_datasets'
+  data.mkdir()
+  leaks = {
+    **{'XLA_FLAGS': '--xla_x', 'JAX_ENABLE_X64': '1', 'PYTHONPATH': '/x'},
+    **{'TFDS_DATA_DIR': '/x', 'RAY_ADDRESS': '/x', 'GA_JAX_CACHE': '/x'},
+  }
+  names = ('PIP_CONFIG_FILE', 'PIP_CACHE_DIR', 'XDG_CONFIG_HOME')
+  names += ('XDG_CACHE_HOME', 'PYTHON', 'ACCELERATOR')
+  env = {k: v for k, v in os.environ.items() if k not in names}
+  env |= {'HOME': str(home), 'PIP_INDEX_URL': 'https://index', **leaks}
+  env['PATH'] = (
+    f'{tmp_path}/bin:{os.path.dirname(sys.executable)}:/usr/bin:/bin'
+  )
+  done = subprocess.run(
+    ['bash', checkout / '.ci' / 'run'],
+    env=env,
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 3, done.stderr
+  first, *lines = done.stdout.splitlines()
+  assert first.startswith('isolation: an empty home')
+  found = dict(line.partition('=')[::2] for line in lines)
+  assert not leaks.keys() & found.keys()
+  assert found['HOME'].startswith('/tmp/ga_ci.')
+  assert found['TMPDIR'].startswith('/tmp/ga_ci.')
+  assert not os.path.exists(os.path.dirname(found['HOME']))
+  assert found['ACCELERATOR'] == 'cpu'
+  assert found['PIP_CONFIG_FILE'] == str(settings)
+  assert found['PIP_CACHE_DIR'] == str(home / '.cache' / 'pip')
+  assert found['PIP_INDEX_URL'] == 'https://index'
+  assert 'home holds: ' in lines
+  assert f'python: {sys.version_info[:2]}' in lines
+  hidden = f'{data} {tmp_path}/bin/chromium'
+  if refused and not os.getuid():
+    assert f'; no mount namespace ({why}), so' in first
+  if 'a mount namespace without' in first:
+    assert not refused
+    assert first.endswith(f'without {hidden}')
+    assert 'chromium: None' in lines
+  else:  # nobody but root, and not in every container
+    assert first.endswith(f', so the tests see {hidden}')
+    assert f'chromium: {tmp_path}/bin/chromium' in lines
+
+
 def test_the_demos_preset_runs(tmp_path):
   done = subprocess.run(
     [
