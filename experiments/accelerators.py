@@ -54,14 +54,16 @@ def here() -> Here:
 
 
 def say(found: object, *, quiet: bool = False):
-  """Prints what a command computes with, and a warning where more is there.
+  """Says what a command computes with, and warns where more is there.
+
+  On standard error: standard output is for what comes out.
 
   Args:
     found: a `Here`, or some words about other machines.
-    quiet: whether only the warning is printed.
+    quiet: whether only the warning is said.
   """
   if not quiet:
-    print(f'device: {found}', flush=True)
+    print(f'device: {found}', file=sys.stderr)
   on_cpu = isinstance(found, Here) and found.platform == 'cpu'
   if on_cpu and (kind := unused()):
     print(

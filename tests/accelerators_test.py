@@ -5,7 +5,7 @@ import pytest
 
 from experiments import accelerators, environment, run
 from experiments import settings as settings_lib
-from tests import launch_test
+from tests import launch_test, scripts
 
 
 @pytest.fixture
@@ -65,22 +65,25 @@ def test_a_gpu_that_was_hidden_is_left_alone(
 def test_what_is_said(monkeypatch, capsys):
   monkeypatch.setattr(accelerators, 'unused', lambda: 'a TPU')
   cpu = accelerators.Here('cpu', 'EPYC (2 cores)', 1)
-  accelerators.say(cpu)
-  out, err = capsys.readouterr()
-  assert out == 'device: cpu, EPYC (2 cores)\n'
-  assert err.startswith('warning: this machine has a TPU')
-  assert "pip install 'ga_jax[tpu]'" in err
-  assert err.count('\n') == 1
-  accelerators.say(cpu._replace(count=4), quiet=True)
-  out, again = capsys.readouterr()
-  assert (out, again) == ('', err)
+
+  def said(found, **how):
+    accelerators.say(found, **how)
+    out, err = capsys.readouterr()
+    assert out == ''
+    return err.splitlines()
+
+  first, warning = said(cpu)
+  assert first == 'device: cpu, EPYC (2 cores)'
+  assert warning.startswith('warning: this machine has a TPU')
+  assert "pip install 'ga_jax[tpu]'" in warning
+  assert said(cpu, quiet=True) == [warning]
   monkeypatch.setattr(accelerators, 'unused', lambda: 'an NVIDIA GPU')
-  accelerators.say(cpu._replace(count=4))
-  out, err = capsys.readouterr()
-  assert out == 'device: cpu, EPYC (2 cores), as 4 devices\n'
-  assert "'ga_jax[cuda13]'" in err
-  accelerators.say(accelerators.Here('gpu', 'NVIDIA H100', 2))
-  assert capsys.readouterr() == ('device: gpu, 2 × NVIDIA H100\n', '')
+  first, warning = said(cpu._replace(count=4))
+  assert first == 'device: cpu, EPYC (2 cores), as 4 devices'
+  assert "'ga_jax[cuda13]'" in warning
+  gpu = accelerators.Here('gpu', 'NVIDIA H100', 2)
+  assert said(gpu) == ['device: gpu, 2 × NVIDIA H100']
+  assert said('gpu, of the Ray cluster') == ['device: gpu, of the Ray cluster']
 
 
 def test_what_is_here():
@@ -90,3 +93,20 @@ def test_what_is_here():
   assert found.count == jax.local_device_count()
   threads = settings_lib.Settings(runtime='threads')
   assert run.computes_with(threads) == found
+
+
+@pytest.mark.parametrize('quiet', [False, True])
+def test_a_script_says_it_first(quiet, tmp_path):
+  done = scripts.call(
+    'compare',
+    *('--methods=asgd', '--workers=1', '--seeds=1', '--epochs=0.1'),
+    *(f'--workdir={tmp_path}', f'--quiet={quiet}'),
+  )
+  assert done.code == 0, done.err
+  line = f'device: {accelerators.here()}\n'
+  assert done.err == ('' if quiet else line)
+
+
+def test_a_script_that_computes_nothing_says_nothing():
+  done = scripts.call('reproduce', '--list')
+  assert (done.code, done.err) == (0, '')

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 import ga_jax
+from experiments import cells as cells_lib
 from experiments import (
-  accelerators,
   grid,
   methods,
   record,
@@ -21,7 +21,6 @@ from experiments import (
   tables,
   tasks,
 )
-from experiments import cells as cells_lib
 from experiments import settings as settings_lib
 from ga_jax.policies.base import Kind
 from tests import scripts
@@ -248,12 +247,6 @@ def finished(tmp_path_factory):
 def read_json(*path):
   with open(os.path.join(*path)) as file:
     return json.load(file)
-
-
-def test_scripts_say_first_what_they_compute_with(finished, comparison):
-  for _, out in (finished, comparison):
-    assert out.startswith(f'device: {accelerators.here()}\n')
-    assert out.count('device: ') == 1
 
 
 def test_train_writes_its_record(finished):

@@ -258,7 +258,7 @@ def test_a_killed_table_is_the_table(tmp_path, methods, processes):
     *(*arguments, f'--folder={tmp_path}/whole', f'--processes={processes}')
   )
   assert whole.returncode == 0, whole.stderr
-  assert whole.stdout.startswith('device: cpu, ')
+  assert whole.stderr.startswith('device: cpu, ')
   rows = tmp_path / 'killed' / 'metrics.jsonl'
   with subprocess.Popen(
     [
