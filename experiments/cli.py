@@ -10,7 +10,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import compilation, control, failures, parts, usage
+from experiments import (
+  accelerators,
+  compilation,
+  control,
+  failures,
+  parts,
+  usage,
+)
 from experiments import settings as settings_lib
 from ga_jax import data, models
 
@@ -306,14 +313,19 @@ def launch(
   prepare: Callable[[], Any],
   *,
   goes_on: bool = False,
+  device_fn: Callable[[Any], object | None] = lambda _: accelerators.here(),
 ):
   """Parses the flags and runs a script.
+
+  One that computes (it has --compilation_cache) says first with what.
 
   Args:
     main: `main(prepared)`; Ctrl-C in it ends with exit code 130, a second one
       at once.
     prepare: reads and checks every flag before anything is computed.
     goes_on: whether the same command goes on where it was interrupted.
+    device_fn: `device_fn(prepared)` is what the script computes with, for
+      `accelerators.say`; None where it says so itself, or computes nothing.
   """
   script = sys.modules['__main__']
   if not _is_ours(script):  # a test
@@ -335,9 +347,14 @@ def launch(
 
   def checked(argv):
     del argv
-    if 'compilation_cache' in flags.FLAGS:  # the script computes
+    computes = 'compilation_cache' in flags.FLAGS
+    if computes:
       compilation.keep(flags.FLAGS.compilation_cache)
-    main(prepare())
+    prepared = prepare()
+    if computes and (found := device_fn(prepared)):
+      quietly = 'quiet' in flags.FLAGS and quiet()
+      accelerators.say(found, quiet=quietly)
+    main(prepared)
 
   again = command() if goes_on else ''
   with control.interruptible(), failures.told(again):

@@ -1,9 +1,10 @@
 """Compiled programs: kept for the next run, and how long they took.
 
 JAX keeps them in a folder of the user's. What it knows a program by holds the
-program, XLA's flags, the versions and the machine, the size of XLA's CPU thread
-pool included, so that a program from the folder gives the bits of one that was
-compiled now.
+program, XLA's flags, the versions, the machine and the number of its devices,
+but not the size of XLA's CPU thread pool, by which XLA cuts loops into parts
+that round differently. There is a folder for each size inside that folder, so
+that a program from it gives the bits of one that was compiled now.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import jax
 from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
+from experiments import environment
 from ga_jax.data import corpus
 
 FOLDER = 'JAX_COMPILATION_CACHE_DIR'
@@ -94,7 +96,8 @@ def keep(given: str | None = None):
   """Keeps compiled programs from now on, in this process and those it starts.
 
   A folder that cannot be used, or holds something damaged, stops nothing: it is
-  said in one line.
+  said in one line. Processes that this one starts are told of the folder; which
+  of those inside it theirs is, they find out themselves.
 
   Args:
     given: the folder; '' or 'none' for no folder; by default what JAX's own
@@ -106,6 +109,8 @@ def keep(given: str | None = None):
   if given not in ('', NONE):
     folder = _usable(os.path.abspath(os.path.expanduser(given)))
   os.environ[FOLDER] = folder
+  if folder:
+    folder = _usable(of_pool(folder, environment.wanted_threads()))
   jax.config.update('jax_compilation_cache_dir', folder or None)
   compilation_cache.reset_cache()  # or a folder said after a compilation is
   if not folder:  # not used
@@ -115,6 +120,19 @@ def keep(given: str | None = None):
       os.environ[name.upper()] = str(value)
       jax.config.update(name, value)
   _watch(folder)
+
+
+def of_pool(folder: str, threads: int) -> str:
+  """Where the programs of processes with such a thread pool are kept.
+
+  Args:
+    folder: where all programs are kept; '' for nowhere.
+    threads: see `environment.wanted_threads`.
+
+  Returns:
+    A folder inside it, or ''.
+  """
+  return os.path.join(folder, f'threads-{threads}') if folder else ''
 
 
 def _usable(folder: str) -> str:

@@ -102,12 +102,18 @@ def environment() -> dict[str, Any]:
 
 def thread_pool() -> int:
   """Threads that XLA computes with on the CPU, as it counts them itself."""
-  wanted = _usable_cores()
+  return max(wanted_threads(), jax.local_device_count('cpu'))
+
+
+def wanted_threads() -> int:
+  """What XLA makes its thread pool of, unless there are more devices.
+
+  JAX need not have started, and is not started.
+  """
   for name in _POOL_VARIABLES:
     with contextlib.suppress(KeyError, ValueError):
-      wanted = int(os.environ[name])
-      break
-  return max(wanted, jax.local_device_count('cpu'))
+      return int(os.environ[name])
+  return _usable_cores()
 
 
 def _usable_cores() -> int:

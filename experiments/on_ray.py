@@ -13,8 +13,8 @@ from typing import Any
 
 import ray
 
+from experiments import compilation, environment, watch
 from experiments import control as control_lib
-from experiments import environment, watch
 from experiments import run as run_lib
 from experiments import settings as settings_lib
 from ga_jax.policies.base import Policy
@@ -88,18 +88,26 @@ def run(
     check_fn=functools.partial(check, recorded),
     shards=settings.server_shards,
   )
+  pool = environment.thread_pool()
+  kept = compilation.of_pool(os.environ.get(compilation.FOLDER, ''), pool)
   actors = runtime.start(
     setup,
     accelerator=accelerator(settings),
     devices_per_worker=settings.devices_per_worker,
     delay_fn=run_lib.Slower(settings.straggler) if settings.straggler else None,
     facts_fn=environment.environment,
-    env={'NPROC': str(environment.thread_pool())},
+    env={'NPROC': str(pool), compilation.FOLDER: kept},
   )
   try:
     return _followed(actors.server, observe, control), {}
   finally:
     actors.end()
+
+
+def computes_with(settings: settings_lib.Settings) -> str:
+  """What every worker has, for `accelerators.say`; connects to the cluster."""
+  connect(settings)
+  return f'{accelerator(settings)}, of the Ray cluster, for every worker'
 
 
 def accelerator(settings: settings_lib.Settings) -> str:

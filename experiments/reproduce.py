@@ -23,6 +23,7 @@ from experiments import (
   pages,
   papers,
   progress,
+  run,
   studies,
   tables,
   tasks,
@@ -127,6 +128,16 @@ def _chosen(table: papers.Table) -> papers.Table:
   return table
 
 
+def computing(study: studies.Study | None) -> object:
+  """What computes: several processes have a device each, and this one none."""
+  if study is None:
+    return None
+  settings = next(iter(study.plans.values())).example()
+  if settings.runtime == 'ray' or _PROCESSES.value == 1:
+    return run.computes_with(settings)
+  return studies.devices_here()
+
+
 def main(study: studies.Study | None):
   if study is None:
     print(listing())
@@ -168,4 +179,4 @@ def _epochs(table: papers.Table) -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare, goes_on=True)
+  cli.launch(main, prepare, goes_on=True, device_fn=computing)

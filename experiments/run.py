@@ -10,6 +10,7 @@ import numpy as np
 
 import ga_jax
 from experiments import (
+  accelerators,
   assembly,
   compilation,
   devices,
@@ -64,6 +65,15 @@ class Keeping(NamedTuple):
       every_updates=self.every_updates,
       every_seconds=self.every_seconds,
     )
+
+
+def computes_with(settings: settings_lib.Settings) -> object:
+  """What a run is computed with, for `accelerators.say`."""
+  if settings.runtime != 'ray':
+    return accelerators.here()
+  from experiments import on_ray  # Ray is an extra
+
+  return on_ray.computes_with(settings)
 
 
 class NothingDoneError(Exception):

@@ -2,13 +2,22 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import multiprocessing
 import os
 from collections.abc import Callable
 from typing import NamedTuple
 
+from experiments import (
+  accelerators,
+  compilation,
+  methods,
+  papers,
+  parts,
+  progress,
+  protocols,
+)
 from experiments import cells as cells_lib
-from experiments import methods, papers, parts, progress, protocols
 from experiments import settings as settings_lib
 
 RESULTS = 'metrics.jsonl'
@@ -188,24 +197,24 @@ def _begin(devices, processes: int):
   os.environ['TPU_CHIPS_PER_PROCESS_BOUNDS'] = '1,1,1'
   cores = len(os.sched_getaffinity(0))
   os.environ.setdefault('NPROC', str(max(1, cores // processes)))
+  compilation.keep()  # a smaller thread pool has programs of its own
 
 
 def processes_here() -> int:
-  """How many processes have a device each here: one per accelerator.
+  """How many processes have a device each here: one per accelerator."""
+  found = devices_here()
+  return 1 if found.platform == 'cpu' else found.count
+
+
+@functools.cache
+def devices_here() -> accelerators.Here:
+  """What this machine computes with.
 
   Asked in a process that ends, so that this one holds no device.
   """
   context = multiprocessing.get_context('spawn')
   with concurrent.futures.ProcessPoolExecutor(1, context) as pool:
-    return pool.submit(_accelerators).result()
-
-
-def _accelerators() -> int:
-  import jax
-
-  if jax.default_backend() == 'cpu':
-    return 1
-  return jax.local_device_count()
+    return pool.submit(accelerators.here).result()
 
 
 def outcomes(study: Study) -> dict[str, list[protocols.Outcome]]:

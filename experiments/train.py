@@ -307,4 +307,4 @@ def report(settings, workdir, summary):
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  cli.launch(main, prepare, device_fn=lambda made: run.computes_with(made[0]))

@@ -4,7 +4,7 @@
 # experiments.compare (--workdir=..., --seeds=5, ...).
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install run -r "$root/requirements.txt"
+install
 cd "$root"
 exec "$python" -m experiments.compare \
   --flagfile=experiments/presets/digits_demo.flags "$@"

@@ -97,7 +97,7 @@ use_python() {
   source "$here/environment.sh"
   if ! "$python" -c 'from importlib.util import find_spec as find
 raise SystemExit(not (find("ray") and find("ga_jax")))'; then
-    install ray --editable "${root}[ray]"
+    install ray
   fi
   export RAY_USAGE_STATS_ENABLED=0
 }

@@ -5,7 +5,7 @@
 #   PYTHON=python3.12 bash launch/test.sh
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/environment.sh"
-install dev --editable "${root}[dev]"
+install dev
 cd "$root"
 "$python" -m ruff check .
 "$python" -m ruff format --check .

@@ -13,7 +13,7 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import ga_jax
-from experiments import compilation, progress, watch
+from experiments import compilation, environment, progress, watch
 
 
 @pytest.fixture(autouse=True)
@@ -22,6 +22,8 @@ def nothing_is_kept_afterwards(monkeypatch):
   for name in options:
     monkeypatch.setenv(name.upper(), '')  # set back afterwards
     monkeypatch.delenv(name.upper())
+  for name in environment._POOL_VARIABLES:
+    monkeypatch.delenv(name, raising=False)
   before = {name: jax.config.values[name] for name in options}
   yield
   for name, value in before.items():
@@ -100,7 +102,7 @@ def test_a_damaged_entry_is_said_once_and_mended(tmp_path, capsys):
   warnings.simplefilter('always')
   compiled_now(3)
   compiled_now(5)
-  entries = glob.glob(str(tmp_path / 'jit__lambda*-cache'))
+  entries = glob.glob(str(tmp_path / '*' / 'jit__lambda*-cache'))
   assert len(entries) == 2
   for path in entries:
     with open(path, 'r+b') as file:
@@ -144,13 +146,34 @@ def test_where_programs_are_kept(tmp_path, monkeypatch):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'xdg'))
   compilation.keep()
   kept = str(tmp_path / 'xdg' / 'ga_jax' / 'compiled')
-  assert jax.config.jax_compilation_cache_dir == kept
+  here = f'threads-{environment.wanted_threads()}'
+  assert jax.config.jax_compilation_cache_dir == os.path.join(kept, here)
   assert os.stat(kept).st_mode & 0o077 == 0  # whoever writes there runs code
+  assert os.stat(os.path.join(kept, here)).st_mode & 0o077 == 0
   monkeypatch.setenv('GA_JAX_CACHE', str(tmp_path / 'own'))
   assert compilation.default_folder() == str(tmp_path / 'own' / 'compiled')
   monkeypatch.setenv(compilation.FOLDER, str(tmp_path / 'jax'))
   compilation.keep()  # what JAX was told already
-  assert jax.config.jax_compilation_cache_dir == str(tmp_path / 'jax')
+  inside = str(tmp_path / 'jax' / here)
+  assert jax.config.jax_compilation_cache_dir == inside
+  compilation.keep()  # as in a process that this one starts
+  assert jax.config.jax_compilation_cache_dir == inside
+
+
+def test_a_program_is_kept_for_its_size_of_the_thread_pool(
+  tmp_path, monkeypatch
+):
+  found = {}
+  for threads in ('5', '5', '6', '5'):
+    monkeypatch.setenv('NPROC', threads)
+    compilation.keep(str(tmp_path))
+    found.setdefault(threads, []).append(compiled_now(11))
+  assert found == {'5': [0, 1, 1], '6': [0]}
+  folders = sorted(path.name for path in tmp_path.iterdir())
+  assert folders == ['threads-5', 'threads-6']
+  assert os.environ[compilation.FOLDER] == str(tmp_path)
+  assert compilation.of_pool(str(tmp_path), 5) == str(tmp_path / 'threads-5')
+  assert compilation.of_pool('', 5) == ''
 
 
 def test_progress_says_how_long_it_took(capsys):
@@ -199,5 +222,38 @@ def test_a_second_start_compiles_nothing_and_replays(tmp_path):
 def test_a_program_is_known_by_the_size_of_the_thread_pool(tmp_path):
   for number in ('1', '2'):
     train(tmp_path / 'cache', tmp_path / number, NPROC=number)
-  blocks = glob.glob(str(tmp_path / 'cache' / 'jit_block-*'))
+  blocks = glob.glob(str(tmp_path / 'cache' / '*' / 'jit_block-*'))
   assert len(blocks) == 2
+
+
+ROUNDS_BY_ITS_PARTS = """
+import hashlib, sys
+import jax, jax.numpy as jnp, numpy as np
+from experiments import compilation
+compilation.keep(sys.argv[1])
+
+@jax.jit
+def out(x):
+  return jax.nn.gelu(x, approximate=False) * jnp.log1p(jnp.abs(x))
+
+x = np.random.default_rng(0).normal(size=1000003).astype(np.float32)
+print(hashlib.sha256(np.asarray(out(x)).tobytes()).hexdigest())
+"""
+
+
+@pytest.mark.slow
+def test_another_thread_pools_program_is_not_taken(tmp_path):
+  # Two threads halve the loop, and on x86 some sums then round differently.
+  def bits(folder, threads):
+    return subprocess.run(
+      [sys.executable, '-c', ROUNDS_BY_ITS_PARTS, str(folder)],
+      env={**os.environ, 'NPROC': threads},
+      capture_output=True,
+      text=True,
+      check=True,
+      timeout=120,
+    ).stdout
+
+  plain = {threads: bits('none', threads) for threads in ('1', '2')}
+  for threads in ('2', '1', '2', '1'):
+    assert bits(tmp_path, threads) == plain[threads]

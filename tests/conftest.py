@@ -9,6 +9,10 @@ import pytest
 
 from experiments import compilation
 
+# Tests are of the CPU, on a machine with an accelerator too, and in the
+# processes that they start; JAX_PLATFORMS=cuda tries them there.
+os.environ.setdefault('JAX_PLATFORMS', 'cpu')
+jax.config.update('jax_platforms', os.environ['JAX_PLATFORMS'])
 jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 4)  # for the threads runtime
 

@@ -360,7 +360,8 @@ def test_idx_wants_a_label_per_image(tmp_path):
 
 
 @pytest.mark.skipif(
-  not os.path.isdir(FASHION_MNIST), reason='dataset-fashion-mnist is missing'
+  not os.path.isdir(FASHION_MNIST),
+  reason='needs apt install dataset-fashion-mnist',
 )
 def test_fashion_mnist():
   dataset = data.idx(FASHION_MNIST)

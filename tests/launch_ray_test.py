@@ -124,7 +124,11 @@ def record(path, words):
       ['--workdir=nowhere', '--stop'],
       'no run goes on in nowhere',
     ),
-    ('ray_install.sh', ['rocm'], 'rocm: must be cpu, cuda12 or tpu'),
+    (
+      'ray_install.sh',
+      ['rocm'],
+      'rocm: must be cpu, cuda12, cuda13, tpu or auto',
+    ),
     ('slurm.sbatch', ['--workdir=w'], 'this is a Slurm job: sbatch'),
     ('tpu_vm.sh', [], '--zone=: must be a zone with TPUs'),
     (

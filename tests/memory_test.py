@@ -21,6 +21,10 @@ SLACK = 0.05 * COPY  # counters, penalties' sums, the block's own arguments
 # Copies of the parameters that a block needs beside its arguments: the row that
 # was read, the gradient, and what the correction or the program makes of them.
 SPARE = 4.2
+# And more: local steps need all of that already, and the mean of a round one;
+# a random number per component takes JAX's threefry four on the CPU, two words
+# that are read and two that are written.
+MORE = {'fedbuff': 1, 'terngrad': 4}
 
 # Whose state, round or worker state has a form of its own.
 SEVERAL = ('ga', 'dana_zero', 'sa_softsync')
@@ -98,7 +102,7 @@ def test_a_block_takes_what_was_counted_and_gives_it_back_in_place(name):
   assert memory.alias_size_in_bytes >= counted.total
   assert memory.output_size_in_bytes - memory.alias_size_in_bytes < SLACK
   if not counted.workers:
-    assert memory.temp_size_in_bytes < SPARE * COPY
+    assert memory.temp_size_in_bytes < (SPARE + MORE.get(name, 0)) * COPY
 
 
 def test_a_start_makes_nothing_that_it_does_not_keep():
@@ -192,6 +196,9 @@ def test_counting():
 def test_the_peak_is_what_was_counted(tmp_path):
   path = tmp_path / 'out.json'
   command = [sys.executable, '-m', 'experiments.bench.memory', '--rounds=1']
+  # What compiler and allocator take, up to 60 MB where other work runs beside
+  # it, is a small part of the sum of a larger model.
+  command.append('--side=1500')
   subprocess.run([*command, f'--json={path}'], check=True, timeout=300)
   results = json.loads(path.read_text())
   assert len(results['targets']) == 2

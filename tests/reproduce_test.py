@@ -1,14 +1,12 @@
 """Tables of papers: their cells, their runs, their pages."""
 
 import concurrent.futures
-import gzip
 import math
 import os
 import re
 import shlex
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import time
@@ -28,7 +26,7 @@ from experiments import (
   tables,
 )
 from experiments import settings as settings_lib
-from tests import scripts
+from tests import idx_files, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FINISHED = 10  # runs after which a table is killed
@@ -255,20 +253,6 @@ def test_a_search_begins_where_the_last_one_ended(monkeypatch, tmp_path):
 # --- a table, killed and gone on with
 
 
-def write_idx(folder):
-  """Forty grey images of two classes, as Fashion-MNIST comes."""
-  rng = np.random.default_rng(0)
-  for part, n in (('train', 160), ('t10k', 60)):
-    labels = rng.integers(0, 2, n).astype(np.uint8)
-    images = rng.integers(0, 120, (n, 8, 8)).astype(np.uint8)
-    images[labels == 1, :4] += 100
-    for kind, values in (('images-idx3', images), ('labels-idx1', labels)):
-      head = bytes((0, 0, 8, values.ndim))
-      head += struct.pack(f'>{values.ndim}I', *values.shape)
-      with gzip.open(folder / f'{part}-{kind}-ubyte.gz', 'wb') as file:
-        file.write(head + values.tobytes())
-
-
 @pytest.mark.parametrize(
   ('methods', 'processes'),
   [
@@ -279,7 +263,7 @@ def write_idx(folder):
 def test_a_killed_table_is_the_table(tmp_path, methods, processes):
   data = tmp_path / 'data'
   data.mkdir()
-  write_idx(data)
+  idx_files.write(data)
   arguments = [
     '--table=fashion_mnist_mlp',
     '--scale=smoke',
@@ -295,6 +279,7 @@ def test_a_killed_table_is_the_table(tmp_path, methods, processes):
     *(*arguments, f'--folder={tmp_path}/whole', f'--processes={processes}')
   )
   assert whole.returncode == 0, whole.stderr
+  assert whole.stderr.startswith('device: cpu, ')
   rows = tmp_path / 'killed' / 'metrics.jsonl'
   with subprocess.Popen(
     [

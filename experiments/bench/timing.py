@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
+from experiments import accelerators
 from ga_jax import metrics
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures here')
@@ -98,7 +99,8 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def machine() -> dict[str, object]:
-  """What the numbers were measured on, the load before included."""
+  """What the numbers were measured on, the load before included; says it."""
+  accelerators.say(accelerators.here())
   return {
     'device': jax.devices()[0].device_kind,
     'cores': os.cpu_count(),
