@@ -10,7 +10,14 @@ from typing import Any
 
 from absl import app, flags, logging
 
-from experiments import compilation, control, failures, parts, usage
+from experiments import (
+  compilation,
+  control,
+  failures,
+  folders,
+  parts,
+  usage,
+)
 from experiments import settings as settings_lib
 from ga_jax import data, models
 
@@ -295,9 +302,7 @@ def writable_folder(flag: str, path: str) -> str:
       pass
     os.unlink(probe)
   except OSError as error:
-    raise settings_lib.SettingError(
-      flag, path, f'must be a folder that can be written to ({error.strerror})'
-    ) from error
+    raise folders.unwritable(flag, path, error) from error
   return path
 
 
@@ -340,7 +345,7 @@ def launch(
     main(prepare())
 
   again = command() if goes_on else ''
-  with control.interruptible(), failures.told(again):
+  with control.interruptible(), failures.told(again), folders.held():
     app.run(checked, flags_parser=parse)
 
 

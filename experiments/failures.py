@@ -12,11 +12,14 @@ import sys
 from absl import flags
 
 from experiments import settings as settings_lib
-from ga_jax import data, recovery
+from ga_jax import data, locks, recovery
 from ga_jax.runtimes import live
 
 # What a computation may end with that is no mistake of the program.
-EXPECTED = (data.DataError, live.NotFiniteError, recovery.RecoveryError)
+EXPECTED = (
+  *(data.DataError, live.NotFiniteError, recovery.RecoveryError),
+  locks.LostError,
+)
 
 
 def fail(message: str, code: int = 2):
@@ -37,6 +40,8 @@ def told(command: str = ''):
     yield
   except settings_lib.SettingError as error:
     fail(str(error))
+  except locks.OccupiedError as error:
+    fail(str(getattr(error, 'cause', error)))  # Ray's have a cause
   except BrokenPipeError:  # | head
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except EXPECTED as error:
