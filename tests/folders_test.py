@@ -312,8 +312,8 @@ def test_two_processes_want_one_folder_and_are_killed(runtime, tmp_path):
       rivals.start('train', '--resume', f'--workdir={workdir}')
   finally:
     stop.set()
-    ended = [(p.communicate(), p.wait()) for p in rivals.processes]
     second.join()
+    ended = [(p.communicate(), p.returncode) for p in rivals.processes]
   refused = sum(code == 2 for _, code in ended)
   assert sum(code == -signal.SIGKILL for _, code in ended) == KILLS
   assert any(code == 0 for _, code in ended)
