@@ -41,11 +41,11 @@ def told(command: str = ''):
   except settings_lib.SettingError as error:
     fail(str(error))
   except locks.OccupiedError as error:
-    fail(str(getattr(error, 'cause', error)))  # Ray's have a cause
+    fail(_said(error))
   except BrokenPipeError:  # | head
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except EXPECTED as error:
-    fail(str(error) or type(error).__name__, 1)
+    fail(_said(error) or type(error).__name__, 1)
   except live.WorkersLostError as error:
     cause = re.search(r'DataError: (.*)', str(error))
     if not cause:
@@ -55,6 +55,11 @@ def told(command: str = ''):
     more = f'; go on with: {command}' if command else ''
     print(f'interrupted: what was finished is kept{more}', file=sys.stderr)
     sys.exit(130)
+
+
+def _said(error: Exception) -> str:
+  """What an error says; one from a process of Ray's has it as its cause."""
+  return str(getattr(error, 'cause', error))
 
 
 def of_absl(error: Exception) -> str:

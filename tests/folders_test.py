@@ -226,9 +226,7 @@ def test_a_folder_that_is_lost_at_the_end_is_no_run(
   assert len(err.splitlines()) == 1
 
 
-# Two processes, killed.
-
-KILLS = 20
+# Two processes.
 
 
 class Rivals:
@@ -267,6 +265,7 @@ class Rivals:
     while (owner := self.owner()) is None:
       assert time.monotonic() < deadline
     owner.kill()
+    owner.wait()
 
   def try_again_and_again(self, stop):
     """Starts others in turn, each when the one before has ended."""
@@ -281,6 +280,42 @@ class Rivals:
       if stop.is_set():
         return
       self.start(*more, where).communicate()
+
+
+@pytest.mark.slow
+def test_two_processes_compute_one_table(tmp_path):
+  """Every line is whole, what both computed is the same, and so is the end."""
+  rivals = Rivals(str(tmp_path))
+  arguments = [
+    *('--methods=asgd,ga,sa', '--workers=1,2', '--seeds=2', '--epochs=1'),
+    *('--model=mlp', '--quiet', f'--workdir={tmp_path}'),
+  ]
+  for _ in range(2):
+    rivals.start('compare', *arguments)
+  for process in rivals.processes:
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    assert 'workers' in out
+  timed = {'wall_seconds', 'compilation', 'updates_per_second'}
+  seen = {}
+  for line in (tmp_path / 'metrics.jsonl').read_text().splitlines():
+    row = {k: v for k, v in json.loads(line).items() if k not in timed}
+    assert seen.setdefault(row['cell'], row) == row
+  assert len(seen) == 3 * 2 * 2
+  before = (tmp_path / 'metrics.jsonl').read_bytes()
+  last = rivals.start('compare', *arguments)
+  _, err = last.communicate()
+  assert last.returncode == 0, err
+  assert (tmp_path / 'metrics.jsonl').read_bytes() == before
+  assert sorted(os.listdir(tmp_path)) == [
+    *('error-fixed.png', 'metrics.jsonl', 'results.json', 'table.md'),
+    'versions.json',
+  ]
+
+
+# Killed.
+
+KILLS = 20
 
 
 @pytest.mark.slow
