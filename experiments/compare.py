@@ -92,7 +92,7 @@ def prepare() -> tuple[protocols.Plan, str]:
   plan = protocols.Plan(
     settings, workers, rates, baselines, tuple(range(_SEEDS.value))
   )
-  return plan, folders.share('workdir', _WORKDIR.value)
+  return plan, folders.of_grid('workdir', _WORKDIR.value)
 
 
 def _check_lists(workers):

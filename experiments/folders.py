@@ -27,9 +27,30 @@ def own(flag: str, path: str):
   _take(flag, path, shared=False)
 
 
-def share(flag: str, path: str) -> str:
+def share(flag: str, path: str):
   """Takes a folder together with others who share it; see `own`."""
   _take(flag, path, shared=True)
+
+
+def of_grid(flag: str, path: str) -> str:
+  """Takes a folder together with others who compute the same grid.
+
+  Args:
+    flag: that named it.
+    path: of the folder; made where it is not there.
+
+  Returns:
+    The path.
+
+  Raises:
+    SettingError: as `own`, or there is a run of `experiments.train`.
+  """
+  look(flag, path)
+  if os.path.exists(os.path.join(path, 'config.json')):
+    raise settings_lib.SettingError(
+      flag, path, 'holds a run of experiments.train: name another folder'
+    )
+  share(flag, path)
   return path
 
 

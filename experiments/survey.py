@@ -112,7 +112,7 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
     for clock in _CLOCKS.value
   }
   tasks.source_of(next(iter(plans.values())).example())
-  return plans, folders.share('workdir', _WORKDIR.value)
+  return plans, folders.of_grid('workdir', _WORKDIR.value)
 
 
 def main(prepared):

@@ -122,7 +122,18 @@ def folder_of_its_own(settings: settings_lib.Settings) -> str:
 
 
 def refuse_what_is_kept(workdir: str):
-  """Raises a SettingError where a new run would remove an earlier one."""
+  """Raises a SettingError where a new run would remove what is there."""
+  rows, config = (
+    os.path.exists(os.path.join(workdir, name))
+    for name in ('metrics.jsonl', 'config.json')
+  )
+  if rows and not config:
+    raise settings_lib.SettingError(
+      'workdir',
+      workdir,
+      'holds what experiments.compare, survey or reproduce computed: name '
+      'another folder',
+    )
   if _OVERWRITE.value:
     return
   if os.path.exists(os.path.join(workdir, 'summary.json')):

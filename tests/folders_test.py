@@ -110,6 +110,19 @@ def test_a_run_that_has_not_ended_is_not_replaced_in_passing(begun):
   assert {path: after[path] for path in kept} == kept
 
 
+@pytest.mark.parametrize('more', [[], ['--overwrite']])
+def test_runs_and_grids_have_folders_of_their_own(more, begun, tmp_path):
+  (tmp_path / 'metrics.jsonl').write_text('{"cell": "asgd-N1"}\n')
+  before = snapshot(tmp_path), snapshot(begun)
+  code, out, err = trained(tmp_path, *more)
+  assert (code, out) == (2, '')
+  assert f'--workdir={tmp_path}: holds what experiments.compare, survey' in err
+  code, out, err = scripts.call('compare', f'--workdir={begun}')
+  assert (code, out) == (2, '')
+  assert f'--workdir={begun}: holds a run of experiments.train' in err
+  assert (snapshot(tmp_path), snapshot(begun)) == before
+
+
 def test_default_folders_are_made_once(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(run, 'train', nothing)
@@ -253,7 +266,10 @@ class Rivals:
     if not locks.is_owned(self.workdir):
       return None
     named = locks.owner(self.workdir).split()[1]
-    return next((p for p in self.processes if str(p.pid) == named), None)
+    for process in self.processes:
+      if str(process.pid) == named and process.poll() is None:
+        return process
+    return None  # it has not said so yet
 
   def kill(self, after):
     """Kills the one that has the folder, some time after it took it."""

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -17,7 +18,6 @@ from ga_jax import checkpoint, clocks, locks, policies, rules, trace
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import threads
 from ga_jax.runtimes.checkpoints import Checkpoints
-from tests import cases
 
 # Takes a folder, has children that outlive it, and waits to be killed. Without
 # `ga_jax`, so that JAX is not imported.
@@ -257,21 +257,22 @@ def test_one_process_writes_a_record(tmp_path):
 
 
 def test_runs_begin_alone(tmp_path):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
   policy = policies.asynchronous()
-  what = loss_fn, params, batch_fn, rules.asgd(0.1)
-  statistics = {'model_state': stats, 'stats_momentum': 0.9}
+  what = (
+    lambda params, state, x, key: (jnp.mean((x - params) ** 2), state),
+    jnp.zeros(()),
+    lambda batch_id: np.ones(4, np.float32),
+    rules.asgd(0.1),
+  )
   how = {'policy': policy, 'num_workers': 2, 'num_batches': 4}
   store = Checkpoints(checkpoint.CheckpointStore(tmp_path / 'store'))
   with store.owned():
     before = snapshot(tmp_path)
     other = Checkpoints(checkpoint.CheckpointStore(tmp_path / 'store'))
     with pytest.raises(locks.OccupiedError, match='store'):
-      ga_jax.simulate(
-        *what, clock=clocks.constant(), checkpoints=other, **how, **statistics
-      )
+      ga_jax.simulate(*what, clock=clocks.constant(), checkpoints=other, **how)
     path = str(tmp_path / 'rows')
-    job = job_lib.build(*what, policy=policy, **statistics)
+    job = job_lib.build(*what, policy=policy)
     run = threads.Threads(job, trace_path=path, checkpoints=other, **how)
     with pytest.raises(locks.OccupiedError, match='store'):
       run.run()
