@@ -378,6 +378,7 @@ def test_two_processes_want_one_folder_and_are_killed(runtime, tmp_path):
         r'holds a run that has not ended: .*|holds no finished run: .*)\n',
         err,
       )
+  assert refused
   print(f'{KILLS} kills, {refused} processes refused')
   with open(os.path.join(workdir, 'config.json'), 'rb') as file:
     assert file.read() == config
