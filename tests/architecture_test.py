@@ -44,6 +44,7 @@ MAY_IMPORT = {
     'clocks',
     'kernel',
     'ledger',
+    'locks',
     'policies',
     'programs',
     'recovery',
