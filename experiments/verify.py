@@ -66,9 +66,8 @@ def check(trace: ga_jax.Trace, settings, summary, stopped: bool):
   ]
   applied = trace.applied()
   done = int(applied['num_batches'].sum())
-  if not (
-    stopped and done == trace.num_batches
-  ):  # else of a version before 0.2
+  # Version 0.1 kept the whole schedule of a run that ended before its end.
+  if not (stopped and done == trace.num_batches):
     said += [
       ('batches', 'summary.json', summary['batches'], done),
       ('updates', 'summary.json', summary['updates'], trace.updates()),

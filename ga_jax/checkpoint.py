@@ -159,17 +159,20 @@ class CheckpointStore:
   def owned(self):
     """Keeps others from saving here; its folder is made.
 
+    Yields:
+      The lock.
+
     Raises:
       OccupiedError: another process is saving here.
       OSError: there can be no such folder.
     """
     if self._lock is not None:
-      yield
+      yield self._lock
       return
     os.makedirs(self.folder, exist_ok=True)
     with locks.FolderLock(self.folder) as self._lock:
       try:
-        yield
+        yield self._lock
       finally:
         self._lock = None
 
@@ -211,8 +214,7 @@ class CheckpointStore:
     pickled = pickle.dumps((leaves, host))
     with contextlib.ExitStack() as stack:
       try:
-        stack.enter_context(self.owned())
-        self._lock.check()
+        stack.enter_context(self.owned()).check()
         self._place(step, stored, pickled)
       except (locks.LostError, locks.OccupiedError):
         raise
