@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from experiments import environment, run, watch
+from experiments import environment, folders, run, watch
 from experiments import settings as settings_lib
 from ga_jax import metrics
 
@@ -70,6 +70,7 @@ class Cells:
       self.rows = read(self._path)  # others may have written
     if not self._has(name, curve):
       found = self._computed(settings, curve)
+      folders.check()
       append(self._path, {'cell': name, **found})
       self.rows[name] = metrics.to_json(found)
       self.computed += 1

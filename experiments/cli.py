@@ -15,6 +15,7 @@ from experiments import (
   compilation,
   control,
   failures,
+  folders,
   parts,
   usage,
 )
@@ -302,9 +303,7 @@ def writable_folder(flag: str, path: str) -> str:
       pass
     os.unlink(probe)
   except OSError as error:
-    raise settings_lib.SettingError(
-      flag, path, f'must be a folder that can be written to ({error.strerror})'
-    ) from error
+    raise folders.unwritable(flag, path, error) from error
   return path
 
 
@@ -357,7 +356,7 @@ def launch(
     main(prepared)
 
   again = command() if goes_on else ''
-  with control.interruptible(), failures.told(again):
+  with control.interruptible(), failures.told(again), folders.held():
     app.run(checked, flags_parser=parse)
 
 

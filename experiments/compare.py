@@ -24,6 +24,7 @@ from experiments import cells as cells_lib
 from experiments import (
   cli,
   environment,
+  folders,
   methods,
   progress,
   protocols,
@@ -91,7 +92,7 @@ def prepare() -> tuple[protocols.Plan, str]:
   plan = protocols.Plan(
     settings, workers, rates, baselines, tuple(range(_SEEDS.value))
   )
-  return plan, cli.writable_folder('workdir', _WORKDIR.value)
+  return plan, folders.of_grid('workdir', _WORKDIR.value)
 
 
 def _check_lists(workers):

@@ -12,11 +12,14 @@ import sys
 from absl import flags
 
 from experiments import settings as settings_lib
-from ga_jax import data, ledger, recovery
+from ga_jax import data, ledger, locks, recovery
 from ga_jax.runtimes import live
 
 # What a computation may end with that is no mistake of the program.
-EXPECTED = (data.DataError, ledger.NotFiniteError, recovery.RecoveryError)
+EXPECTED = (
+  *(data.DataError, ledger.NotFiniteError, recovery.RecoveryError),
+  locks.LostError,
+)
 
 
 def fail(message: str, code: int = 2):
@@ -37,10 +40,12 @@ def told(command: str = ''):
     yield
   except settings_lib.SettingError as error:
     fail(str(error))
+  except locks.OccupiedError as error:
+    fail(_said(error))
   except BrokenPipeError:  # | head
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
   except EXPECTED as error:
-    fail(str(error) or type(error).__name__, 1)
+    fail(_said(error) or type(error).__name__, 1)
   except live.WorkersLostError as error:
     cause = re.search(r'DataError: (.*)', str(error))
     if not cause:
@@ -50,6 +55,11 @@ def told(command: str = ''):
     more = f'; go on with: {command}' if command else ''
     print(f'interrupted: what was finished is kept{more}', file=sys.stderr)
     sys.exit(130)
+
+
+def _said(error: Exception) -> str:
+  """What an error says; one from a process of Ray's has it as its cause."""
+  return str(getattr(error, 'cause', error))
 
 
 def of_absl(error: Exception) -> str:

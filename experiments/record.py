@@ -23,6 +23,8 @@ from experiments import settings as settings_lib
 from ga_jax import checkpoint, metrics
 from ga_jax.rules import layers
 
+BEGINNING = ('config.json', 'versions.json', 'environment.json')
+
 
 class Leaf(NamedTuple):
   """An array that has other bits than the saved one."""
@@ -38,13 +40,9 @@ def save_config(workdir: str, settings: settings_lib.Settings):
   config = dataclasses.asdict(settings)
   if math.isinf(config['bandwidth']):
     del config['bandwidth']  # JSON knows no infinity; it is the default
-  metrics.write_json(os.path.join(workdir, 'config.json'), config)
-  metrics.write_json(
-    os.path.join(workdir, 'versions.json'), environment.versions()
-  )
-  metrics.write_json(
-    os.path.join(workdir, 'environment.json'), environment.environment()
-  )
+  found = config, environment.versions(), environment.environment()
+  for name, value in zip(BEGINNING, found, strict=True):
+    metrics.write_json(os.path.join(workdir, name), value)
 
 
 def save(workdir: str, done: run.Run):

@@ -16,6 +16,7 @@ starts itself again with that of the run, or refuses where it cannot.
                --learning_rate, --momentum ...
 """
 
+import contextlib
 import os
 import shutil
 import sys
@@ -30,6 +31,7 @@ from experiments import (
   cli,
   devices,
   environment,
+  folders,
   parts,
   progress,
   record,
@@ -82,6 +84,7 @@ class Prepared(NamedTuple):
 def prepare() -> Prepared:
   """Reads the record, checks every flag; may start the process again."""
   workdir = _WORKDIR.value
+  folders.look('workdir', workdir)
   settings = record.load_settings(workdir)
   remaining = _same_environment(workdir)
   devices.of_one_worker(settings)  # are there so many?
@@ -93,7 +96,14 @@ def prepare() -> Prepared:
       _refuse('until', _UNTIL.value, f'must be an update from 1 to {last}')
     if _FAST.value or other:
       _refuse('until', _UNTIL.value, 'is for the run itself, event by event')
+    folders.share('workdir', workdir)
+    folders.own('until', _until_folder(workdir))
   return Prepared(workdir, settings, trace, other, remaining)
+
+
+def _until_folder(workdir: str) -> str:
+  """Where --until saves the state."""
+  return os.path.join(workdir, f'replay-{_UNTIL.value}')
 
 
 def _refuse(flag: str, got, why: str):
@@ -219,8 +229,11 @@ def stop_early(prepared: Prepared, update: int):
   last = np.flatnonzero(trace.events['action'] == Action.APPLY)[update - 1]
   cut = trace._replace(events=trace.events[: last + 1])
   state, seen = computed(settings, cut, 'exact', trace.num_batches)
-  folder = os.path.join(workdir, f'replay-{update}')
-  shutil.rmtree(folder, ignore_errors=True)
+  folder = _until_folder(workdir)
+  for name in ('summary.json', 'arrivals.npz'):
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(os.path.join(folder, name))
+  shutil.rmtree(os.path.join(folder, 'params'), ignore_errors=True)
   checkpoint.save_params(
     os.path.join(folder, 'params'), state.params, state.model_state
   )

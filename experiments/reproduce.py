@@ -20,6 +20,7 @@ from absl import flags
 
 from experiments import (
   cli,
+  folders,
   pages,
   papers,
   progress,
@@ -87,9 +88,7 @@ def prepare() -> studies.Study | None:
   if _METHODS.value or _CLOCKS.value or _COLUMNS.value:
     tail += '-part'  # beside the whole one
   folder = _FOLDER.value or os.path.join('results', name + tail)
-  return studies.Study(
-    name, table, plans, cli.writable_folder('folder', folder)
-  )
+  return studies.Study(name, table, plans, folders.of_grid('folder', folder))
 
 
 def _check(table: papers.Table):

@@ -211,7 +211,7 @@ def _simulated(settings, work, total, messages, follow, keeping):
     take_events=follow.take_events,
     checkpoints=keeping.checkpoints(),
   )
-  arrivals = result.trace.applied()[: result.executed]
+  arrivals = result.trace.applied()
   simulated = float(arrivals['time'][-1])
   batches = int(result.metrics['num_batches'].sum())
   return result, {
@@ -358,7 +358,7 @@ def finite(state) -> bool:
 
 
 def _summarise(settings, the_task, result, messages) -> dict[str, Any]:
-  arrivals = result.trace.applied()[: result.executed]
+  arrivals = result.trace.applied()
   seen = {k: v[np.isfinite(v)] for k, v in result.metrics.items()}
   losses = result.metrics['loss']
   diverged = not (np.isfinite(losses).all() and finite(result.state))

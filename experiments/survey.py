@@ -24,6 +24,7 @@ from experiments import cells as cells_lib
 from experiments import (
   cli,
   environment,
+  folders,
   methods,
   progress,
   protocols,
@@ -111,7 +112,7 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
     for clock in _CLOCKS.value
   }
   tasks.source_of(next(iter(plans.values())).example())
-  return plans, cli.writable_folder('workdir', _WORKDIR.value)
+  return plans, folders.of_grid('workdir', _WORKDIR.value)
 
 
 def main(prepared):

@@ -27,6 +27,7 @@ from experiments import (
   cli,
   devices,
   environment,
+  folders,
   methods,
   parts,
   progress,
@@ -37,7 +38,7 @@ from experiments import (
 )
 from experiments import control as control_lib
 from experiments import settings as settings_lib
-from ga_jax import metrics
+from ga_jax import locks, metrics
 
 cli.define_run_flags()
 cli.define_runtime_flags()
@@ -82,8 +83,11 @@ CHECKPOINT_SECONDS = 30.0  # where a run is resumed and nothing else is said
 
 
 def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
-  """Checks every flag; reads the data and makes the folder."""
+  """Checks every flag; reads the data and takes the folder."""
+  workdir = _WORKDIR.value
   if _RESUME.value:
+    if workdir and goes_on(workdir):
+      folders.own('workdir', workdir)
     settings = resumed()
   else:
     settings = cli.run_settings(
@@ -94,21 +98,55 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
     )
   devices.use(settings)
   if _RESUME.value:
-    as_before(_WORKDIR.value)
+    as_before(workdir)
   tasks.source_of(settings)  # reads the data, or says why it cannot
-  workdir = _WORKDIR.value or os.path.join(
-    'runs', f'{settings.method}-{time.strftime("%Y%m%d-%H%M%S")}'
-  )
-  finished = os.path.exists(os.path.join(workdir, 'summary.json'))
-  if finished and not (_OVERWRITE.value or _RESUME.value):
-    raise settings_lib.SettingError(
-      'workdir', workdir, 'holds a run already; add --overwrite to replace it'
-    )
   if writes_events(workdir):
     tensorboard.check()
   kept = keeping(workdir)
-  cli.writable_folder('workdir', workdir)
+  if not _RESUME.value:
+    kept = kept._replace(folder=folder_of_its_own(settings))
   return settings, kept
+
+
+def folder_of_its_own(settings: settings_lib.Settings) -> str:
+  """Takes the folder of a new run."""
+  if not _WORKDIR.value:
+    now = time.strftime('%Y%m%d-%H%M%S')
+    return folders.new(os.path.join('runs', f'{settings.method}-{now}'))
+  workdir = _WORKDIR.value
+  if not locks.is_owned(workdir):
+    refuse_what_is_kept(workdir)  # before anything is touched
+  folders.own('workdir', workdir)
+  refuse_what_is_kept(workdir)  # it may have come meanwhile
+  return workdir
+
+
+def refuse_what_is_kept(workdir: str):
+  """Raises a SettingError where a new run would remove what is there."""
+  rows, config = (
+    os.path.exists(os.path.join(workdir, name))
+    for name in ('metrics.jsonl', 'config.json')
+  )
+  if rows and not config:
+    raise settings_lib.SettingError(
+      'workdir',
+      workdir,
+      'holds what experiments.compare, survey or reproduce computed: name '
+      'another folder',
+    )
+  if _OVERWRITE.value:
+    return
+  if os.path.exists(os.path.join(workdir, 'summary.json')):
+    raise settings_lib.SettingError(
+      'workdir', workdir, 'holds a run already; add --overwrite to replace it'
+    )
+  if goes_on(workdir):
+    raise settings_lib.SettingError(
+      'workdir',
+      workdir,
+      'holds a run that has not ended: --resume goes on with it, --overwrite '
+      'replaces it',
+    )
 
 
 def writes_events(workdir: str) -> bool:
@@ -219,12 +257,16 @@ def main(prepared):
   else:
     clear(workdir, (*FINISHED, *GOING_ON))
     record.save_config(workdir, settings)
+  for name in record.BEGINNING:
+    folders.keep(os.path.join(workdir, name))
   try:
     done = followed(settings, keep, control)
   except run.NothingDoneError as error:
     print(f'{error}; {how_to_go_on(workdir)}')
   else:
+    folders.check()
     record.save(workdir, done)
+    folders.check()
     if not (done.summary['stopped'] or keep.checkpoints()):
       clear(workdir, (run.ROWS,))  # it is in trace.npz now
     report(settings, workdir, done.summary)
@@ -259,11 +301,13 @@ def followed(settings, keep, control) -> run.Run:
 
     def observe(now):
       nonlocal log, began
+      folders.check()
       if now.row:
         if began and os.path.exists(log_path):
           forget(workdir, now.row)
         if log is None:
           log = stack.enter_context(metrics.JsonLines(log_path))
+          folders.keep(log_path)
         began = False
         log.write(now.row)
         if events:

@@ -12,7 +12,7 @@ import numpy as np
 from absl import flags
 
 import ga_jax
-from experiments import cli, record
+from experiments import cli, folders, record
 from ga_jax.policies.base import Action, Kind
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
@@ -24,6 +24,7 @@ _WIDTH = 40  # of its longest bar
 def prepare():
   """Reads everything but the trace, which may be wrong in itself."""
   workdir = _WORKDIR.value
+  folders.look('workdir', workdir)
   settings = record.load_settings(workdir)
   return workdir, settings, record.load_json(workdir, 'summary.json')
 
@@ -63,16 +64,18 @@ def check(trace: ga_jax.Trace, settings, summary, stopped: bool):
       trace.num_batches,
     ),
   ]
-  if not stopped:
-    applied = trace.applied()
+  applied = trace.applied()
+  done = int(applied['num_batches'].sum())
+  # Version 0.1 kept the whole schedule of a run that ended before its end.
+  if not (stopped and done == trace.num_batches):
     said += [
-      ('batches', 'summary.json', summary['batches'], trace.num_batches),
+      ('batches', 'summary.json', summary['batches'], done),
       ('updates', 'summary.json', summary['updates'], trace.updates()),
       (
         'max_staleness',
         'summary.json',
         summary['max_staleness'],
-        int(applied['staleness'].max()),
+        int(applied['staleness'].max(initial=0)),
       ),
     ]
   for name, file, wanted, got in said:

@@ -3,6 +3,7 @@
 Arrays are written by Orbax.
 """
 
+import contextlib
 import hashlib
 import json
 import operator
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ga_jax import exclusive
+from ga_jax import exclusive, locks
 
 _ARRAYS, _HOST, _MANIFEST = 'arrays', 'host.pickle', 'manifest.json'
 _HIDDEN = '.partial-'
@@ -137,8 +138,9 @@ class CheckpointStore:
 
   A checkpoint is there whole or not at all, whenever the process is killed: it
   is written into a hidden folder, with a manifest of sizes and hashes, and
-  renamed when it is on the disk. One process at a time may save, from any of
-  its threads. The host value is pickled: open only folders that you trust.
+  renamed when it is on the disk. One process at a time saves, from any of its
+  threads; within `owned` nobody else does, as in every run that is given a
+  store. The host value is pickled: open only folders that you trust.
   """
 
   def __init__(self, folder: str, keep: int = 3):
@@ -152,7 +154,29 @@ class CheckpointStore:
       raise ValueError(f'keep must be at least 1, got {keep}')
     self.folder = os.path.abspath(folder)
     self.keep = keep
+    self._owned = None  # the lock on the folder
     self._lock = threading.RLock()
+
+  @contextlib.contextmanager
+  def owned(self):
+    """Keeps others from saving here; its folder is made.
+
+    Yields:
+      The lock.
+
+    Raises:
+      OccupiedError: another process is saving here.
+      OSError: there can be no such folder.
+    """
+    if self._owned is not None:
+      yield self._owned
+      return
+    os.makedirs(self.folder, exist_ok=True)
+    with locks.FolderLock(self.folder) as self._owned:
+      try:
+        yield self._owned
+      finally:
+        self._owned = None
 
   @exclusive.locked
   def steps(self) -> list[int]:
@@ -174,6 +198,8 @@ class CheckpointStore:
     Raises:
       TypeError: a leaf is no array; names the leaf.
       ValueError: the step is negative.
+      OccupiedError: another process is saving here.
+      LostError: the folder was removed or replaced within `owned`.
       OSError: it cannot be written; the earlier ones stay as they were.
     """
     step = operator.index(step)
@@ -190,23 +216,33 @@ class CheckpointStore:
         described = described._replace(empty=value)
       leaves[name] = described
     pickled = pickle.dumps((leaves, host))
+    with contextlib.ExitStack() as stack:
+      try:
+        stack.enter_context(self.owned()).check()
+        self._place(step, stored, pickled)
+      except (locks.LostError, locks.OccupiedError):
+        raise
+      except Exception as error:  # Orbax raises a ValueError on a full disk
+        raise OSError(
+          f'the checkpoint of step {step} cannot be saved in {self.folder}: '
+          f'{error}'
+        ) from error
+      self._prune()
+
+  def _place(self, step: int, stored, pickled):
+    """Writes a checkpoint, whole or not at all."""
     serial = max((serial for serial, _ in self._entries()), default=-1) + 1
     path = self._path(serial, step)
+    for name in os.listdir(self.folder):
+      if name.startswith(_HIDDEN):  # of a process that was killed
+        shutil.rmtree(os.path.join(self.folder, name))
     try:
-      os.makedirs(self.folder, exist_ok=True)
-      for name in os.listdir(self.folder):
-        if name.startswith(_HIDDEN):  # of a process that was killed
-          shutil.rmtree(os.path.join(self.folder, name))
       _write(_hidden(path), step, stored, pickled)
       os.rename(_hidden(path), path)
       _sync(self.folder)
-    except Exception as error:  # Orbax raises a ValueError on a full disk
+    except Exception:
       shutil.rmtree(_hidden(path), ignore_errors=True)
-      raise OSError(
-        f'the checkpoint of step {step} cannot be saved in {self.folder}: '
-        f'{error}'
-      ) from error
-    self._prune()
+      raise
 
   @exclusive.locked
   def newest(

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ga_jax import exclusive, metrics
+from ga_jax import exclusive, locks, metrics
 from ga_jax.policies.base import Action, Kind
 
 EVENT_DTYPE = np.dtype(
@@ -84,6 +84,29 @@ class Trace(NamedTuple):
     entered = np.isin(events['action'], (Action.APPLY, Action.ACCUMULATE))
     return events[(events['event'] == Kind.ARRIVE) & entered]
 
+  def until(self, arrivals: int, updates: int) -> 'Trace':
+    """What was done, of a schedule that was not computed to its end.
+
+    Args:
+      arrivals: how many of those that enter a round were computed.
+      updates: how many rounds were closed.
+
+    Returns:
+      The trace up to the last one of both; all of it where they are all.
+    """
+    entered = np.isin(
+      self.events['action'], (Action.APPLY, Action.ACCUMULATE)
+    ) & (self.events['event'] == Kind.ARRIVE)
+    ends = []
+    for done, rows in (
+      (arrivals, np.flatnonzero(entered)),
+      (updates, np.flatnonzero(self.events['action'] == Action.APPLY)),
+    ):
+      ends.append((len(rows) > done, int(rows[done - 1]) + 1 if done else 0))
+    if not any(more for more, _ in ends):
+      return self
+    return self._replace(events=self.events[: max(end for _, end in ends)])
+
   def updates(self) -> int:
     """Number of closed rounds."""
     return int(np.sum(self.events['action'] == Action.APPLY))
@@ -145,24 +168,38 @@ class TraceWriter:
   """Writes rows down as they happen, to a file or to memory.
 
   The file holds bare rows of `EVENT_DTYPE`. What `write` was told survives the
-  process, what came before a `flush` survives the machine too. Several threads
-  may call it; rows of one `write` stay together.
+  process, what came before a `flush` survives the machine too. Nobody else can
+  open the record until it is closed. Several threads may write; rows of one
+  `write` stay together.
   """
 
-  def __init__(self, path: str | None = None, num_rows: int = 0):
+  def __init__(self, path: str | None = None, num_rows: int | None = 0):
     """Opens a record.
 
     Args:
       path: the file; None keeps the rows in memory.
-      num_rows: rows of an earlier process to keep, the rest is cut off.
+      num_rows: rows of an earlier process to keep, the rest is cut off; None
+        changes nothing before `keep` says how many.
+
+    Raises:
+      OccupiedError: another process has it open.
     """
     self.path = path
-    self.num_rows = num_rows
+    self.num_rows = 0
     self._blocks = []
-    self._file = None
+    self._file = self._owned = None  # the lock on the file
     self._lock = threading.RLock()
     if path is not None:
+      self._owned = locks.Lock(path)
       self._file = open(path, 'ab', buffering=0)  # noqa: SIM115
+    if num_rows is not None:
+      self.keep(num_rows)
+
+  @exclusive.locked
+  def keep(self, num_rows: int):
+    """Keeps so many rows of an earlier process and cuts off the rest."""
+    self.num_rows = num_rows
+    if self._file is not None:
       self._file.truncate(num_rows * EVENT_DTYPE.itemsize)
 
   @exclusive.locked
@@ -177,9 +214,14 @@ class TraceWriter:
 
   @exclusive.locked
   def flush(self):
-    """Waits until what was written is on the disk."""
+    """Waits until what was written is on the disk.
+
+    Raises:
+      LostError: the file was removed or replaced.
+    """
     if self._file is not None:
       os.fsync(self._file.fileno())
+      self._owned.check()
 
   @exclusive.locked
   def trace(self, num_workers: int, num_batches: int) -> Trace:
@@ -197,6 +239,7 @@ class TraceWriter:
     """Closes the file; the rows stay."""
     if self._file is not None:
       self._file.close()
+      self._owned.release()
 
 
 def read_rows(path: str, start: int = 0) -> list[tuple]:

@@ -206,7 +206,7 @@ END
 progress() {
   if grep -qs '"stopped": false' "$1/summary.json"; then
     echo finished
-  elif compgen -G "$1/checkpoints/*" >/dev/null; then
+  elif [ -d "$1/checkpoints" ] || [ -e "$1/trace.rows" ]; then
     echo stopped
   else
     echo new

@@ -154,7 +154,7 @@ def test_train_says_that_it_diverged(train_script, tmp_path):
   assert code == 0
   assert 'DIVERGED' in out
   assert read_json(tmp_path, 'summary.json')['diverged'] is True
-  ga_jax.Trace.load(str(tmp_path / 'trace.npz')).verify()
+  ga_jax.Trace.load(str(tmp_path / 'trace.npz')).verify(complete=False)
 
 
 def test_a_run_can_be_repeated():

@@ -640,13 +640,19 @@ def test_a_job_goes_on_where_it_was_interrupted(checkout, box, tmp_path):
   ]
   assert settings['RAY_AUTH_MODE'] == 'token'
   assert settings['RAY_AUTH_TOKEN_PATH'].startswith(box['HOME'])
-  (checkout / 'runs/a/checkpoints/000000-step-5').mkdir(parents=True)
+  folder = checkout / 'runs/a'
+  folder.mkdir()
+  (folder / 'trace.rows').touch()  # a run begins with it
   job(checkout, box, '--method=ga', '--workers=2')
   assert recorded(runs)[1][0][2:] == ['--resume', '--workdir=runs/a']
-  (checkout / 'runs/a/summary.json').write_text('{\n  "stopped": false\n}')
+  (folder / 'trace.rows').unlink()
+  (folder / 'checkpoints/000000-step-5').mkdir(parents=True)
+  job(checkout, box, '--method=ga', '--workers=2')
+  assert recorded(runs)[2][0][2:] == ['--resume', '--workdir=runs/a']
+  (folder / 'summary.json').write_text('{\n  "stopped": false\n}')
   done = job(checkout, box, '--method=ga')
   assert done.stdout == 'runs/a holds a finished run\n'
-  assert len(recorded(runs)) == 2
+  assert len(recorded(runs)) == 3
 
 
 def follow(checkout, box):

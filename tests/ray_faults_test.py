@@ -18,7 +18,7 @@ from typing import NamedTuple
 import pytest
 import ray
 
-from ga_jax import compression, policies, programs, rules, trace
+from ga_jax import compression, locks, policies, programs, rules, trace
 from ga_jax.checkpoint import CheckpointStore
 from ga_jax.compression import base as compression_base
 from ga_jax.policies.base import Action, Kind
@@ -202,6 +202,20 @@ def test_the_server_dies_before_and_after_a_checkpoint(nodes, tmp_path):
     result = run.finish()
   assert result.refused['restart'] >= 2
   assert not result.trace.number_of(Kind.LEAVE)  # the workers live on
+
+
+@pytest.mark.slow
+def test_a_server_waits_until_the_one_before_has_ended(nodes, tmp_path):
+  record = tmp_path / 'rows'
+  with (
+    locks.Lock(str(record)) as other,
+    start(tmp_path, 'gradients', 20) as run,
+  ):
+    ray_runs.until(lambda: run.facts(0), 'a worker', run)
+    assert record.stat().st_size == 0
+    other.release()
+    result = run.finish()
+  assert result.trace.updates() == 20
 
 
 @pytest.mark.slow

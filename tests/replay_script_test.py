@@ -105,6 +105,8 @@ VERIFIED = [
   'torn',
   'other_config',
   'other_summary',
+  'other_stopped',
+  'whole_schedule',
   'nowhere',
 ]
 CALLS = """
@@ -163,6 +165,10 @@ def damage(root):
   (copy('asgd', 'no_environment') / 'environment.json').unlink()
   change_json(copy('ga', 'other_config') / 'config.json', workers=5)
   change_json(copy('ga', 'other_summary') / 'summary.json', updates=21)
+  change_json(copy('diverged', 'other_stopped') / 'summary.json', updates=21)
+  scheduled(SETTINGS['diverged']).save(
+    str(copy('diverged', 'whole_schedule') / 'trace.npz')
+  )
   trace = ga_jax.Trace.load(str(root / 'ga' / 'trace.npz'))
   events = trace.events
   [row] = np.flatnonzero(events['ticket_id'] == 9)[1:]
@@ -172,6 +178,16 @@ def damage(root):
   trace._replace(events=events[:-1]).save(dropped)
   torn = copy('ga', 'torn') / 'trace.npz'
   torn.write_bytes(torn.read_bytes()[:-100])
+
+
+def scheduled(settings) -> ga_jax.Trace:
+  """All that would have happened."""
+  return ga_jax.schedule(
+    run.method_of(settings).policy,
+    run.clock_of(settings, run.MessageBytes(0, 0)),
+    num_workers=settings.workers,
+    num_batches=run.total_batches(settings),
+  )
 
 
 def flip_a_bit(workdir):
@@ -600,6 +616,7 @@ def test_verify_says_what_happened(folder, verified, name):
     ('torn', 'cannot be read'),
     ('other_config', 'workers: config.json says 5, trace.npz 4'),
     ('other_summary', 'updates: summary.json says 21, trace.npz 20'),
+    ('other_stopped', 'updates: summary.json says 21, trace.npz 15'),
   ],
 )
 def test_verify_finds_what_is_wrong(verified, name, reason):
@@ -608,6 +625,18 @@ def test_verify_finds_what_is_wrong(verified, name, reason):
   assert out.startswith('WRONG: ')
   assert reason in out
   assert len(out.splitlines()) == 1
+
+
+def test_verify_reads_records_of_whole_schedules(folder, verified):
+  """Version 0.1 wrote them, also of runs that ended before."""
+  made = record.load_trace(str(folder / 'diverged'))
+  whole = record.load_trace(str(folder / 'whole_schedule'))
+  number = len(made.events)
+  assert number < len(whole.events)
+  assert (whole.events[:number] == made.events).all()
+  code, out, err = verified['whole_schedule']
+  assert (code, err) == (0, '')
+  assert out.startswith(f'{len(whole.events)} events of 4 workers')
 
 
 def test_verify_refuses_what_is_no_run(verified):

@@ -9,6 +9,7 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -18,6 +19,9 @@ from experiments import record, run
 from experiments import settings as settings_lib
 from ga_jax import clocks, policies, programs, rules
 from ga_jax.checkpoint import CheckpointStore
+from ga_jax.policies.base import Kind
+from ga_jax.runtimes import job as job_lib
+from ga_jax.runtimes import simulate
 from ga_jax.runtimes.checkpoints import Checkpoints
 from ga_jax.trace import read_rows
 from tests import cases, scripts
@@ -71,16 +75,97 @@ def test_the_exact_executor_goes_on_to_the_same_bits(name, tmp_path):
   assert (whole.trace.events == part.trace.events).all()
 
 
-def test_a_checkpoint_of_another_run_is_refused(tmp_path):
-  simulated('asynchronous', tmp_path, 30)
-  with pytest.raises(ValueError, match='of another run'):
-    simulated('k_sync', tmp_path)
-
-
 @pytest.fixture
 def relaxed():
   with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
     yield
+
+
+@pytest.mark.parametrize('executor', ['fast', 'exact'])
+def test_the_trace_of_a_stopped_run_ends_there(executor):
+  """Also where the round is closed by a worker that is lost."""
+
+  what = {
+    'loss_fn': lambda p, state, x, key: (jnp.mean((x - p) ** 2), state),
+    'params': jnp.zeros(()),
+    'batches': lambda batch_id: np.full(4, batch_id, np.float32),
+    'rule': rules.asgd(0.1),
+    'policy': policies.synchronous(),
+  }
+
+  def played(stop_at):
+    return ga_jax.simulate(
+      **what,
+      clock=clocks.with_fault(
+        clocks.constant(), worker_id=1, time=2.5, noticed_after=1.0
+      ),
+      num_workers=3,
+      num_batches=12,
+      executor=executor,
+      block=1,
+      observe=lambda batches, state, metrics: batches >= stop_at,
+    )
+
+  whole = played(12)
+  whole.trace.verify()
+  closes = np.flatnonzero(whole.trace.events['event'] == Kind.CLOSE)
+  assert len(closes)
+  ends = set()
+  for stop_at in range(1, 12):
+    part = played(stop_at)
+    number = len(part.trace.events)
+    assert (part.trace.events == whole.trace.events[:number]).all()
+    assert part.trace.num_batches == 12
+    assert part.executed == len(part.trace.applied()) == stop_at
+    assert int(part.state.version) == part.trace.updates()
+    ends.add(int(part.trace.events['event'][-1]))
+    state, _, executed = simulate.EXECUTORS[executor](
+      job_lib.build(**what), part.trace, block=1
+    )
+    assert executed == stop_at
+    assert cases.same_bits(state, part.state)
+  # The exact executor stops before the round is closed, blocks close it.
+  closed = {Kind.CLOSE} if executor == 'fast' else set()
+  assert ends == {Kind.ARRIVE} | closed
+
+
+def test_a_stopped_run_tells_of_what_was_done(relaxed):
+  """Three workers that each take 1: 44 of 132 batches arrive by time 15."""
+  del relaxed
+  settings = settings_lib.check(
+    settings_lib.Settings(
+      model='mlp',
+      epochs=3.0,
+      workers=3,
+      learning_rate=0.02,
+      clock='constant',
+    )
+  )
+  control = control_lib.Control()
+  done = run.train(
+    settings, observe=lambda now: now.row and control.stop(), control=control
+  )
+  summary, seen = done.summary, done.result.metrics
+  assert summary['stopped']
+  assert summary['batches'] == summary['updates'] == 44
+  assert summary['simulated_time'] == 15
+  assert summary['simulated_speedup'] == 44 / 15
+  assert summary['wasted_work'] == 0
+  params, _ = run.initial(settings)
+  size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+  assert summary['bytes_pushed'] == 44 * size
+  assert summary['bytes_pulled'] == (3 + 43) * size  # one after every arrival
+  assert summary['messages'] == 44 + 3 + 43
+  assert summary['mean_staleness'] == seen['staleness'].mean()
+  assert sum(summary['staleness_histogram']) == 44
+  assert done.result.trace.num_batches == 132
+  done.result.trace.verify(complete=False)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+  simulated('asynchronous', tmp_path, 30)
+  with pytest.raises(ValueError, match='of another run'):
+    simulated('k_sync', tmp_path)
 
 
 @pytest.mark.parametrize(

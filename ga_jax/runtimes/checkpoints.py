@@ -38,6 +38,10 @@ class Checkpoints:
     self._updates = 0  # where it was saved last
     self._time = clock_fn()
 
+  def owned(self):
+    """Keeps others out; see `checkpoint.CheckpointStore.owned`."""
+    return self._store.owned()
+
   def due(self, updates: int) -> bool:
     """Whether a run that made so many updates is to be saved now."""
     every, seconds = self._every_updates, self._every_seconds

@@ -10,6 +10,7 @@ from its last checkpoint and the record, losing nothing.
 """
 
 import collections
+import contextlib
 import functools
 import heapq
 import itertools
@@ -294,12 +295,29 @@ class Live:
       RuntimeError: it was called before.
       ledger.NotFiniteError: the same batches gave no finite gradient again and
         again.
+      OccupiedError: another process is at work in the record or the
+        checkpoints.
+      LostError: one of them was removed or replaced meanwhile.
       RecoveryError: the record is of another run than the checkpoint, or than
         this one.
       WorkersLostError: every worker died and batches are left.
     """
     if not self._begun.acquire(blocking=False):
       raise RuntimeError('this run was begun already: make another one')
+    with self._owned():
+      return self._run(observe, block)
+
+  @contextlib.contextmanager
+  def _owned(self):
+    """Keeps others from record and checkpoints."""
+    with contextlib.ExitStack() as stack:
+      if self._checkpoints:
+        stack.enter_context(self._checkpoints.owned())
+      self._writer = trace_lib.TraceWriter(self._trace_path, None)
+      stack.enter_context(contextlib.closing(self._writer))
+      yield
+
+  def _run(self, observe, block) -> Result:
     self._warm_up()
     observer = observer_lib.Observer(
       observe, block or 64, self._book.num_batches, self.stop
@@ -323,9 +341,7 @@ class Live:
     finally:
       self._staff.end()
       metrics = observer.end(self._execution.state)
-      if self._writer is not None:
-        self._writer.flush()
-        self._writer.close()
+      self._writer.flush()
     trace = self._writer.trace(self._largest + 1, self._book.num_batches)
     return Result(
       self._execution.state,
@@ -353,7 +369,7 @@ class Live:
         raise recovery.RecoveryError(
           f'{error}, after which {saved.path} was saved: it is another record'
         ) from error
-    self._writer = trace_lib.TraceWriter(self._trace_path, done + len(rows))
+    self._writer.keep(done + len(rows))
     if saved:
       self._restore(saved.host, saved.load, observer)
     if rows:

@@ -12,6 +12,7 @@ import os
 import pathlib
 import secrets
 import tempfile
+import time
 import uuid
 import warnings
 from collections.abc import Callable
@@ -22,7 +23,7 @@ import jax
 import ray
 from ray.util import scheduling_strategies
 
-from ga_jax import statistics
+from ga_jax import locks, statistics
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import exact, live, remote, wire, worker
 from ga_jax.runtimes import job as job_lib
@@ -42,6 +43,10 @@ _SHARED = (
 # 4 KiB. This asks for 2 MiB where Linux gives them on request (glibc 2.35 and
 # later; others ignore it). At most 2 MiB of each large block are wasted.
 _ALLOCATOR = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+
+# Ray ends the server of a driver that was killed a moment later: until then it
+# has record and checkpoints, which the next driver's server waits for.
+_ORPHAN_SECONDS, _ORPHAN_PAUSE = 30.0, 0.2
 
 
 class Setup(NamedTuple):
@@ -162,10 +167,17 @@ class Server:
     observe = None
     if self._setup.observe_fn is not None:
       observe = self._setup.observe_fn(self._news.append, self._live.telemetry)
-    try:
-      result = self._live.run(observe, self._setup.block)
-    except ray.exceptions.RayActorError:  # a shard is lost
-      os._exit(1)  # Ray starts the server again, with other shards
+    deadline = time.monotonic() + _ORPHAN_SECONDS
+    while True:
+      try:
+        result = self._live.run(observe, self._setup.block)
+        break
+      except ray.exceptions.RayActorError:  # a shard is lost
+        os._exit(1)  # Ray starts the server again, with other shards
+      except locks.OccupiedError:
+        if time.monotonic() > deadline:
+          raise
+        time.sleep(_ORPHAN_PAUSE)
     return result._replace(state=wire.to_host(result.state))
 
   def _built(self) -> live.Live:

@@ -6,6 +6,7 @@ decisions depend on losses the two are interleaved: the schedule is played event
 by event and computed as it goes, with the exact executor's functions.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ class Result(NamedTuple):
 
   Attributes:
     state: the server's state, a `kernel.ServerState`.
-    trace: what happened; of a run that was stopped, all that was scheduled.
+    trace: what happened; of a run that was stopped, until it was.
     metrics: host arrays with an entry per executed arrival: loss, staleness,
       num_batches, gap, mean_penalty, max_penalty, time; where they were asked
       for layer_gap and layer_mean_penalty too, [arrivals, layers].
@@ -115,6 +116,7 @@ def simulate(
   Raises:
     ValueError: an argument is out of range, or rule and policy do not go
       together.
+    OccupiedError: another process is saving where the checkpoints go.
 
   Examples:
     >>> import ga_jax, jax.numpy as jnp, numpy as np
@@ -152,29 +154,36 @@ def simulate(
     execute = functools.partial(parallel.execute, devices=devices)
   if align:
     align = max(1, align // settings['batches_per_ticket'])
-  if policy.needs_loss:
-    return _interleaved(
+  with checkpoints.owned() if checkpoints else contextlib.nullcontext():
+    if policy.needs_loss:
+      return _interleaved(
+        job,
+        policy,
+        clock,
+        settings,
+        observe,
+        take_events,
+        block or align,
+        checkpoints,
+      )
+    trace = cluster.schedule(policy, clock, **settings)
+    if take_events:
+      take_events(trace.events)
+    state, metrics, executed = execute(
       job,
-      policy,
-      clock,
-      settings,
-      observe,
-      take_events,
-      block or align,
-      checkpoints,
+      trace,
+      observe=observe,
+      block=block,
+      align=align,
+      checkpoints=checkpoints,
     )
-  trace = cluster.schedule(policy, clock, **settings)
-  if take_events:
-    take_events(trace.events)
-  state, metrics, executed = execute(
-    job,
-    trace,
-    observe=observe,
-    block=block,
-    align=align,
-    checkpoints=checkpoints,
-  )
-  return Result(state, trace, metrics, executed)
+  return _result(state, trace, metrics, executed)
+
+
+def _result(state, trace, metrics, executed) -> Result:
+  """A result, whose trace ends where the computation did."""
+  done = trace.until(executed, int(state.version))
+  return Result(state, done, metrics, executed)
 
 
 def prepared(
@@ -225,4 +234,4 @@ def _interleaved(
   state, metrics, executed = run.consume(
     rows(), settings['num_batches'], observe, block
   )
-  return Result(state, book.trace(settings['num_workers']), metrics, executed)
+  return _result(state, book.trace(settings['num_workers']), metrics, executed)
