@@ -6,10 +6,12 @@ Question: what does one method do to one model, with how many workers?
 
 trains an MLP with BatchNorm on scikit-learn's digits in a few seconds of CPU.
 The working folder then holds config.json, versions.json, environment.json (what
-the bits depend on), metrics.jsonl (one row per epoch), trace.npz (everything
-that happened), arrivals.npz (what every gradient did), params/ (Orbax) and
-summary.json; `experiments.replay` computes it again, `experiments.verify`
-checks the trace. docs/metrics.md explains every name.
+the bits depend on), began.json (settings, and what the data are known by),
+metrics.jsonl (one row per epoch), trace.npz (everything that happened),
+arrivals.npz (what every gradient did), params/ (Orbax), summary.json and
+digests.json (SHA-256 of all that); `experiments.replay` computes it again,
+`experiments.verify` checks the trace and the files. docs/metrics.md explains
+every name.
 """
 
 import contextlib
@@ -24,8 +26,10 @@ import time
 from absl import flags
 
 from experiments import (
+  began,
   cli,
   devices,
+  digests,
   environment,
   methods,
   parts,
@@ -96,6 +100,9 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
   if _RESUME.value:
     as_before(_WORKDIR.value)
   tasks.source_of(settings)  # reads the data, or says why it cannot
+  about = began.of(settings)
+  if _RESUME.value:
+    began.check_inputs(began.saved(_WORKDIR.value), settings)
   workdir = _WORKDIR.value or os.path.join(
     'runs', f'{settings.method}-{time.strftime("%Y%m%d-%H%M%S")}'
   )
@@ -108,7 +115,7 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
     tensorboard.check()
   kept = keeping(workdir)
   cli.writable_folder('workdir', workdir)
-  return settings, kept
+  return settings, kept._replace(about=about)
 
 
 def writes_events(workdir: str) -> bool:
@@ -133,7 +140,9 @@ def resumed() -> settings_lib.Settings:
       raise settings_lib.SettingError(
         name, flags.FLAGS[name].value, f'--resume takes it from {workdir}'
       )
-  return settings_lib.check(record.load_settings(workdir))
+  settings = record.load_settings(workdir)
+  began.check_settings(began.saved(workdir), settings)
+  return settings_lib.check(settings)
 
 
 def goes_on(workdir: str) -> bool:
@@ -182,7 +191,8 @@ def keeping(workdir: str) -> run.Keeping:
 
 
 # What a run writes when it ends, and while it goes on.
-FINISHED = ('summary.json', 'trace.npz', 'arrivals.npz', 'params', 'replay-*')
+FINISHED = ('summary.json', digests.FILE, 'trace.npz', 'arrivals.npz')
+FINISHED += (digests.PARAMS, 'replay-*')
 GOING_ON = ('metrics.jsonl', tensorboard.FOLDER, run.ROWS, run.CHECKPOINTS)
 
 
@@ -219,6 +229,7 @@ def main(prepared):
   else:
     clear(workdir, (*FINISHED, *GOING_ON))
     record.save_config(workdir, settings)
+    began.save(workdir, keep.about)
   try:
     done = followed(settings, keep, control)
   except run.NothingDoneError as error:
@@ -227,6 +238,7 @@ def main(prepared):
     record.save(workdir, done)
     if not (done.summary['stopped'] or keep.checkpoints()):
       clear(workdir, (run.ROWS,))  # it is in trace.npz now
+    digests.write(workdir)
     report(settings, workdir, done.summary)
     if done.summary['stopped'] and not done.summary['diverged']:
       print(f'stopped; {how_to_go_on(workdir)}')

@@ -25,6 +25,7 @@ import numpy as np
 from ga_jax import kernel, ledger, recovery
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Kind, Policy
+from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import exact, worker
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import observer as observer_lib
@@ -225,6 +226,9 @@ class Live:
     self._execution = exact.Execution(job, device, placement, shards, remote)
     self._expected = None  # shapes and dtypes of a submission
     self._checkpoints = checkpoints
+    self._of_run = checkpoints_lib.of_job(
+      job, num_batches=num_batches, policy=checkpoints_lib.of_policy(policy)
+    )
     self._trace_path = trace_path
     self._recover = recover
     self._writer = None
@@ -285,6 +289,7 @@ class Live:
       NotFiniteError: the same batches gave no finite gradient again and again.
       RecoveryError: the record is of another run than the checkpoint, or than
         this one.
+      ValueError: the checkpoint is of another run.
       WorkersLostError: every worker died and batches are left.
     """
     self._warm_up()
@@ -331,7 +336,7 @@ class Live:
 
   def _begin(self, observer):
     """Hires the workers; goes on with a checkpoint or a record, if any."""
-    saved = self._checkpoints and self._checkpoints.resume()
+    saved = self._checkpoints and self._checkpoints.resume(self._of_run)
     rows, done = [], saved.host['rows'] if saved else 0
     if saved or self._recover:
       try:
