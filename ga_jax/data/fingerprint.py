@@ -7,11 +7,15 @@ differ the parts say what is other.
 """
 
 import hashlib
+import os
 from collections.abc import Iterable
+from concurrent import futures
 
 import numpy as np
 
 _DIGITS = 16  # hexadecimal, of the digest
+_TAIL = 2**16  # bytes of a file
+_THREADS = 8
 
 
 def of_arrays(*arrays: np.ndarray) -> str:
@@ -39,6 +43,31 @@ def of_texts(texts: Iterable[str]) -> str:
     digest.update(f'{len(data)}\n'.encode())
     digest.update(data)
   return _text(size, digest)
+
+
+def of_files(files: Iterable[tuple[str, int]]) -> str:
+  """The fingerprint of large files: 'SIZE-DIGEST'.
+
+  Names, sizes, numbers of examples and the last 64 KiB count: an ArrayRecord
+  file ends with the places of all its records.
+
+  Args:
+    files: (path, examples) in their order.
+  """
+
+  def tail(path):
+    with open(path, 'rb') as file:
+      size = file.seek(0, os.SEEK_END)
+      file.seek(max(0, size - _TAIL))
+      return size, hashlib.sha256(file.read()).hexdigest()
+
+  files = list(files)
+  with futures.ThreadPoolExecutor(_THREADS) as pool:
+    tails = pool.map(tail, [path for path, _ in files])
+    return of_texts(
+      f'{os.path.basename(path)} {examples} {size} {digest}'
+      for (path, examples), (size, digest) in zip(files, tails, strict=True)
+    )
 
 
 def _text(size: int, digest) -> str:

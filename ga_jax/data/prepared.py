@@ -36,13 +36,13 @@ class Prepared(NamedTuple):
     name: in TensorFlow Datasets.
     splits: by name, `splits[name][i]` is a dict with 'image' and 'label'.
     num_classes: of the labels; 0 where there are none.
-    files: (name, bytes, examples) of every file of these splits.
+    files: (path, examples) of every file of these splits.
   """
 
   name: str
   splits: dict[str, Sequence[Any]]
   num_classes: int
-  files: tuple[tuple[str, int, int], ...] = ()
+  files: tuple[tuple[str, int], ...] = ()
 
 
 def read(
@@ -207,13 +207,13 @@ def _damage(builder, split: str) -> str:
     return next(filter(None, found), '')
 
 
-def _files(builder, split: str) -> list[tuple[str, int, int]]:
-  """Name, bytes and examples of a split's files."""
+def _files(builder, split: str) -> list[tuple[str, int]]:
+  """Paths of a split's files, and how many examples are in each."""
   if split not in builder.info.splits:  # only where TFDS's mock stands in
     return []
   info = builder.info.splits[split]
   return [
-    (os.path.basename(path), os.path.getsize(path), int(length))
+    (os.fspath(path), int(length))
     for path, length in zip(info.filepaths, info.shard_lengths, strict=True)
     if os.path.isfile(path)  # `_damage` says what is missing
   ]

@@ -41,7 +41,7 @@ class Stream(NamedTuple):
     num_classes: classes are 0 ... num_classes − 1.
     mean: of the training inputs in [0, 1], per channel.
     std: likewise.
-    files: (name, bytes, examples) of every file that they are read from, for
+    files: (path, examples) of every file that they are read from, for
       `fingerprint`.
   """
 
@@ -54,7 +54,7 @@ class Stream(NamedTuple):
   num_classes: int
   mean: np.ndarray
   std: np.ndarray
-  files: tuple[tuple[str, int, int], ...] = ()
+  files: tuple[tuple[str, int], ...] = ()
 
   @property
   def resident(self):
@@ -80,18 +80,23 @@ class Stream(NamedTuple):
     """What the data are known by, without reading all of them.
 
     Which examples a split has, and 64 of them as they are stored, at equal
-    distances; names, sizes and numbers of examples of all files. An example
-    that was changed in between, in a file that kept its size, is not seen.
+    distances; of every file its name, size, number of examples and last 64 KiB.
+    Another example that takes the place of one in between, of the same number
+    of bytes, is not seen.
 
     Returns:
       {split: 'SIZE-DIGEST'}, and 'files'.
 
     Raises:
-      DataError: one of these examples cannot be read.
+      DataError: one of these examples, or a file, cannot be read.
     """
+    try:
+      files = fingerprint.of_files(self.files)
+    except OSError as error:
+      raise base.DataError(f'{self.name} cannot be read: {error}') from error
     return {
       **{s: _fingerprint(self.name, getattr(self, s)) for s in base.SPLITS},
-      'files': fingerprint.of_texts(map(str, self.files)),
+      'files': files,
     }
 
   def batches(self, split: str, size: int) -> Iterator[base.Batch]:

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ga_jax import checkpoint
+from ga_jax import checkpoint, recovery
 
 _SHORT = 40  # characters of a value that a message shows
 
@@ -83,7 +83,7 @@ class Checkpoints:
       A `checkpoint.Checkpoint`; None where nothing was saved yet.
 
     Raises:
-      ValueError: the checkpoint is of another run; names what differs.
+      RecoveryError: the checkpoint is of another run; names what differs.
     """
     self._run = run or {}
     newest = self._store.newest()
@@ -103,7 +103,7 @@ class Checkpoints:
         if about.get(name) != now.get(name)
       ]
     if others:
-      raise ValueError(
+      raise recovery.RecoveryError(
         f'{newest.path} is of a run with another {", ".join(others)}: resume '
         'with the same arguments, or begin in an empty folder'
       )

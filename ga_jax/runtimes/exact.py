@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ga_jax import kernel, ledger, sharded
+from ga_jax import kernel, ledger, recovery, sharded
 from ga_jax.policies.base import Action, Kind
 from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import job as job_lib
@@ -407,7 +407,7 @@ def execute(
     The final state, metrics per applied arrival, and how many were executed.
 
   Raises:
-    ValueError: the checkpoint is of another run.
+    RecoveryError: the checkpoint is of another run.
   """
   job_lib.expect(job.source, trace)
   rows = trace.events.tolist()
@@ -440,7 +440,7 @@ class Run:
       run: see `Checkpoints.resume`.
 
     Raises:
-      ValueError: what is there is of another run.
+      RecoveryError: what is there is of another run.
     """
     self.losses = {}
     self._execution = execution
@@ -499,7 +499,7 @@ class Run:
   def _restore(self):
     host = self._saved.host
     if self._digest.hexdigest() != host['digest']:
-      raise ValueError(
+      raise recovery.RecoveryError(
         f'the checkpoint {self._saved.path} is of another run: its events '
         'differ from this one'
       )

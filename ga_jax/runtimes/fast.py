@@ -289,8 +289,8 @@ def execute(
     The final state, metrics per executed arrival, and how many there are.
 
   Raises:
-    ValueError: the newest checkpoint is of another run, block length or shape
-      of parameters.
+    RecoveryError: the newest checkpoint is of another run or block length.
+    ValueError: its parameters have other shapes.
   """
   job_lib.expect(job.source, trace)
   plan = slots.plan(trace)

@@ -287,9 +287,8 @@ class Live:
 
     Raises:
       NotFiniteError: the same batches gave no finite gradient again and again.
-      RecoveryError: the record is of another run than the checkpoint, or than
-        this one.
-      ValueError: the checkpoint is of another run.
+      RecoveryError: the record is of another run than the checkpoint, or one of
+        them than this one.
       WorkersLostError: every worker died and batches are left.
     """
     self._warm_up()

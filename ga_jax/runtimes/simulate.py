@@ -111,8 +111,9 @@ def simulate(
     A `Result`.
 
   Raises:
-    ValueError: an argument is out of range, rule and policy do not go together,
-      or the checkpoint is of another run.
+    ValueError: an argument is out of range, or rule and policy do not go
+      together.
+    RecoveryError: the checkpoint is of another run.
 
   Examples:
     >>> import ga_jax, jax.numpy as jnp, numpy as np
