@@ -84,9 +84,9 @@ def compare(workdir: str, names: tuple[str, ...] = SAVED) -> Compared | None:
     if name not in there:
       what = 'is missing'
     elif name not in saved:
-      what = 'was added'
+      what = 'was added after the run'
     elif _sha256(os.path.join(workdir, name)) != saved[name]:
-      what = 'was changed'
+      what = 'was changed after the run'
     else:
       same += 1
       continue
@@ -104,7 +104,7 @@ def _said(top: str, files: list[tuple[str, str]]) -> str:
   """A line on the files of a folder, or one file, that are not as saved."""
   (name, what), *more = files
   if name == top:
-    return f'{name} {what} after the run'
+    return f'{name} {what}'
   others = f', and {len(more)} files more are others' if more else ''
   return f'{top}/ is not what the run saved: {name} {what}{others}'
 

@@ -101,8 +101,8 @@ def flip(folder, name):
     (change, 'metrics.jsonl', 'metrics.jsonl was changed after the run'),
     (change, 'summary.json', 'summary.json was changed after the run'),
     (flip, 'arrivals.npz', 'arrivals.npz was changed after the run'),
-    (remove, 'versions.json', 'versions.json is missing after the run'),
-    (remove, 'began.json', 'began.json is missing after the run'),
+    (remove, 'versions.json', 'versions.json is missing'),
+    (remove, 'began.json', 'began.json is missing'),
     (
       change,
       'params/extra',
