@@ -150,9 +150,12 @@ def of_trace(job, trace, **more) -> dict[str, Any]:
 
 
 def of_policy(policy) -> str:
-  """What can be told of a policy: where it is from, and its flags."""
+  """What can be told of a policy: its name and how it makes rounds."""
   name = getattr(policy.decide, '__qualname__', type(policy.decide).__name__)
-  return f'{name} {tuple(policy[2:])}'
+  return (
+    f'{name}(accumulates={policy.accumulates}, needs_loss={policy.needs_loss}, '
+    f'round_size={policy.round_size})'
+  )
 
 
 def digest(trace) -> str:
