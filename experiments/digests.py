@@ -63,24 +63,37 @@ def compare(workdir: str, names: tuple[str, ...] = SAVED) -> Compared | None:
     names: what is compared, files and folders of `SAVED`.
 
   Returns:
-    A `Compared`; None where there are no digests, as runs of before have none.
+    A `Compared`; None where there are no digests, as of a run that goes on yet
+    or of an older version.
 
   Raises:
     SettingError: digests.json is damaged.
   """
   if not os.path.exists(os.path.join(workdir, FILE)):
-    if not os.path.exists(os.path.join(workdir, began.FILE)):
+    ended = (began.FILE, 'summary.json')  # by this version
+    if not all(os.path.exists(os.path.join(workdir, name)) for name in ended):
       return None
-    missing = (
-      f'{FILE} is missing: was it removed, or the run killed as it ended?'
-    )
-    return Compared(0, [missing], [])
-  saved, there = _read(workdir), set(_files(workdir))
-  same, found = 0, {}
+    why = 'was it removed, or the run killed as it ended?'
+    return Compared(0, [f'{FILE} is missing: {why}'], [])
+  found = _compared(workdir, _read(workdir), names)
+  others = [
+    name + '/' * os.path.isdir(os.path.join(workdir, name))
+    for name in os.listdir(workdir)
+    if name not in (*SAVED, *_NOT_SAVED) and not name.startswith('.')
+  ]
+  return Compared(
+    sum(what == '' for files in found.values() for _, what in files),
+    [text for top, files in found.items() if (text := _said(top, files))],
+    sorted(others),
+  )
+
+
+def _compared(
+  workdir: str, saved: dict[str, str], names: tuple[str, ...]
+) -> dict[str, list[tuple[str, str]]]:
+  """By file or folder of `SAVED`, its files and what is wrong with each."""
+  there, found = set(_files(workdir)), {}
   for name in sorted(there.union(saved)):
-    top = name.split('/')[0]
-    if top not in names:
-      continue
     if name not in there:
       what = 'is missing'
     elif name not in saved:
@@ -88,21 +101,17 @@ def compare(workdir: str, names: tuple[str, ...] = SAVED) -> Compared | None:
     elif _sha256(os.path.join(workdir, name)) != saved[name]:
       what = 'was changed after the run'
     else:
-      same += 1
-      continue
-    found.setdefault(top, []).append((name, what))
-  wrong = [_said(top, files) for top, files in found.items()]
-  others = {
-    name + '/' * os.path.isdir(os.path.join(workdir, name))
-    for name in os.listdir(workdir)
-    if name not in (*SAVED, *_NOT_SAVED) and not name.startswith('.')
-  }
-  return Compared(same, wrong, sorted(others))
+      what = ''
+    found.setdefault(name.split('/')[0], []).append((name, what))
+  return {top: files for top, files in found.items() if top in names}
 
 
 def _said(top: str, files: list[tuple[str, str]]) -> str:
-  """A line on the files of a folder, or one file, that are not as saved."""
-  (name, what), *more = files
+  """A line on a file, or on those of a folder; '' where they are as saved."""
+  wrong = [(name, what) for name, what in files if what]
+  if not wrong:
+    return ''
+  (name, what), *more = wrong
   if name == top:
     return f'{name} {what}'
   others = f', and {len(more)} files more are others' if more else ''

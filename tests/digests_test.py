@@ -160,6 +160,14 @@ def test_runs_of_before_have_none(folder):
   assert replay(folder).out.startswith('same bits')
 
 
+def test_a_run_that_has_not_ended_has_none_yet(folder):
+  for name in (digests.FILE, 'summary.json', 'trace.npz'):
+    remove(folder, name)
+  for ended in (verify(folder), replay(folder)):
+    assert ended.code == 2
+    assert 'holds no finished run: no ' in ended.err
+
+
 @pytest.mark.parametrize('text', ['{', '[]', '{"sha256": 3}'])
 def test_damaged_digests_are_told(folder, text):
   (folder / digests.FILE).write_text(text)
