@@ -1,7 +1,10 @@
 """The finished runs of a grid: a line each in one file, and never run twice.
 
 Several processes may append to the same file. A line that was cut short, where
-a process was killed or the disk was full, is passed over and computed again.
+a process was killed or the disk was full, is passed over and computed again. So
+is one whose data were others than those that are read now (`inputs`), and the
+new line takes its place; of lines of before, which do not say, nothing is
+compared.
 """
 
 import dataclasses
@@ -9,10 +12,11 @@ import fcntl
 import hashlib
 import json
 import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
-from experiments import environment, folders, run, watch
+from experiments import environment, folders, inputs, run, watch
 from experiments import settings as settings_lib
 from ga_jax import metrics
 
@@ -52,6 +56,7 @@ class Cells:
     self._any_version = any_version
     self.computed = 0
     self.rows = read(path)
+    self._told = False  # of other data
 
   def summary(
     self, settings: settings_lib.Settings, *, curve: bool = False
@@ -66,9 +71,10 @@ class Cells:
       The summary as `run.train` makes it, without its histograms.
     """
     name = cell_name(settings, any_version=self._any_version)
-    if not self._has(name, curve):
+    if not self._has(name, settings, curve):
       self.rows = read(self._path)  # others may have written
-    if not self._has(name, curve):
+    if not self._has(name, settings, curve):
+      self._tell(name, settings)
       found = self._computed(settings, curve)
       folders.check()
       append(self._path, {'cell': name, **found})
@@ -77,9 +83,24 @@ class Cells:
     self._advance(name)
     return self.rows[name]
 
-  def _has(self, name, curve):
+  def _has(self, name, settings, curve):
     found = self.rows.get(name)
-    return found is not None and (not curve or 'curve' in found)
+    if found is None or (curve and 'curve' not in found):
+      return False
+    return not _other_inputs(found, settings)
+
+  def _tell(self, name, settings):
+    """Says once that, and why, finished runs are computed again."""
+    found = _other_inputs(self.rows.get(name, {}), settings)
+    if found and not self._told:
+      flag, got = inputs.flag_of(settings, found)
+      print(
+        f'note: --{flag}={got} holds something else than finished runs in '
+        f'{self._path} had, which are computed again: '
+        f'{"; ".join(map(str, found))}',
+        file=sys.stderr,
+      )
+      self._told = True
 
   def _computed(self, settings, curve):
     epochs = []
@@ -95,10 +116,25 @@ class Cells:
       'clock': settings.clock,
       'jax': environment.versions()['jax'],
       'settings': chosen(settings, self._any_version),
+      'inputs': inputs.of(settings),
     }
     if curve:
       summary['curve'] = epochs
     return summary
+
+
+def _other_inputs(row, settings) -> list[environment.Difference]:
+  """What the inputs of a finished run had else than they have now.
+
+  Nothing where the line does not say. Where they cannot be read nothing could
+  be computed again, and what is finished counts.
+  """
+  if 'inputs' not in row:
+    return []
+  try:
+    return inputs.differences(row['inputs'], inputs.of(settings))
+  except settings_lib.SettingError:
+    return []
 
 
 def chosen(settings: settings_lib.Settings, any_version: bool):

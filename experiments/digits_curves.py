@@ -34,7 +34,7 @@ TARGET = 0.05  # the error that times are taken to
 # What is kept of a run, and of each of its epochs.
 SUMMARY = ('method', 'clock', 'workers', 'seed', 'learning_rate', 'diverged')
 SUMMARY += ('test_error', 'validation_error', 'simulated_time')
-SUMMARY += ('device', 'jax', 'settings')
+SUMMARY += ('device', 'jax', 'settings', 'inputs')
 ROW = ('epoch', 'time', 'test_error', 'mean_staleness')
 ROW += ('mean_gap', 'mean_penalty')
 _DIGITS = 5  # significant ones

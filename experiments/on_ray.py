@@ -6,6 +6,7 @@ Every process builds the job from the settings, and reads the data where it is.
 import dataclasses
 import functools
 import os
+import socket
 import sys
 import warnings
 from collections.abc import Callable
@@ -13,10 +14,11 @@ from typing import Any
 
 import ray
 
-from experiments import compilation, environment, watch
+from experiments import compilation, environment, inputs, watch
 from experiments import control as control_lib
 from experiments import run as run_lib
 from experiments import settings as settings_lib
+from ga_jax import data
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import exact, job, live, remote
 from ga_jax.runtimes import ray as runtime
@@ -61,7 +63,8 @@ def run(
 ) -> tuple[live.Result, dict[str, Any]]:
   """Runs to the end; see `run.train` for the arguments."""
   try:
-    made, _ = _make(settings)
+    known = inputs.of(settings)
+    made, _ = _make(settings, known)
     exact.check_shards(made, settings.server_shards)
   except ValueError as error:
     raise settings_lib.SettingError(
@@ -75,7 +78,7 @@ def run(
     data_path = os.path.abspath(settings.data_path)
     settings = dataclasses.replace(settings, data_path=data_path)
   setup = runtime.Setup(
-    make_fn=functools.partial(_make, settings),
+    make_fn=functools.partial(_make, settings, known),
     num_workers=settings.workers,
     num_batches=run_lib.total_batches(settings),
     lease_seconds=settings.lease_seconds,
@@ -163,7 +166,19 @@ def _followed(server, observe, control) -> live.Result:
       return ray.get(result)
 
 
-def _make(settings: settings_lib.Settings) -> tuple[job.Job, Policy]:
+def _make(
+  settings: settings_lib.Settings, known: dict[str, str]
+) -> tuple[job.Job, Policy]:
+  """The job as a process of the cluster builds it, on the driver's data.
+
+  Raises:
+    DataError: the data that this process reads are others.
+  """
+  if found := inputs.differences(known, inputs.of(settings)):
+    raise data.DataError(
+      f'{socket.gethostname()} has other data than the driver: '
+      f'{"; ".join(map(str, found))}'
+    )
   work = run_lib.arguments(settings, run_lib.method_of(settings))
   return job.build(**work), work['policy']
 

@@ -1,9 +1,11 @@
 """The record of a run: what it leaves in its folder, and what reads it.
 
 A finished run has config.json (its settings), environment.json and
-versions.json (what its bits depend on), metrics.jsonl (a row per epoch),
-trace.npz (everything that happened), arrivals.npz (what every gradient did),
-params/ (Orbax) and summary.json. docs/metrics.md explains every name in them.
+versions.json (what its bits depend on), began.json (settings and what the data
+are known by, see `began`), metrics.jsonl (a row per epoch), trace.npz
+(everything that happened), arrivals.npz (what every gradient did), params/
+(Orbax), summary.json and digests.json (see `digests`). docs/metrics.md explains
+every name in them.
 """
 
 import dataclasses
@@ -46,7 +48,7 @@ def save_config(workdir: str, settings: settings_lib.Settings):
 
 
 def save(workdir: str, done: run.Run):
-  """Writes what came out; summary.json comes last and says it is whole."""
+  """Writes what came out; summary.json comes last: `digests` follow it."""
   result = done.result
   result.trace.save(os.path.join(workdir, 'trace.npz'))
   save_arrivals(workdir, result.metrics, result.state.params)

@@ -5,13 +5,17 @@ Question: is what the record holds all that the result depends on?
   python -m experiments.replay --workdir=runs/ga16
 
 reads config.json, trace.npz, environment.json and params/, computes the trace
-event by event and says whether parameters and model statistics are the same
-bits (exit code 0, else 1). Where the environment is another one the script
-starts itself again with that of the run, or refuses where it cannot.
+with the executor that made the run, and says whether parameters and model
+statistics are the same bits (exit code 0, else 1). Where the environment is
+another one the script starts itself again with that of the run, or refuses
+where it cannot; it refuses too where a file was changed after the run
+(digests.json), or the data hold something else (began.json).
 
-  --fast       through compiled blocks: the same bits as a run that was made by
-               them, else how far off the parameters are
-  --until=100  stops after update 100 and saves the state in replay-100/
+  --executor=exact  event by event, or --executor=fast (or --fast), through
+               compiled blocks: where the other one made the run, the result
+               must be as near as rounding (experiments/rounding.py), else 1
+  --until=100  stops after update 100, computed event by event, and saves the
+               state in replay-100/
   --method=sa  what if the same arrivals had met another rule? Likewise --rule,
                --learning_rate, --momentum ...
 """
@@ -20,7 +24,8 @@ import contextlib
 import os
 import shutil
 import sys
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -28,13 +33,17 @@ from absl import flags
 
 import ga_jax
 from experiments import (
+  began,
   cli,
   devices,
+  digests,
   environment,
   folders,
+  inputs,
   parts,
   progress,
   record,
+  rounding,
   run,
   tasks,
   watch,
@@ -48,12 +57,14 @@ from ga_jax.runtimes import simulate
 
 cli.define_run_flags()
 _WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
-_FAST = flags.DEFINE_bool('fast', False, 'through compiled blocks')
+_FAST = flags.DEFINE_bool(
+  'fast', None, "as --executor=fast (--nofast: exact); without, the run's"
+)
 _UNTIL = flags.DEFINE_integer(
   'until', None, 'the update after which to stop and save the state'
 )
 _ANYWAY = flags.DEFINE_bool(
-  'anyway', False, 'go on where the environment cannot be that of the run'
+  'anyway', False, 'go on where environment, data or files are not as recorded'
 )
 flags.DEFINE_string('method', None, "what if: instead of the run's")
 flags.DEFINE_float('learning_rate', None, "what if: instead of the run's")
@@ -61,6 +72,9 @@ flags.DEFINE_float('momentum', None, "what if: instead of the run's")
 
 _SHOWN = 5  # leaves that differ
 _LAST = 10  # arrivals in the summary of --until
+# What is read of the record.
+_READ = ('config.json', 'environment.json', 'trace.npz', 'summary.json')
+_READ += (began.FILE, digests.PARAMS)
 
 
 class Prepared(NamedTuple):
@@ -71,14 +85,16 @@ class Prepared(NamedTuple):
     settings: of the run.
     trace: of the run.
     other: settings for the same trace, or None.
-    remaining: differences of the environment that --anyway passes over.
+    executor: that computes it, 'fast' or 'exact'.
+    remaining: what is not as recorded and --anyway passes over, in words.
   """
 
   workdir: str
   settings: settings_lib.Settings
   trace: ga_jax.Trace
   other: settings_lib.Settings | None
-  remaining: list[environment.Difference]
+  executor: str
+  remaining: list[str]
 
 
 def prepare() -> Prepared:
@@ -86,19 +102,23 @@ def prepare() -> Prepared:
   workdir = _WORKDIR.value
   folders.look('workdir', workdir)
   settings = record.load_settings(workdir)
-  remaining = _same_environment(workdir)
+  remaining = _unless_anyway(workdir, _changed(workdir))
+  remaining += _same_environment(workdir)
   devices.of_one_worker(settings)  # are there so many?
   trace = _trace(workdir, settings)
+  remaining += _unless_anyway(workdir, _other_inputs(workdir, settings))
   other = _what_if(settings)
+  asked = _asked()
   if _UNTIL.value is not None:
     last = trace.updates()
     if not 1 <= _UNTIL.value <= last:
       _refuse('until', _UNTIL.value, f'must be an update from 1 to {last}')
-    if _FAST.value or other:
+    if asked == 'fast' or other:
       _refuse('until', _UNTIL.value, 'is for the run itself, event by event')
     folders.share('workdir', workdir)
     folders.own('until', _until_folder(workdir))
-  return Prepared(workdir, settings, trace, other, remaining)
+  executor = asked or _made_by(settings)
+  return Prepared(workdir, settings, trace, other, executor, remaining)
 
 
 def _until_folder(workdir: str) -> str:
@@ -128,15 +148,49 @@ def _trace(workdir, settings) -> ga_jax.Trace:
   return trace
 
 
-def _same_environment(workdir) -> list[environment.Difference]:
+def _unless_anyway(workdir, found: list) -> list[str]:
+  """What is not as recorded, in words; refused unless --anyway is given."""
+  named = list(map(str, found))
+  if named and not _ANYWAY.value:
+    why = f'{"; ".join(named)} (--anyway goes on all the same)'
+    _refuse('workdir', workdir, why)
+  return named
+
+
+def _changed(workdir) -> list[str]:
+  """The files to be read that are not as the run saved them."""
+  compared = digests.compare(workdir, _READ)
+  return [] if compared is None else compared.wrong
+
+
+def _other_inputs(workdir, settings) -> list[environment.Difference]:
+  """What the data hold else than they did."""
+  was = began.load(workdir)
+  return inputs.differences(was['inputs'], inputs.of(settings)) if was else []
+
+
+def _same_environment(workdir) -> list[str]:
   """Makes the environment that of the run, by another start if need be."""
   variables, remaining = record.environment_of(workdir)
-  if remaining and not _ANYWAY.value:
-    named = '; '.join(map(str, remaining))
-    _refuse('workdir', workdir, f'{named} (--anyway goes on all the same)')
+  named = _unless_anyway(workdir, remaining)
   if variables:
     environment.restart(variables)
-  return remaining
+  return named
+
+
+def _asked() -> str | None:
+  """The executor that flags ask for; None without."""
+  flag, fast = flags.FLAGS['executor'], _FAST.value
+  executor = flag.value if flag.present else None
+  if executor not in (None, *settings_lib.EXECUTORS):
+    accepted = f'must be one of {", ".join(settings_lib.EXECUTORS)}'
+    _refuse('executor', executor, accepted)
+  if fast is None:
+    return executor
+  wanted = 'fast' if fast else 'exact'
+  if executor not in (None, wanted):
+    _refuse('executor', executor, f'--fast asks for {wanted}: give one of them')
+  return wanted
 
 
 def _what_if(settings) -> settings_lib.Settings | None:
@@ -144,7 +198,7 @@ def _what_if(settings) -> settings_lib.Settings | None:
   given = {
     name: flags.FLAGS[name].value
     for name in (*vars(settings), *parts.PARAMETERS)
-    if name in flags.FLAGS and flags.FLAGS[name].present
+    if name in flags.FLAGS and flags.FLAGS[name].present and name != 'executor'
   }
   if 'boundaries' in given:
     given['boundaries'] = cli.number_list(
@@ -175,32 +229,33 @@ def compare(prepared: Prepared) -> bool:
     prepared: see `Prepared`.
 
   Returns:
-    Whether the bits are those that they had to be.
+    Whether the bits are those that they had to be; of an executor that did not
+    make the run, whether they are as near as rounding.
   """
-  workdir, settings, trace, *_ = prepared
-  executor = 'fast' if _FAST.value else 'exact'
-  state, _ = computed(settings, trace, executor, _executed(workdir, trace))
+  workdir, settings, trace, _, executor, _ = prepared
+  executed = _executed(workdir, trace)
+  state, _ = computed(settings, trace, executor, executed)
   saved = record.load_params(workdir, settings)
-  found = record.differing(saved, (state.params, state.model_state))
+  now = state.params, state.model_state
+  found = record.differing(saved, now)
   updates = f'after {int(state.version):,} updates'
   if not found:
     parameters, statistics = map(_size, saved)
     more = f' and {statistics:,} statistics' if statistics else ''
     print(f'same bits: {parameters:,} parameters{more} {updates}')
     return True
-  apart = f'apart by {record.distance(saved[0], state.params):.1e} (parameters)'
-  if jax.tree.leaves(saved[1]):
-    far = record.distance(saved[1], state.model_state)
-    apart += f' and {far:.1e} (statistics)'
-  apart += f' of their norm {updates}'
+  apart = over_kinds(record.distance, saved, now)
+  told = f'apart by {_told(apart)} of their norm {updates}'
   made_by = _made_by(settings)
   if made_by != executor:
     print(
       f'the run has the bits of the {made_by} executor, which the {executor} '
-      f'one does not give: {apart}'
+      f'one does not give: {told}'
     )
-    return True
-  print(f'OTHER bits: {apart}')
+    moved, _ = computed(settings, trace, executor, executed, rounding.nudged)
+    moved = moved.params, moved.model_state
+    return near(apart, over_kinds(rounding.allowed, now, moved))
+  print(f'OTHER bits: {told}')
   found.sort(key=lambda leaf: -leaf.differing)
   for leaf in found[:_SHOWN]:
     print(
@@ -212,10 +267,27 @@ def compare(prepared: Prepared) -> bool:
   return False
 
 
+def over_kinds(measure_fn, first, second) -> dict[str, float]:
+  """A measure of two trees for parameters, and for statistics if any."""
+  named = zip(('parameters', 'statistics'), first, second, strict=True)
+  return {k: measure_fn(a, b) for k, a, b in named if jax.tree.leaves(a)}
+
+
+def near(apart: dict[str, float], allowed: dict[str, float]) -> bool:
+  """Says whether two executors are as near as rounding."""
+  within = all(apart[name] <= allowed[name] for name in apart)  # NaN is not
+  verdict = 'rounding explains it' if within else 'OTHER values'
+  print(f'{verdict}: up to {_told(allowed)} of their norm are rounding')
+  return within
+
+
+def _told(distances: dict[str, float]) -> str:
+  return ' and '.join(f'{far:.1e} ({k})' for k, far in distances.items())
+
+
 def imagine(prepared: Prepared):
   """Computes the trace with other settings and prints both test errors."""
-  workdir, settings, trace, other, _ = prepared
-  executor = 'fast' if _FAST.value else 'exact'
+  workdir, settings, trace, other, executor, _ = prepared
   state, _ = computed(other, trace, executor, trace.num_batches)
   saved = kernel.Snapshot(*record.load_params(workdir, settings))
   print(f'as it was, {settings.method}: {_error(settings, saved)}')
@@ -265,6 +337,7 @@ def computed(
   trace: ga_jax.Trace,
   executor: str,
   num_batches: int,
+  begin_fn: Callable[[Any], Any] = lambda params: params,
 ) -> tuple[kernel.ServerState, dict[str, np.ndarray]]:
   """Computes a trace.
 
@@ -274,11 +347,13 @@ def computed(
     executor: 'exact' or 'fast'.
     num_batches: after how many applied batches to stop, where the trace goes
       on: a run that diverged ended before its schedule did.
+    begin_fn: makes what it begins with of the parameters that the run had.
 
   Returns:
     The state, and metrics per applied arrival.
   """
   job = _job(settings)
+  job = job._replace(params=begin_fn(job.params))
   per_ticket = job_lib.program_of(job).num_batches
 
   applied = int(trace.applied()['num_batches'].sum())

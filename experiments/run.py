@@ -42,6 +42,8 @@ class Keeping(NamedTuple):
     keep: how many checkpoints are kept.
     resume: whether a live run goes on with its record where there is no
       checkpoint.
+    about: what the run is made with, kept with every checkpoint (`began.of`);
+      None for nothing.
   """
 
   folder: str = ''
@@ -49,6 +51,7 @@ class Keeping(NamedTuple):
   every_seconds: float | None = None
   keep: int = 3
   resume: bool = False
+  about: dict[str, Any] | None = None
 
   def rows_path(self) -> str | None:
     """The file of the events as they happen."""
@@ -64,6 +67,7 @@ class Keeping(NamedTuple):
       ),
       every_updates=self.every_updates,
       every_seconds=self.every_seconds,
+      about=self.about,
     )
 
 

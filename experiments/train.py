@@ -6,10 +6,12 @@ Question: what does one method do to one model, with how many workers?
 
 trains an MLP with BatchNorm on scikit-learn's digits in a few seconds of CPU.
 The working folder then holds config.json, versions.json, environment.json (what
-the bits depend on), metrics.jsonl (one row per epoch), trace.npz (everything
-that happened), arrivals.npz (what every gradient did), params/ (Orbax) and
-summary.json; `experiments.replay` computes it again, `experiments.verify`
-checks the trace. docs/metrics.md explains every name.
+the bits depend on), began.json (settings, and what the data are known by),
+metrics.jsonl (one row per epoch), trace.npz (everything that happened),
+arrivals.npz (what every gradient did), params/ (Orbax), summary.json and
+digests.json (SHA-256 of all that); `experiments.replay` computes it again,
+`experiments.verify` checks the trace and the files. docs/metrics.md explains
+every name.
 """
 
 import contextlib
@@ -24,8 +26,10 @@ import time
 from absl import flags
 
 from experiments import (
+  began,
   cli,
   devices,
+  digests,
   environment,
   folders,
   methods,
@@ -100,12 +104,15 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
   if _RESUME.value:
     as_before(workdir)
   tasks.source_of(settings)  # reads the data, or says why it cannot
+  about = began.of(settings)
+  if _RESUME.value:
+    began.check_inputs(began.saved(workdir), settings)
   if writes_events(workdir):
     tensorboard.check()
   kept = keeping(workdir)
   if not _RESUME.value:
     kept = kept._replace(folder=folder_of_its_own(settings))
-  return settings, kept
+  return settings, kept._replace(about=about)
 
 
 def folder_of_its_own(settings: settings_lib.Settings) -> str:
@@ -171,7 +178,9 @@ def resumed() -> settings_lib.Settings:
       raise settings_lib.SettingError(
         name, flags.FLAGS[name].value, f'--resume takes it from {workdir}'
       )
-  return settings_lib.check(record.load_settings(workdir))
+  settings = record.load_settings(workdir)
+  began.check_settings(began.saved(workdir), settings)
+  return settings_lib.check(settings)
 
 
 def goes_on(workdir: str) -> bool:
@@ -220,7 +229,8 @@ def keeping(workdir: str) -> run.Keeping:
 
 
 # What a run writes when it ends, and while it goes on.
-FINISHED = ('summary.json', 'trace.npz', 'arrivals.npz', 'params', 'replay-*')
+FINISHED = ('summary.json', digests.FILE, 'trace.npz', 'arrivals.npz')
+FINISHED += (digests.PARAMS, 'replay-*')
 GOING_ON = ('metrics.jsonl', tensorboard.FOLDER, run.ROWS, run.CHECKPOINTS)
 
 
@@ -257,7 +267,8 @@ def main(prepared):
   else:
     clear(workdir, (*FINISHED, *GOING_ON))
     record.save_config(workdir, settings)
-  for name in record.BEGINNING:
+    began.save(workdir, keep.about)
+  for name in (*record.BEGINNING, began.FILE):
     folders.keep(os.path.join(workdir, name))
   try:
     done = followed(settings, keep, control)
@@ -269,6 +280,7 @@ def main(prepared):
     folders.check()
     if not (done.summary['stopped'] or keep.checkpoints()):
       clear(workdir, (run.ROWS,))  # it is in trace.npz now
+    digests.write(workdir)
     report(settings, workdir, done.summary)
     if done.summary['stopped'] and not done.summary['diverged']:
       print(f'stopped; {how_to_go_on(workdir)}')
@@ -286,7 +298,7 @@ def how_to_go_on(workdir: str) -> str:
 
 def followed(settings, keep, control) -> run.Run:
   """Trains; shows the progress, and writes the metrics down as they come."""
-  workdir, log, began = keep.folder, None, _RESUME.value
+  workdir, log, resuming = keep.folder, None, _RESUME.value
   log_path = os.path.join(workdir, 'metrics.jsonl')
   with contextlib.ExitStack() as stack:
     shown = stack.enter_context(
@@ -300,15 +312,15 @@ def followed(settings, keep, control) -> run.Run:
       )
 
     def observe(now):
-      nonlocal log, began
+      nonlocal log, resuming
       folders.check()
       if now.row:
-        if began and os.path.exists(log_path):
+        if resuming and os.path.exists(log_path):
           forget(workdir, now.row)
         if log is None:
           log = stack.enter_context(metrics.JsonLines(log_path))
           folders.keep(log_path)
-        began = False
+        resuming = False
         log.write(now.row)
         if events:
           events.write(now.row, now.arrivals)

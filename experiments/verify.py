@@ -2,8 +2,9 @@
 
   python -m experiments.verify --workdir=runs/ga16
 
-reads trace.npz, config.json and summary.json; nothing is computed. It prints
-what happened in a few lines, or what is wrong first, with exit code 1.
+reads trace.npz, config.json and summary.json, and compares every file of the
+run with the digest that it was saved with; nothing is computed. It prints what
+happened in a few lines, or what is wrong, with exit code 1.
 """
 
 import sys
@@ -12,7 +13,7 @@ import numpy as np
 from absl import flags
 
 import ga_jax
-from experiments import cli, folders, record
+from experiments import cli, digests, folders, record
 from ga_jax.policies.base import Action, Kind
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
@@ -26,20 +27,24 @@ def prepare():
   workdir = _WORKDIR.value
   folders.look('workdir', workdir)
   settings = record.load_settings(workdir)
-  return workdir, settings, record.load_json(workdir, 'summary.json')
+  summary = record.load_json(workdir, 'summary.json')
+  return workdir, settings, summary, digests.compare(workdir)
 
 
 def main(prepared):
-  workdir, settings, summary = prepared
+  workdir, settings, summary, compared = prepared
+  wrong = [] if compared is None else compared.wrong
   try:
     trace = record.load_trace(workdir)
     stopped = summary['batches'] < trace.num_batches
     trace.verify(complete=not stopped)
     check(trace, settings, summary, stopped)
   except ga_jax.TraceError as error:
-    print(f'WRONG: {error}')
+    wrong = [str(error), *wrong]
+  if wrong:
+    print('\n'.join(f'WRONG: {one}' for one in wrong))
     sys.exit(1)
-  print('\n'.join(report(trace, summary, stopped)))
+  print('\n'.join([*report(trace, summary, stopped), *unchanged(compared)]))
 
 
 def check(trace: ga_jax.Trace, settings, summary, stopped: bool):
@@ -119,6 +124,19 @@ def report(trace: ga_jax.Trace, summary, stopped: bool) -> list[str]:
     ', '.join(f'{count} {name}' for name, count in counts.items()),
     f'wasted work {100 * trace.wasted():.0f} %',
   ]
+
+
+def unchanged(compared: digests.Compared | None) -> list[str]:
+  """What the digests say where nothing is wrong, in lines."""
+  if compared is None:
+    return [
+      f'no {digests.FILE}, as an older version left it: whether files were '
+      'changed after the run is not known'
+    ]
+  lines = [f'{compared.same} files as the run saved them']
+  if compared.others:
+    lines.append(f'not of the run: {", ".join(compared.others)}')
+  return lines
 
 
 def histogram(values: np.ndarray) -> list[str]:

@@ -22,7 +22,7 @@ UNRECORDED = 'unrecorded'  # why a ticket expired, in `Ledger.refused`
 
 
 class RecoveryError(ValueError):
-  """The record is not what this ledger would have written."""
+  """A record or a checkpoint is of another run."""
 
 
 def follow(

@@ -14,6 +14,7 @@ import ga_jax
 from experiments import cells as cells_lib
 from experiments import (
   grid,
+  inputs,
   methods,
   record,
   run,
@@ -255,11 +256,13 @@ def test_train_writes_its_record(finished):
     'config.json',
     'versions.json',
     'environment.json',
+    'began.json',
     'metrics.jsonl',
     'trace.npz',
     'arrivals.npz',
     'params',
     'summary.json',
+    'digests.json',
   }
   versions = read_json(workdir, 'versions.json')
   assert versions['jax'] == jax.__version__
@@ -622,6 +625,7 @@ def test_a_cell_is_what_training_gives(comparison):
   assert {**trained, **untimed(stored)} == trained | {
     'clock': settings.clock,
     'jax': jax.__version__,
+    'inputs': inputs.of(settings),
     'settings': {
       'epochs': 0.25,
       'learning_rate': 0.05,

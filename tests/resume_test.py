@@ -19,7 +19,7 @@ from ga_jax import (
   statistics,
 )
 from ga_jax.policies.base import Kind
-from ga_jax.runtimes import checkpoints, cluster, fast
+from ga_jax.runtimes import checkpoints, cluster, fast, slots
 from ga_jax.runtimes import job as job_lib
 from tests import cases
 
@@ -219,3 +219,46 @@ def test_another_run_is_refused(tmp_path):
       block=BLOCK,
       checkpoints=where,
     )
+
+
+def saved_with(tmp_path, **given):
+  """The store of a run that has ended."""
+  store = checkpoint.CheckpointStore(tmp_path)
+  where = checkpoints.Checkpoints(store, EVERY, **given)
+  fast.execute(*prepared('plain'), block=BLOCK, checkpoints=where)
+  return store
+
+
+@pytest.mark.parametrize(
+  ('other', 'about', 'said'),
+  [
+    ({'seed': 1}, {}, r'another seed \(0, not 1\): '),
+    ({'stats_momentum': 0.5}, {}, r'another stats_momentum \(0.9, not 0.5\): '),
+    ({'hparams': {'rate': 0.1}}, {}, 'another hparams: '),
+    ({}, {'rate': 0.02}, r'another rate \(0.01, not 0.02\): '),
+    (
+      {'seed': 1},
+      {'rate': 0.01, 'data': 'b'},
+      r"another seed \(0, not 1\), data \(None, not 'b'\): ",
+    ),
+  ],
+)
+def test_what_is_other_of_a_run_is_named(other, about, said, tmp_path):
+  store = saved_with(tmp_path, about={'rate': 0.01})
+  job, trace = prepared('plain')
+  where = checkpoints.Checkpoints(store, EVERY, about={'rate': 0.01, **about})
+  with pytest.raises(ValueError, match=f'is of a run with {said}resume with'):
+    fast.execute(job._replace(**other), trace, block=BLOCK, checkpoints=where)
+
+
+def test_of_an_older_checkpoint_less_is_compared(tmp_path):
+  store = saved_with(tmp_path)
+  job, trace = prepared('plain')
+  newest = store.newest()
+  arrays = newest.load(fast.first_carry(job, slots.plan(trace), cases.WORKERS))
+  old = {'trace': checkpoints.digest(trace), 'block length': BLOCK}
+  host = {k: v for k, v in newest.host.items() if k != 'about'}
+  store.save(newest.step, arrays, {**host, 'run': old})
+  where = checkpoints.Checkpoints(store, EVERY, about={'rate': 0.01})
+  result = fast.execute(job, trace, pytest.fail, BLOCK, checkpoints=where)
+  assert_same_run(result, uninterrupted('plain')[0])

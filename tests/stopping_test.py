@@ -32,7 +32,7 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 RULE = rules.gap_aware(0.02, 0.0)  # one object: compiled once
 
 
-def simulated(name, folder=None, stop_at=10**9):
+def simulated(name, folder=None, stop_at=10**9, num_batches=150):
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   store = folder and CheckpointStore(str(folder))
   return ga_jax.simulate(
@@ -43,7 +43,7 @@ def simulated(name, folder=None, stop_at=10**9):
     policy=policies.make(name, 6),
     clock=clocks.with_fault(clocks.heterogeneous(0), worker_id=2, time=9.0),
     num_workers=6,
-    num_batches=150,
+    num_batches=num_batches,
     model_state=stats,
     stats_momentum=0.9,
     program=programs.dana_slim,  # workers have a state
@@ -73,6 +73,15 @@ def test_the_exact_executor_goes_on_to_the_same_bits(name, tmp_path):
   assert cases.same_bits(whole.state, part.state)
   assert cases.same_bits(whole.metrics, part.metrics)
   assert (whole.trace.events == part.trace.events).all()
+
+
+def test_what_is_other_of_a_run_with_losses_is_named(tmp_path):
+  """Its events are not known at the start: they are compared as they come."""
+  simulated('abs', tmp_path, 20)
+  with pytest.raises(ValueError, match=r'num_batches \(150, not 149\)'):
+    simulated('abs', tmp_path, num_batches=149)
+  with pytest.raises(ValueError, match=r'another policy: '):
+    simulated('adasync', tmp_path)
 
 
 @pytest.fixture

@@ -264,6 +264,19 @@ def test_other_records_are_refused_and_kept(tmp_path):
   assert len(life.rows()) == 3
 
 
+def test_checkpoints_of_another_run_are_refused(tmp_path):
+  life = Life('plain', tmp_path, every_updates=20)
+  life.go_on(dies_at=80)
+  size, steps = life.size(), life.steps()
+  assert steps
+  with pytest.raises(ValueError, match=r'num_batches \(100, not 99\): '):
+    life.go_on(num_batches=99)
+  life.name = 'restarts'
+  with pytest.raises(ValueError, match=r'of a run with another policy: '):
+    life.go_on()
+  assert (life.size(), life.steps()) == (size, steps)
+
+
 def test_only_a_run_with_a_record_can_go_on():
   job, policy = prepared('plain')
   with pytest.raises(ValueError, match='give a trace_path'):

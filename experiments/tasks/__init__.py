@@ -19,6 +19,7 @@ __all__ = [
   'Metric',
   'Task',
   'batches_per_epoch',
+  'fingerprint_of',
   'metric_of',
   'source_of',
   'task_of',
@@ -50,6 +51,15 @@ def batches_per_epoch(settings: settings_lib.Settings) -> int:
   return task_of(settings).batches_per_epoch(settings)
 
 
+def fingerprint_of(settings: settings_lib.Settings) -> dict[str, str]:
+  """What the data of a run are known by: {part: 'SIZE-DIGEST'}.
+
+  Raises:
+    SettingError: the data cannot be read.
+  """
+  return _fingerprint(_data_key(settings))
+
+
 def metric_of(summaries: list[dict[str, Any]]) -> Metric:
   """What the runs of some summaries were judged by."""
   names = {
@@ -78,6 +88,14 @@ def _dataset(key: tuple[str, str, int]):
     return dataset.hold_out(holdout)
   except data.DataError as error:
     raise settings_lib.SettingError('holdout', holdout, str(error)) from error
+
+
+@functools.lru_cache(maxsize=2)
+def _fingerprint(key: tuple[str, str, int]) -> dict[str, str]:
+  try:
+    return _dataset(key).fingerprint()
+  except data.DataError as error:
+    raise settings_lib.SettingError('data_path', key[1], str(error)) from error
 
 
 @functools.lru_cache(maxsize=2)

@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax.data import scaling
+from ga_jax.data import fingerprint, scaling
 from ga_jax.runtimes.job import Source
 
 LAYOUTS = ('NHWC', 'NCHW')
+SPLITS = ('train', 'validation', 'test')
 
 
 class DataError(ValueError):
@@ -88,6 +89,16 @@ class Dataset(NamedTuple):
   def hold_out(self, size: int) -> 'Dataset':
     """The data set with a validation split, see `hold_out`."""
     return hold_out(self, size)
+
+  def fingerprint(self) -> dict[str, str]:
+    """What the data are known by: every input and label of each split.
+
+    Returns:
+      {split: 'SIZE-DIGEST'}.
+    """
+    return {
+      split: fingerprint.of_arrays(*getattr(self, split)) for split in SPLITS
+    }
 
 
 def make_dataset(

@@ -21,10 +21,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from ga_jax import metrics
-from ga_jax.data import base
+from ga_jax.data import base, fingerprint
 from ga_jax.runtimes.job import Source
 
-SPLITS = ('train', 'validation', 'test')
+SPLITS = base.SPLITS
 END, UNKNOWN = '<eos>', '<unk>'
 _FORMAT = 'ga_jax text 1'
 _MOST = 2**30  # tokens; positions are int32
@@ -104,6 +104,17 @@ class Corpus(NamedTuple):
     return self._replace(
       train=self.train[:-size], validation=self.train[-size:]
     )
+
+  def fingerprint(self) -> dict[str, str]:
+    """What the text is known by: every token of each split, and all classes.
+
+    Returns:
+      {split: 'SIZE-DIGEST'}, and 'vocabulary'.
+    """
+    return {
+      **{s: fingerprint.of_arrays(getattr(self, s)) for s in SPLITS},
+      'vocabulary': fingerprint.of_texts(self.vocabulary.tokens),
+    }
 
   def source(
     self, batch_size: int, segment_length: int, streams: int, seed: int

@@ -67,6 +67,7 @@ def imagenet2012(
     num_classes=found.num_classes,
     mean=MEAN,
     std=STD,
+    files=found.files,
   )
 
 

@@ -34,11 +34,13 @@ class Prepared(NamedTuple):
     name: in TensorFlow Datasets.
     splits: by name, `splits[name][i]` is a dict with 'image' and 'label'.
     num_classes: of the labels; 0 where there are none.
+    files: (path, examples) of every file of these splits.
   """
 
   name: str
   splits: dict[str, Sequence[Any]]
   num_classes: int
+  files: tuple[tuple[str, int], ...] = ()
 
 
 def read(
@@ -66,7 +68,8 @@ def read(
       _leave_encoded(source)
   features = builder.info.features
   classes = features['label'].num_classes if 'label' in features else 0
-  return Prepared(name, found, classes)
+  files = (file for split in splits for file in _files(builder, split))
+  return Prepared(name, found, classes, tuple(files))
 
 
 def sources(
@@ -189,6 +192,18 @@ def _damage(builder, split: str) -> str:
   with futures.ThreadPoolExecutor(8) as pool:
     found = pool.map(damage, info.filepaths, info.shard_lengths)
     return next(filter(None, found), '')
+
+
+def _files(builder, split: str) -> list[tuple[str, int]]:
+  """Paths of a split's files, and how many examples are in each."""
+  if split not in builder.info.splits:  # only where TFDS's mock stands in
+    return []
+  info = builder.info.splits[split]
+  return [
+    (os.fspath(path), int(length))
+    for path, length in zip(info.filepaths, info.shard_lengths, strict=True)
+    if os.path.isfile(path)  # `_damage` says what is missing
+  ]
 
 
 def _half(builder, path, problem: str) -> str:

@@ -5,11 +5,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax.data import ahead, base, prepared, scaling
+from ga_jax.data import ahead, base, fingerprint, prepared, scaling
 from ga_jax.runtimes.job import Source
 
 AHEAD_BYTES = 2**28  # of batches made ahead
 _PART = 8  # examples that a thread takes at a time
+_SAMPLES = 64  # examples of a split that a fingerprint looks at
 
 
 class Records(NamedTuple):
@@ -40,6 +41,8 @@ class Stream(NamedTuple):
     num_classes: classes are 0 ... num_classes − 1.
     mean: of the training inputs in [0, 1], per channel.
     std: likewise.
+    files: (path, examples) of every file that they are read from, for
+      `fingerprint`.
   """
 
   name: str
@@ -51,6 +54,7 @@ class Stream(NamedTuple):
   num_classes: int
   mean: np.ndarray
   std: np.ndarray
+  files: tuple[tuple[str, int], ...] = ()
 
   @property
   def resident(self):
@@ -71,6 +75,29 @@ class Stream(NamedTuple):
       train=self.train._replace(rows=rows[kept]),
       validation=self.train._replace(rows=rows[held]),
     )
+
+  def fingerprint(self) -> dict[str, str]:
+    """What the data are known by, without reading all of them.
+
+    Which examples a split has, and 64 of them as they are stored, at equal
+    distances; of every file its name, size, number of examples and last 64 KiB.
+    Another example that takes the place of one in between, of the same number
+    of bytes, is not seen.
+
+    Returns:
+      {split: 'SIZE-DIGEST'}, and 'files'.
+
+    Raises:
+      DataError: one of these examples, or a file, cannot be read.
+    """
+    try:
+      files = fingerprint.of_files(self.files)
+    except OSError as error:
+      raise base.DataError(f'{self.name} cannot be read: {error}') from error
+    return {
+      **{s: _fingerprint(self.name, getattr(self, s)) for s in base.SPLITS},
+      'files': files,
+    }
 
   def batches(self, split: str, size: int) -> Iterator[base.Batch]:
     """A split in order, in batches of equal size, the next ones made ahead."""
@@ -154,6 +181,21 @@ def load(resident, host_batch, key):
   mean, std = resident
   inputs, labels = host_batch
   return scaling.normalise(inputs, mean, std), labels
+
+
+def _fingerprint(name: str, records: Records) -> str:
+  """The fingerprint of some rows and of examples among them."""
+  n, seen = len(records.rows), []
+  for place in np.linspace(0, n - 1, min(n, _SAMPLES)).astype(int):
+    i = int(records.rows[place])
+    try:
+      image, label = records.read_fn(i)
+    except Exception as error:  # readers raise whatever they like
+      raise prepared.unreadable(name, records.split, i, error) from error
+    if isinstance(image, bytes):
+      image = np.frombuffer(image, np.uint8)
+    seen += [image, label]
+  return fingerprint.of_arrays(records.rows.astype(np.int64), *seen)
 
 
 def _rng(seed, epoch, i):

@@ -5,7 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from ga_jax import checkpoint
+import jax
+import numpy as np
+
+from ga_jax import checkpoint, recovery, statistics
+
+_SHORT = 40  # characters of a value that a message shows
 
 
 class Checkpoints:
@@ -17,8 +22,15 @@ class Checkpoints:
     every_updates: int | None = None,
     every_seconds: float | None = None,
     clock_fn: Callable[[], float] = time.monotonic,
+    about: dict[str, Any] | None = None,
   ):
     """Says when.
+
+    A run goes on only with a checkpoint of its own: its seed, `hparams`,
+    `stats_momentum`, numbers of batches and (simulated) of workers, policy and
+    trace are compared with those that it was saved with. What is inside a rule,
+    a loss or a batch function cannot be seen, as `ga_jax.gap_aware(0.01)`'s
+    learning rate: give it as `about`, or as `hparams`.
 
     Args:
       store: where to.
@@ -26,6 +38,8 @@ class Checkpoints:
       every_seconds: seconds between two checkpoints, positive. With neither,
         only what a run ends with is saved.
       clock_fn: seconds.
+      about: what else makes the run what it is, by name; saved with it, and
+        compared by == where it goes on.
     """
     if every_updates is not None and every_updates < 1:
       raise ValueError(f'every_updates must be at least 1, got {every_updates}')
@@ -35,6 +49,8 @@ class Checkpoints:
     self._every_updates = every_updates
     self._every_seconds = every_seconds
     self._clock_fn = clock_fn
+    self._about = about
+    self._run = {}  # see `resume`
     self._updates = 0  # where it was saved last
     self._time = clock_fn()
 
@@ -49,9 +65,10 @@ class Checkpoints:
       return True
     return seconds is not None and self._clock_fn() - self._time >= seconds
 
-  def save(self, updates: int, arrays: Any, host: Any):
+  def save(self, updates: int, arrays: Any, host: dict[str, Any]):
     """Saves a run; see `checkpoint.CheckpointStore.save`."""
-    self._store.save(updates, arrays, host)
+    kept = {**host, 'run': self._run, 'about': self._about}
+    self._store.save(updates, arrays, kept)
     self.put_off(updates)
 
   def put_off(self, updates: int):
@@ -62,26 +79,94 @@ class Checkpoints:
     """What there is to go on with, after a check that it is of this run.
 
     Args:
-      run: what a resumed run must have in common, by name; compared with
-        `host['run']`.
+      run: what a resumed run must have in common, by name; saved with every
+        checkpoint from now on. What an older version did not save is not
+        compared.
 
     Returns:
       A `checkpoint.Checkpoint`; None where nothing was saved yet.
 
     Raises:
-      ValueError: the checkpoint is of another run; names what differs.
+      RecoveryError: the checkpoint is of another run; names what differs.
     """
+    self._run = run or {}
     newest = self._store.newest()
     if newest is None:
       return None
-    for name, value in (run or {}).items():
-      if newest.host.get('run', {}).get(name) != value:
-        raise ValueError(
-          f'{newest.path} is of a run with another {name}: resume with the '
-          'same arguments, or begin in an empty folder'
-        )
+    was = newest.host.get('run', {})
+    others = [
+      _other(name, was[name], value)
+      for name, value in self._run.items()
+      if name in was and was[name] != value
+    ]
+    about, now = newest.host.get('about'), self._about
+    if None not in (about, now):
+      others += [
+        _other(name, about.get(name), now.get(name))
+        for name in about | now
+        if about.get(name) != now.get(name)
+      ]
+    if others:
+      raise recovery.RecoveryError(
+        f'{newest.path} is of a run with another {", ".join(others)}: resume '
+        'with the same arguments, or begin in an empty folder'
+      )
     self._updates = newest.step
     return newest
+
+
+def _other(name: str, was: Any, now: Any) -> str:
+  """What differs, with its values where they are short."""
+  if max(len(repr(was)), len(repr(now))) > _SHORT:
+    return name
+  return f'{name} ({was!r}, not {now!r})'
+
+
+def of_job(job, **more) -> dict[str, Any]:
+  """What a run of a job must have in common to go on; see `resume`.
+
+  Args:
+    job: a `job.Job`.
+    **more: what else.
+  """
+  hparams = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(job.hparams):
+    array = np.asarray(leaf)
+    hparams.update(f'{path} {array.dtype} {array.shape}'.encode())
+    hparams.update(array.tobytes())
+  return {
+    'seed': int(job.seed),
+    'stats_momentum': _of_fold(job.fold_fn),
+    'layer_metrics': job.layer_metrics,
+    'hparams': hparams.hexdigest(),
+    **more,
+  }
+
+
+def _of_fold(fold_fn) -> float | str:
+  """The momentum of statistics, or the name of what folds them."""
+  if isinstance(fold_fn, statistics.Averages):
+    return fold_fn.momentum
+  return getattr(fold_fn, '__qualname__', type(fold_fn).__name__)
+
+
+def of_trace(job, trace, **more) -> dict[str, Any]:
+  """As `of_job`, where the trace is known."""
+  return of_job(
+    job,
+    num_workers=int(trace.num_workers),
+    num_batches=int(trace.num_batches),
+    **more,
+  )
+
+
+def of_policy(policy) -> str:
+  """What can be told of a policy: its name and how it makes rounds."""
+  name = getattr(policy.decide, '__qualname__', type(policy.decide).__name__)
+  return (
+    f'{name}(accumulates={policy.accumulates}, needs_loss={policy.needs_loss}, '
+    f'round_size={policy.round_size})'
+  )
 
 
 def digest(trace) -> str:

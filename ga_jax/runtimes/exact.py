@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ga_jax import kernel, ledger, sharded
+from ga_jax import kernel, ledger, recovery, sharded
 from ga_jax.policies.base import Action, Kind
+from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
 from ga_jax.runtimes.placement import Placement
@@ -407,12 +408,13 @@ def execute(
     The final state, metrics per applied arrival, and how many were executed.
 
   Raises:
-    ValueError: the checkpoint is of another run.
+    RecoveryError: the checkpoint is of another run.
   """
   job_lib.expect(job.source, trace)
   rows = trace.events.tolist()
   execution = Execution(job, device, placement, shards)
-  return Run(execution, checkpoints).consume(
+  run = checkpoints_lib.of_trace(job, trace, executor='exact')
+  return Run(execution, checkpoints, run).consume(
     rows, trace.num_batches, observe, block or align
   )
 
@@ -426,15 +428,28 @@ class Run:
   """
 
   def __init__(
-    self, execution: Execution, checkpoints: Checkpoints | None = None
+    self,
+    execution: Execution,
+    checkpoints: Checkpoints | None = None,
+    run: dict[str, Any] | None = None,
   ):
+    """Goes on where there is something to go on with.
+
+    Args:
+      execution: of the rows.
+      checkpoints: see `execute`.
+      run: see `Checkpoints.resume`.
+
+    Raises:
+      RecoveryError: what is there is of another run.
+    """
     self.losses = {}
     self._execution = execution
     self._checkpoints = checkpoints
     self._log = []  # metrics of entered arrivals
     self._rows = 0  # processed
     self._digest = hashlib.sha256()  # of them
-    self._saved = checkpoints and checkpoints.resume()
+    self._saved = checkpoints and checkpoints.resume(run)
     if self._saved:
       self.losses = dict(self._saved.host['losses'])
       self._log = list(self._saved.host['log'])
@@ -485,7 +500,7 @@ class Run:
   def _restore(self):
     host = self._saved.host
     if self._digest.hexdigest() != host['digest']:
-      raise ValueError(
+      raise recovery.RecoveryError(
         f'the checkpoint {self._saved.path} is of another run: its events '
         'differ from this one'
       )

@@ -286,14 +286,15 @@ def execute(
     checkpoints: where to go on from the newest checkpoint, if there is one, and
       to save at ends of blocks, after `observe`. The result has the bits of a
       run that was never interrupted; `observe` is called for the blocks that
-      are computed now. The job must be the same and is not compared.
+      are computed now. The job must be the same: `Checkpoints` says what of it
+      is compared.
 
   Returns:
     The final state, metrics per executed arrival, and how many there are.
 
   Raises:
-    ValueError: the newest checkpoint is of another trace, block length or
-      shape of parameters.
+    RecoveryError: the newest checkpoint is of another run or block length.
+    ValueError: its parameters have other shapes.
   """
   job_lib.expect(job.source, trace)
   plan = plan_of(job, trace)
@@ -302,7 +303,11 @@ def execute(
   run_block = block_of(job, plan.reset.any(), unrolled)
   carry = first_carry(job, plan, trace.num_workers)
   key, log, done = jax.random.key(job.seed), [], 0
-  run = {'trace': checkpoints_lib.digest(trace), 'block length': length}
+  run = {
+    **checkpoints_lib.of_trace(job, trace, executor='fast'),
+    'trace': checkpoints_lib.digest(trace),
+    'block length': length,
+  }
   if checkpoints and (saved := checkpoints.resume(run)):
     carry = saved.load(carry)
     log, done = [saved.host['metrics']], saved.host['done']
@@ -314,7 +319,7 @@ def execute(
     nonlocal at_hand
     at_hand = done
     log[:] = [job_lib.joined(log)]
-    host = {'run': run, 'done': done, 'metrics': log[0]}
+    host = {'done': done, 'metrics': log[0]}
     checkpoints.save(int(versions[done - 1]), carry, host)
 
   while done < len(held):

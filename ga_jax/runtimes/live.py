@@ -24,9 +24,10 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from ga_jax import kernel, ledger, recovery
+from ga_jax import kernel, ledger, locks, recovery
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Kind, Policy
+from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import exact, worker
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes import observer as observer_lib
@@ -227,6 +228,9 @@ class Live:
     self._execution = exact.Execution(job, device, placement, shards, remote)
     self._expected = None  # shapes and dtypes of a submission
     self._checkpoints = checkpoints
+    self._of_run = checkpoints_lib.of_job(
+      job, num_batches=num_batches, policy=checkpoints_lib.of_policy(policy)
+    )
     self._trace_path = trace_path
     self._recover = recover
     self._writer = None
@@ -298,8 +302,8 @@ class Live:
       OccupiedError: another process is at work in the record or the
         checkpoints.
       LostError: one of them was removed or replaced meanwhile.
-      RecoveryError: the record is of another run than the checkpoint, or than
-        this one.
+      RecoveryError: the record is of another run than the checkpoint, or one of
+        them than this one.
       WorkersLostError: every worker died and batches are left.
     """
     if not self._begun.acquire(blocking=False):
@@ -311,9 +315,13 @@ class Live:
   def _owned(self):
     """Keeps others from record and checkpoints."""
     with contextlib.ExitStack() as stack:
-      if self._checkpoints:
-        stack.enter_context(self._checkpoints.owned())
-      self._writer = trace_lib.TraceWriter(self._trace_path, None)
+      try:
+        if self._checkpoints:
+          stack.enter_context(self._checkpoints.owned())
+        self._writer = trace_lib.TraceWriter(self._trace_path, None)
+      except locks.OccupiedError:
+        self._begun.release()  # nothing was begun: it may be tried again
+        raise
       stack.enter_context(contextlib.closing(self._writer))
       yield
 
@@ -360,7 +368,7 @@ class Live:
 
   def _begin(self, observer):
     """Hires the workers; goes on with a checkpoint or a record, if any."""
-    saved = self._checkpoints and self._checkpoints.resume()
+    saved = self._checkpoints and self._checkpoints.resume(self._of_run)
     rows, done = [], saved.host['rows'] if saved else 0
     if saved or self._recover:
       try:

@@ -22,6 +22,7 @@ import numpy as np
 
 from ga_jax import kernel, ledger
 from ga_jax.policies.base import Kind
+from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import exact, inheritance, worker
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
@@ -128,7 +129,8 @@ def execute(
   job_lib.expect(job.source, trace)
   execution = Execution(job, trace, devices)
   try:
-    return exact.Run(execution, checkpoints).consume(
+    run = checkpoints_lib.of_trace(job, trace, executor='exact')
+    return exact.Run(execution, checkpoints, run).consume(
       trace.events.tolist(), trace.num_batches, observe, block or align
     )
   finally:

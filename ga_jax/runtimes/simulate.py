@@ -16,6 +16,7 @@ import numpy as np
 from ga_jax import clocks, kernel, statistics
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Policy
+from ga_jax.runtimes import checkpoints as checkpoints_lib
 from ga_jax.runtimes import cluster, exact, fast, parallel
 from ga_jax.runtimes import job as job_lib
 from ga_jax.runtimes.checkpoints import Checkpoints
@@ -109,6 +110,7 @@ def simulate(
       all of them at once, or as they happen where the policy needs losses.
     checkpoints: where to save the run, and how often; what is there already is
       gone on with, to the same bits as a run that was never stopped.
+      `Checkpoints` says what must be the same for that.
 
   Returns:
     A `Result`.
@@ -117,6 +119,7 @@ def simulate(
     ValueError: an argument is out of range, or rule and policy do not go
       together.
     OccupiedError: another process is saving where the checkpoints go.
+    RecoveryError: the checkpoint is of another run.
 
   Examples:
     >>> import ga_jax, jax.numpy as jnp, numpy as np
@@ -218,7 +221,14 @@ def _interleaved(
   job, policy, clock, settings, observe, take_events, block, checkpoints
 ) -> Result:
   """Plays the cluster and computes what happens as it happens."""
-  run = exact.Run(exact.Execution(job), checkpoints)
+  of_run = checkpoints_lib.of_job(
+    job,
+    executor='exact',
+    num_workers=settings['num_workers'],
+    num_batches=settings['num_batches'],
+    policy=checkpoints_lib.of_policy(policy),
+  )
+  run = exact.Run(exact.Execution(job), checkpoints, of_run)
   books = cluster.play(policy, clock, loss_fn=run.loss, **settings)
   book = None
 
