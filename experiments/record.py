@@ -128,7 +128,7 @@ def load_params(workdir: str, settings: settings_lib.Settings):
   """The parameters and model statistics of a finished run.
 
   Raises:
-    SettingError: they are not there.
+    SettingError: they are not there, are damaged, or are of another model.
   """
   path = os.path.join(workdir, 'params')
   like = jax.eval_shape(lambda: run.initial(settings))
@@ -136,6 +136,8 @@ def load_params(workdir: str, settings: settings_lib.Settings):
     return checkpoint.load_params(path, like)
   except FileNotFoundError as error:
     raise _missing(workdir, 'params') from error
+  except ValueError as error:  # of another model, or damaged
+    raise settings_lib.SettingError('workdir', workdir, str(error)) from error
 
 
 def load_settings(workdir: str) -> settings_lib.Settings:

@@ -289,6 +289,12 @@ def arguments(
   """What a run computes, as every runtime and `job.build` take it."""
   the_task = tasks.task_of(settings)
   params, model_state = initial(settings)
+  try:  # what cannot be saved, before it takes hours
+    checkpoint.check_params(params, model_state)
+  except (TypeError, ValueError) as error:
+    raise settings_lib.SettingError(
+      'model', settings.model, str(error)
+    ) from error
   return {
     'loss_fn': the_task.loss_fn,
     'params': params,

@@ -1,12 +1,11 @@
 """What outlives a process: parameters, and checkpoints to go on from.
 
-Arrays are written by Orbax.
+Both are folders that are there whole or not at all, with sizes and hashes of
+all their files; see `saving`.
 """
 
 import contextlib
-import hashlib
 import json
-import operator
 import os
 import pickle
 import re
@@ -17,12 +16,15 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import exclusive, locks
+from ga_jax import checks, exclusive, locks, saving
 
-_ARRAYS, _HOST, _MANIFEST = 'arrays', 'host.pickle', 'manifest.json'
-_HIDDEN = '.partial-'
+Leaf = saving.Leaf  # what checkpoints of 0.1 call it
+_HOST = 'host.pickle'
+_LEAVES = 'leaves.json'
+_FORMAT = 'ga_jax parameters 1'
 _NAME = re.compile(r'(\d+)-step-(\d+)')  # serial, step
 
 
@@ -31,59 +33,180 @@ def save_params(path: str, params: Any, model_state: Any = ()):
 
   Args:
     path: a folder that does not exist yet; it appears when it is complete.
-    params: pytree of arrays.
+    params: pytree of arrays; numbers of Python are taken for NumPy's.
     model_state: pytree of running statistics.
-  """
-  import orbax.checkpoint as ocp
 
-  with ocp.StandardCheckpointer() as checkpointer:
-    checkpointer.save(
-      os.path.abspath(path),
-      {'params': params, 'model_state': _dict(model_state)},
+  Raises:
+    TypeError: a leaf is no array, or of a dtype that cannot be written; named.
+    ValueError: the folder exists, or a key on the way to a leaf is neither a
+      string nor an integer.
+    OSError: it cannot be written; nothing is left of it.
+  """
+  path = os.path.abspath(path)
+  if os.path.lexists(path):
+    raise ValueError(f'{path} exists: parameters are saved in a new folder')
+  tree = _both(params, model_state)
+  leaves, stored = saving.on_host(tree)
+  about = [
+    _about(name, keys, leaf, isinstance(value, np.ndarray | np.generic))
+    for (name, leaf), keys, value in zip(
+      leaves.items(), _paths(tree), jax.tree.leaves(tree), strict=True
     )
+  ]
+  files = {_LEAVES: json.dumps(about, indent=2).encode()}
+  with saving.replacing(path, os.path.basename(path)) as hidden:
+    saving.write(hidden, stored, files, {'format': _FORMAT})
+
+
+def check_params(params: Any, model_state: Any = ()):
+  """Raises what `save_params` would say of the leaves; writes nothing.
+
+  Args:
+    params: pytree of arrays, or of their shapes.
+    model_state: likewise.
+  """
+  tree = _both(params, model_state)
+  for name, leaf in saving.named(tree).items():
+    saving.describe(name, leaf)
+  _paths(tree)
 
 
 def load_params(path: str, like: tuple[Any, Any] | None = None):
-  """Loads what `save_params` wrote.
+  """Loads what `save_params` wrote, that of version 0.1 too.
 
   Args:
     path: the folder.
     like: `(params, model_state)` of arrays or shapes, whose tree and sharding
-      are taken; without it nested dicts of arrays are returned.
+      are taken. Without it nested dicts of arrays are returned: fields of a
+      NamedTuple or a dataclass are keys, lists and tuples are lists (with None
+      where nothing was). Arrays are NumPy's where they were, and where JAX
+      would make another dtype of them (float64 without `jax_enable_x64`).
 
   Returns:
     `(params, model_state)`.
 
   Raises:
     FileNotFoundError: no parameters there.
+    ValueError: another tree, shape or dtype was saved, which names the leaf; or
+      the folder is damaged.
   """
+  path = os.path.abspath(path)
+  ours = (saving.MANIFEST, saving.ARRAYS, _LEAVES)
+  if not any(os.path.exists(os.path.join(path, name)) for name in ours):
+    return _load_orbax(path, like)
+  damage = saving.damage(path, 'format', _FORMAT)
+  if damage is not None:
+    raise ValueError(f'{path} is damaged: {damage}')
+  with open(os.path.join(path, _LEAVES)) as file:
+    about = {one['name']: one for one in json.load(file)}
+  leaves = {name: _leaf(one) for name, one in about.items()}
+  if like is None:
+    kinds = {True: np.zeros(()), False: jax.ShapeDtypeStruct((), np.float32)}
+    places = {name: kinds[one['numpy']] for name, one in about.items()}
+    found = saving.load_named(path, leaves, places)
+    both = _nested([(one['path'], found[name]) for name, one in about.items()])
+  else:
+    both = saving.load(path, leaves, _both(*like))
+  return both.get('params', {}), both.get('model_state', ())
+
+
+def _both(params, model_state):
+  """Parameters and statistics as one tree, numbers of Python as arrays."""
+  return jax.tree.map(
+    lambda x: np.asarray(x) if isinstance(x, int | float | complex) else x,
+    {'params': params, 'model_state': model_state},
+  )
+
+
+def _paths(tree) -> list[list[tuple[str, str | int]]]:
+  """The ways to the leaves of a tree, as JSON keeps them."""
+
+  def step(entry, path):
+    if isinstance(entry, jax.tree_util.GetAttrKey):
+      return 'key', entry.name
+    if isinstance(entry, jax.tree_util.SequenceKey):
+      return 'item', entry.idx
+    if isinstance(entry, jax.tree_util.FlattenedIndexKey):
+      return 'item', entry.key
+    key = getattr(entry, 'key', entry)
+    if isinstance(key, bool) or not isinstance(key, str | int):
+      raise ValueError(
+        f'the key {key!r} in {jax.tree_util.keystr(path)} is neither a string '
+        'nor an integer'
+      )
+    return 'key', key
+
+  paths = [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+  return [[step(entry, path) for entry in path] for path in paths]
+
+
+def _nested(leaves):
+  """Nested dicts and lists of (path, leaf)."""
+  groups = {}
+  for path, leaf in leaves:
+    if not path:
+      return leaf
+    groups.setdefault(tuple(path[0]), []).append((path[1:], leaf))
+  parts = {step: _nested(group) for step, group in groups.items()}
+  if not parts or {kind for kind, _ in parts} != {'item'}:
+    return {key: part for (_, key), part in parts.items()}
+  length = 1 + max(i for _, i in parts)
+  return [parts.get(('item', i)) for i in range(length)]
+
+
+def _about(name: str, path, leaf: Leaf, is_numpy: bool) -> dict[str, Any]:
+  """What `_LEAVES` holds of a leaf."""
+  empty = leaf.empty
+  if empty is not None:
+    empty = {'shape': empty.shape, 'dtype': str(empty.dtype)}
+  known = leaf._asdict() | {'empty': empty}
+  return {'name': name, 'path': path, **known, 'numpy': is_numpy}
+
+
+def _leaf(about: dict[str, Any]) -> Leaf:
+  """The leaf that `_about` was told of."""
+  empty = about['empty']
+  if empty is not None:
+    empty = np.zeros(empty['shape'], jnp.dtype(empty['dtype']))
+  shape = tuple(about['shape'])
+  return Leaf(shape, about['dtype'], about['key_impl'], empty)
+
+
+def _load_orbax(path, like):
+  """Loads the folder of Orbax that version 0.1 wrote."""
   import orbax.checkpoint as ocp
 
-  path = os.path.abspath(path)
-  if not os.path.isdir(path):
+  if not os.path.isfile(os.path.join(path, '_METADATA')):
     raise FileNotFoundError(f'no saved parameters at {path}')
   target = None
-  if like is not None:
-    target = {'params': like[0], 'model_state': _dict(like[1])}
   with ocp.StandardCheckpointer() as checkpointer:
+    if like is not None:
+      target = dict(zip(('params', 'model_state'), like, strict=True))
+      if target['model_state'] == ():
+        target['model_state'] = {}
+      _check_orbax(path, checkpointer.metadata(path).item_metadata.tree, target)
     loaded = checkpointer.restore(path, target)
   return loaded['params'], loaded['model_state'] or ()
 
 
-def _dict(model_state):
-  return {} if model_state == () else model_state
-
-
-class Leaf(NamedTuple):
-  """What is known of a saved array."""
-
-  shape: tuple[int, ...]
-  dtype: str
-  key_impl: str | None  # of typed PRNG keys
-  empty: np.ndarray | None  # itself, if it has no elements: Orbax refuses it
-
-  def __str__(self):
-    return f'{self.dtype}{list(self.shape)}'
+def _check_orbax(path, saved, target):
+  """Raises a ValueError where a shape or a dtype differs: Orbax would cast."""
+  asked = {
+    jax.tree_util.keystr(keys, simple=True, separator='.'): leaf
+    for keys, leaf in jax.tree_util.tree_leaves_with_path(target)
+  }
+  found = jax.tree.leaves(saved, is_leaf=lambda x: hasattr(x, 'storage'))
+  for leaf in found:
+    like = asked.get(leaf.name)
+    shape = getattr(leaf, 'shape', ())
+    if hasattr(like, 'dtype') and (shape, leaf.dtype) != (
+      tuple(like.shape),
+      like.dtype,
+    ):
+      raise ValueError(
+        f'{path} holds {leaf.dtype}{list(shape)} at {leaf.name}, not '
+        f'{like.dtype}{list(like.shape)}'
+      )
 
 
 class Checkpoint(NamedTuple):
@@ -114,23 +237,7 @@ class Checkpoint(NamedTuple):
     Raises:
       ValueError: another tree, shape or dtype was saved; names the leaf.
     """
-    import orbax.checkpoint as ocp
-
-    wanted = _named_leaves(like)
-    for name in self.leaves | wanted:
-      saved = self.leaves.get(name, 'nothing')
-      asked = _describe(name, wanted[name]) if name in wanted else 'nothing'
-      if str(saved) != str(asked):
-        raise ValueError(f'{self.path} holds {saved} at {name}, not {asked}')
-    stored = {}
-    if any(leaf.empty is None for leaf in self.leaves.values()):
-      with ocp.PyTreeCheckpointer() as checkpointer:
-        stored = checkpointer.restore(os.path.join(self.path, _ARRAYS))
-    loaded = {
-      name: _restore(leaf, stored.get(str(i)), wanted[name])
-      for i, (name, leaf) in enumerate(self.leaves.items())
-    }
-    return jax.tree.structure(like).unflatten(loaded[name] for name in wanted)
+    return saving.load(self.path, self.leaves, like)
 
 
 class CheckpointStore:
@@ -150,10 +257,8 @@ class CheckpointStore:
       folder: where the checkpoints are.
       keep: how many are kept, at least 1.
     """
-    if keep < 1:
-      raise ValueError(f'keep must be at least 1, got {keep}')
     self.folder = os.path.abspath(folder)
-    self.keep = keep
+    self.keep = checks.integer('keep', keep, 1)
     self._owned = None  # the lock on the folder
     self._lock = threading.RLock()
 
@@ -202,47 +307,26 @@ class CheckpointStore:
       LostError: the folder was removed or replaced within `owned`.
       OSError: it cannot be written; the earlier ones stay as they were.
     """
-    step = operator.index(step)
-    if step < 0:
-      raise ValueError(f'step must be at least 0, got {step}')
-    leaves, stored = {}, {}
-    for i, (name, leaf) in enumerate(_named_leaves(arrays).items()):
-      described = _describe(name, leaf)
-      value = jax.random.key_data(leaf) if described.key_impl else leaf
-      value = np.asarray(value)
-      if value.size:
-        stored[str(i)] = value
-      else:
-        described = described._replace(empty=value)
-      leaves[name] = described
-    pickled = pickle.dumps((leaves, host))
+    step = checks.integer('step', step, 0)
+    leaves, stored = saving.on_host(arrays)
+    files = {_HOST: pickle.dumps((leaves, host))}
+    what = f'the checkpoint of step {step}'
     with contextlib.ExitStack() as stack:
       try:
         stack.enter_context(self.owned()).check()
-        self._place(step, stored, pickled)
       except (locks.LostError, locks.OccupiedError):
         raise
-      except Exception as error:  # Orbax raises a ValueError on a full disk
+      except OSError as error:
         raise OSError(
-          f'the checkpoint of step {step} cannot be saved in {self.folder}: '
-          f'{error}'
+          f'{what} cannot be saved in {self.folder}: {error}'
         ) from error
+      serial = max((serial for serial, _ in self._entries()), default=-1) + 1
+      with saving.replacing(self._path(serial, step), what) as hidden:
+        for name in os.listdir(self.folder):
+          if name.startswith(saving.HIDDEN):  # of a process that was killed
+            shutil.rmtree(os.path.join(self.folder, name))
+        saving.write(hidden, stored, files, {'step': step})
       self._prune()
-
-  def _place(self, step: int, stored, pickled):
-    """Writes a checkpoint, whole or not at all."""
-    serial = max((serial for serial, _ in self._entries()), default=-1) + 1
-    path = self._path(serial, step)
-    for name in os.listdir(self.folder):
-      if name.startswith(_HIDDEN):  # of a process that was killed
-        shutil.rmtree(os.path.join(self.folder, name))
-    try:
-      _write(_hidden(path), step, stored, pickled)
-      os.rename(_hidden(path), path)
-      _sync(self.folder)
-    except Exception:
-      shutil.rmtree(_hidden(path), ignore_errors=True)
-      raise
 
   @exclusive.locked
   def newest(
@@ -261,7 +345,7 @@ class CheckpointStore:
     while entries:
       serial, step = entries.pop()
       path = self._path(serial, step)
-      damage = _damage(path, step)
+      damage = saving.damage(path, 'step', step)
       if damage is None:
         with open(os.path.join(path, _HOST), 'rb') as file:
           leaves, host = pickle.load(file)
@@ -289,92 +373,6 @@ class CheckpointStore:
         shutil.rmtree(self._path(serial, step))
       else:
         kept.add(step)
-
-
-def _named_leaves(tree) -> dict[str, Any]:
-  leaves, _ = jax.tree.flatten_with_path(tree)
-  return {jax.tree_util.keystr(path) or 'root': leaf for path, leaf in leaves}
-
-
-def _describe(name, leaf) -> Leaf:
-  if not (hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')):
-    raise TypeError(f'the leaf {name} is no array: {leaf!r}')
-  is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-  known = is_key and isinstance(leaf, jax.Array)  # no shape alone
-  impl = jax.random.key_impl(leaf) if known else None
-  return Leaf(leaf.shape, str(leaf.dtype), impl, None)
-
-
-def _restore(leaf: Leaf, stored, like):
-  value = stored if leaf.empty is None else leaf.empty
-  if leaf.key_impl:
-    value = jax.random.wrap_key_data(value, impl=leaf.key_impl)
-  elif isinstance(like, np.ndarray | np.generic):
-    return value
-  placed = getattr(like, 'committed', True)
-  return jax.device_put(value, like.sharding if placed else None)
-
-
-def _write(folder, step, stored, pickled):
-  import orbax.checkpoint as ocp
-
-  os.mkdir(folder)
-  if stored:
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      checkpointer.save(os.path.join(folder, _ARRAYS), stored)
-  with open(os.path.join(folder, _HOST), 'wb') as file:
-    file.write(pickled)
-  files = {}
-  for parent, _, names in os.walk(folder):
-    for name in names:
-      path = os.path.join(parent, name)
-      files[os.path.relpath(path, folder)] = _size_and_hash(path)
-      _sync(path)
-    _sync(parent)
-  path = os.path.join(folder, _MANIFEST)
-  with open(path, 'w') as file:
-    json.dump({'step': step, 'files': files}, file, indent=2)
-  _sync(path)
-  _sync(folder)
-
-
-def _damage(folder: str, step: int) -> str | None:
-  """What is wrong with a checkpoint, if anything is."""
-  try:
-    with open(os.path.join(folder, _MANIFEST)) as file:
-      manifest = json.load(file)
-    if manifest['step'] != step:
-      return f'its manifest is of step {manifest["step"]}'
-    for name, wanted in manifest['files'].items():
-      if _size_and_hash(os.path.join(folder, name)) != wanted:
-        return f'{name} has changed'
-  except FileNotFoundError as error:
-    return f'{os.path.relpath(error.filename, folder)} is missing'
-  except OSError as error:
-    return str(error)
-  except (ValueError, KeyError, TypeError, AttributeError):
-    return f'{_MANIFEST} is garbled'
-  return None
-
-
-def _size_and_hash(path: str) -> list:
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    return [file.tell(), digest]
-
-
-def _sync(path: str):
-  """Waits until a file or a folder is on the disk."""
-  descriptor = os.open(path, os.O_RDONLY)
-  try:
-    os.fsync(descriptor)
-  finally:
-    os.close(descriptor)
-
-
-def _hidden(path: str) -> str:
-  folder, name = os.path.split(path)
-  return os.path.join(folder, _HIDDEN + name)
 
 
 def _print_to_stderr(message: str):

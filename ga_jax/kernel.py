@@ -455,7 +455,7 @@ def _fold(state: ServerState, arrival: Arrival, fold_fn: statistics.FoldFn):
 
 
 def _metrics(state: ServerState, arrival: Arrival, opt_state) -> Metrics:
-  penalty = base.total_penalty(opt_state)
+  penalty = base.total_penalty(opt_state, state.params)
   return Metrics(
     gap=gap.gap_rms(state.params, arrival.sent.params),
     mean_penalty=penalty.mean,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax import exclusive
+from ga_jax import checks, exclusive
 from ga_jax import streams as streams_lib
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
@@ -28,6 +28,11 @@ MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
 
 class NotFiniteError(FloatingPointError):
   """The same batches gave no finite gradient again and again."""
+
+
+def check_worker_id(worker_id: int) -> int:
+  """A worker's id; a ValueError where it is none that a trace can hold."""
+  return checks.integer('worker_id', worker_id, 0, 2**31 - 1)
 
 
 class Ticket(NamedTuple):
@@ -90,22 +95,21 @@ class Ledger:
       ValueError: an argument is out of its range, or the policy allows no
         depth, or streams are to be issued several batches at a time.
     """
-    if num_batches < 1 or batches_per_ticket < 1:
-      raise ValueError(
-        'num_batches and batches_per_ticket must be at least 1, got '
-        f'{num_batches} and {batches_per_ticket}'
-      )
-    if depth < 0 or (depth and not policy.pipelines):
+    num_batches = checks.integer('num_batches', num_batches, 1)
+    batches_per_ticket = checks.integer(
+      'batches_per_ticket', batches_per_ticket, 1
+    )
+    depth = checks.integer('pipeline_depth', depth, 0)
+    streams = checks.integer('streams', streams, 0)
+    if depth and not policy.pipelines:
       raise ValueError(
         f'pipeline_depth must be 0 with this policy, got {depth}: it makes '
         'workers wait for each other, or restarts them'
-        if depth > 0
-        else f'pipeline_depth must be at least 0, got {depth}'
       )
-    if streams < 0 or (streams and batches_per_ticket > 1):
+    if streams and batches_per_ticket > 1:
       raise ValueError(
-        f'streams must be at least 0, and 0 with tickets of several batches, '
-        f'got {streams} with batches_per_ticket={batches_per_ticket}'
+        'streams must be 0 with tickets of several batches, got '
+        f'{streams} with batches_per_ticket={batches_per_ticket}'
       )
     self.version = 0
     self.num_batches = num_batches
@@ -160,6 +164,7 @@ class Ledger:
   @exclusive.locked
   def join(self, worker_id: int, time: float = 0.0):
     """A worker comes in; the policy says when it may start."""
+    worker_id = check_worker_id(worker_id)
     if worker_id in self.workers:
       raise ValueError(f'worker {worker_id} is already here')
     self.workers.add(worker_id)
@@ -384,13 +389,22 @@ class Ledger:
 
   @exclusive.locked
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:
-    """The record so far; nothing of it may have been forgotten."""
+    """The record so far; nothing of it may have been forgotten.
+
+    Args:
+      num_workers: workers have the ids 0 to num_workers − 1; by default as many
+        as it takes for those that ever joined.
+    """
     events = np.empty(self.num_rows, trace_lib.EVENT_DTYPE)
     for i, name in enumerate(trace_lib.EVENT_DTYPE.names):
       events[name] = self._cells[i::_WIDTH]
+    if num_workers is None:
+      joined = events['worker_id'][events['event'] == Kind.JOIN]
+      num_workers = int(max(joined, default=-1)) + 1
+    num_workers = checks.integer('num_workers', num_workers, 0)
     return trace_lib.Trace(
       events=events,
-      num_workers=len(self.workers) if num_workers is None else num_workers,
+      num_workers=num_workers,
       num_batches=self.num_batches,
     )
 

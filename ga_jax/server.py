@@ -15,7 +15,15 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ga_jax import exclusive, kernel, ledger, snapshots, statistics, trace
+from ga_jax import (
+  checks,
+  exclusive,
+  kernel,
+  ledger,
+  snapshots,
+  statistics,
+  trace,
+)
 from ga_jax.policies import base as policies
 from ga_jax.policies.base import Action, Policy
 from ga_jax.rules import base
@@ -281,8 +289,7 @@ class Server:
       ValueError: the rule and the policy do not go together.
       TypeError: one of them is something else.
     """
-    if num_workers < 1:
-      raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+    num_workers = checks.integer('num_workers', num_workers, 1)
     policies.check(policy)
     self._rule = base.lift(rule)
     kernel.check_rule(self._rule, policy.accumulates, num_workers, params)
@@ -447,6 +454,7 @@ class Server:
     Raises:
       ValueError: it is here already, or the rule has no buffer for it.
     """
+    worker_id = ledger.check_worker_id(worker_id)
     kernel.check_rule(self._rule, False, worker_id + 1, self.params)
     self._ledger.join(worker_id, self._at(time))
     self._num_workers = max(self._num_workers, worker_id + 1)

@@ -420,8 +420,8 @@ def combined(
 ) -> kernel.Metrics:
   """The metrics of the whole from those of its shards.
 
-  The mean penalty is weighted by all parameters of a shard, so it is exact
-  where a rule penalises all of them, and with one penalty only.
+  The mean penalty is exact where one link penalises a parameter: of several in
+  a row it is the product of their means on every shard.
 
   Args:
     metrics: of every shard.

@@ -18,6 +18,7 @@ import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax import checks
 from ga_jax.rules import base, reductions
 
 
@@ -84,11 +85,8 @@ def split(tree, shards: int) -> Split:
   shapes = _shapes(leaves)
   sizes = [math.prod(shape) for shape in shapes]
   total = sum(sizes)
-  if not 1 <= shards <= max(total, 1):
-    raise ValueError(
-      f'there must be from 1 to {max(total, 1)} shards, one per parameter at '
-      f'most, got {shards}'
-    )
+  most = 'the number of parameters'
+  shards = checks.integer('shards', shards, 1, max(total, 1), most)
   bounds = [total * i // shards for i in range(shards + 1)]
   ends = list(itertools.accumulate(sizes))
   parts = []

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax import checks
+
 # (returned, now, sent, num_batches) -> model_state
 FoldFn = Callable[[Any, Any, Any, Any], Any]
 
@@ -94,13 +96,15 @@ def fold_of(
       )
   if not averages:
     return NOTHING
-  if stats_momentum is None or not 0 <= stats_momentum <= 1:
+  if stats_momentum is None:
     raise ValueError(
       'stats_momentum must be the momentum of the running statistics in '
       'model_state, from 0 to 1 (0.99 in flax.linen.BatchNorm unless it is '
-      f'set there), got {stats_momentum}'
+      'set there), got None'
     )
-  return Averages(float(stats_momentum))
+  return Averages(
+    checks.number('stats_momentum', stats_momentum, low=0.0, high=1.0)
+  )
 
 
 def _shape(path, leaf):

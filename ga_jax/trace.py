@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ga_jax import exclusive, locks, metrics
+from ga_jax import audit, exclusive, locks, metrics
 from ga_jax.policies.base import Action, Kind
 
 EVENT_DTYPE = np.dtype(
@@ -138,10 +138,13 @@ class Trace(NamedTuple):
   def verify(self, complete: bool = True):
     """Checks the trace against itself.
 
-    Times never fall, versions are read at the server's own, staleness is server
-    version minus version read, every arrival answers an outstanding ticket once
-    with that ticket's own fields, no batch is in two applied rounds, and at the
-    end of a complete run every batch is in exactly one and no round is open.
+    Every column is in its range. Times never fall, workers act between joining
+    and leaving, tickets are issued in order, of batches that nobody holds and
+    with the number of their attempts, versions are read at the server's own,
+    staleness is server version minus version read, every arrival answers an
+    outstanding ticket once with that ticket's own fields, no batch is in two
+    applied rounds, and at the end of a complete run every batch is in exactly
+    one and no round is open. `audit` says what cannot be told.
 
     Args:
       complete: False for a run that was stopped before its end.
@@ -149,18 +152,16 @@ class Trace(NamedTuple):
     Raises:
       TraceError: naming the first row, or the batches, that are wrong.
     """
-    _verify_rows(self.events)
-    times = np.zeros(self.num_batches, np.int64)
-    for row in self.applied():
-      first, last = row['first_batch'], row['first_batch'] + row['num_batches']
-      if first < 0 or last > self.num_batches:
-        raise TraceError(f'batches {first} to {last} are outside the run')
-      times[first:last] += 1
-    if np.any(times > 1):
-      raise TraceError(f'batches applied twice: {_some(times > 1)}')
-    if complete and np.any(times == 0):
-      raise TraceError(f'batches never applied: {_some(times == 0)}')
-    if complete and _round_open(self.events):
+    wrong = audit.wrong_row(self.events, self.num_workers, self.num_batches)
+    if wrong:
+      raise TraceError(wrong)
+    if not complete:
+      return
+    missing = audit.missing_batches(self.events, self.num_batches)
+    if missing:
+      more = ' ...' if len(missing) > 5 else ''
+      raise TraceError(f'batches never applied: {missing[:5]}{more}')
+    if audit.round_open(self.events):
       raise TraceError('the last round was never closed')
 
 
@@ -266,46 +267,3 @@ def read_rows(path: str, start: int = 0) -> list[tuple]:
   if number < start:
     raise TraceError(f'{path} holds {number} rows, not {start}')
   return np.frombuffer(data, EVENT_DTYPE, number)[start:].tolist()
-
-
-def _verify_rows(events):
-  version, now, outstanding, holds = 0, -np.inf, {}, 0
-  for i, row in enumerate(events.tolist()):
-    (time, event, worker, ticket, read, *fields, action, _, staleness) = row
-    where = f'row {i} (worker {worker}, ticket {ticket})'
-    if not time >= now:  # NaN is no time
-      raise TraceError(f'{where}: time {time} after {now}')
-    now = time
-    if event == Kind.ISSUE:
-      if read != version:
-        raise TraceError(f'{where}: read version {read} of {version}')
-      if ticket in outstanding:
-        raise TraceError(f'{where}: issued twice')
-      outstanding[ticket] = (worker, read, *fields)
-    elif event in (Kind.RESTART, Kind.EXPIRE):
-      if outstanding.pop(ticket, None) is None:
-        raise TraceError(f'{where}: revoked but not outstanding')
-    elif event == Kind.ARRIVE and action != Action.REFUSE:
-      if outstanding.pop(ticket, None) != (worker, read, *fields):
-        raise TraceError(f'{where}: not the answer to an outstanding ticket')
-      if staleness != version - read:
-        raise TraceError(
-          f'{where}: staleness {staleness}, server {version}, read {read}'
-        )
-      holds += action in (Action.APPLY, Action.ACCUMULATE)
-    if action == Action.APPLY:
-      if not holds:
-        raise TraceError(f'{where}: closed an empty round')
-      version, holds = version + 1, 0
-
-
-def _round_open(events) -> bool:
-  entered = events['action'][
-    np.isin(events['action'], (Action.APPLY, Action.ACCUMULATE))
-  ]
-  return bool(len(entered)) and entered[-1] == Action.ACCUMULATE
-
-
-def _some(mask) -> str:
-  ids = np.flatnonzero(mask)
-  return f'{ids[:5].tolist()}{" ..." if len(ids) > 5 else ""}'

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pickle
 import random
 import resource
 import shutil
@@ -10,13 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from typing import NamedTuple
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint
 import pytest
 
-from ga_jax import checkpoint
+from ga_jax import checkpoint, saving
 from tests import cases
 
 # Parameters.
@@ -61,13 +65,26 @@ def test_params_that_are_not_there_are_named(tmp_path):
 
 def test_params_of_another_model_are_refused(tmp_path):
   path, params = str(tmp_path / 'params'), saved_params()
-  checkpoint.save_params(path, params)
-  other = {'Dense_0': {'kernel': jnp.zeros((3, 4))}}
-  with pytest.raises(ValueError):
-    checkpoint.load_params(path, (other, ()))
-  wider = jax.tree.map(lambda leaf: jnp.zeros((9, *leaf.shape)), params)
-  with pytest.raises(ValueError):
-    checkpoint.load_params(path, (wider, ()))
+  checkpoint.save_params(path, params, STATISTICS)
+  kernel = r"\['params'\]\['Dense_0'\]\['kernel'\]"
+  for change, message in (
+    (lambda p: p['Dense_0'].pop('kernel'), rf'\[3, 4\] at {kernel}, not noth'),
+    (
+      lambda p: p['Dense_0'].update(kernel=jnp.zeros((4, 3))),
+      rf'float32\[3, 4\] at {kernel}, not float32\[4, 3\]',
+    ),
+    (
+      lambda p: p['Dense_0'].update(kernel=jnp.zeros((3, 4), jnp.bfloat16)),
+      rf'float32\[3, 4\] at {kernel}, not bfloat16',
+    ),
+    (lambda p: p.update(a=jnp.zeros(1)), r"nothing at \['params'\]\['a'\]"),
+  ):
+    other = saved_params()
+    change(other)
+    with pytest.raises(ValueError, match=message):
+      checkpoint.load_params(path, (other, STATISTICS))
+  with pytest.raises(ValueError, match=r"\['model_state'\].*, not nothing"):
+    checkpoint.load_params(path, (params, ()))
 
 
 def test_params_are_not_overwritten(tmp_path):
@@ -78,6 +95,214 @@ def test_params_are_not_overwritten(tmp_path):
   loaded, _ = checkpoint.load_params(path)
   kernel = params['Dense_0']['kernel']
   assert np.array_equal(loaded['Dense_0']['kernel'], kernel)
+
+
+class Layer(NamedTuple):
+  """Parameters that are no dict."""
+
+  w: object
+  b: object
+
+
+def any_params():
+  """Names that collide where they are joined, and every kind of leaf."""
+  return {
+    'a.b': jnp.arange(2.0),
+    'a': {'b': jnp.arange(3), 'b.c/d': jnp.ones(1)},
+    "a']['b": jnp.zeros(1),
+    '': jnp.ones((1, 2)),
+    'ids': {1: jnp.ones(1), 10: jnp.ones(2), 2: jnp.ones(3)},
+    'list': [jnp.full(2, i) for i in range(12)],
+    'tuple': (None, jnp.ones(1), Layer(jnp.ones(2), np.float64(3.5))),
+    'frozen': flax.core.freeze({'x': jnp.ones(2, jnp.bfloat16)}),
+    'key': jax.random.key(3),
+    'keys': jax.random.split(jax.random.key(4, impl='rbg'), (2, 2)),
+    'wide': np.full(2, 1 / 3),
+    'small': (jnp.ones(2, jnp.int4), jnp.ones(2, jnp.float8_e4m3fn)),
+    'flag': jnp.bool_(True),
+    'complex': jnp.full((), 1 + 2j),
+    'empty': (jnp.zeros((0, 3), jnp.bfloat16), np.zeros((2, 0)), jnp.ones(0)),
+    'no_keys': jax.random.split(jax.random.key(0), 0),
+    'nothing': {},
+  }
+
+
+@pytest.mark.parametrize('like', ['arrays', 'shapes'])
+def test_any_params_round_trip(tmp_path, like):
+  params, statistics = any_params(), [np.ones(2), jnp.arange(3)]
+  path = str(tmp_path / 'not' / 'there' / 'params')
+  checkpoint.save_params(path, params, statistics)
+  target = params, statistics
+  if like == 'shapes':
+    target = jax.tree.map(
+      lambda x: (
+        x
+        if isinstance(x, np.ndarray | np.generic)
+        else jax.ShapeDtypeStruct(x.shape, x.dtype)
+      ),
+      target,
+    )
+  assert_same(checkpoint.load_params(path, target), (params, statistics))
+  assert os.listdir(tmp_path / 'not' / 'there') == ['params']
+
+
+def test_any_params_come_back_as_dicts_and_lists(tmp_path):
+  params, path = any_params(), str(tmp_path / 'params')
+  checkpoint.save_params(path, params, [np.ones(2), jnp.arange(3)])
+  loaded = checkpoint.load_params(path)
+  wanted = any_params()
+  wanted['tuple'] = [None, wanted['tuple'][1], wanted['tuple'][2]._asdict()]
+  wanted['frozen'] = dict(wanted['frozen'])
+  wanted['small'], wanted['empty'] = map(
+    list, (wanted['small'], wanted['empty'])
+  )
+  del wanted['nothing']  # there is no leaf in it
+  assert_same(loaded, (wanted, [np.ones(2), jnp.arange(3)]))
+  assert [int(x[0]) for x in loaded[0]['list']] == list(range(12))
+
+
+@pytest.mark.parametrize('params', [jnp.arange(3.0), {}, [], {'a': 1.5}])
+def test_params_that_are_no_dict_of_arrays(tmp_path, params):
+  path = str(tmp_path / 'params')
+  checkpoint.save_params(path, params)
+  loaded, statistics = checkpoint.load_params(path)
+  assert statistics == ()
+  wanted = {} if isinstance(params, list) else params
+  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
+  assert cases.same_bits(loaded, wanted)
+  again, _ = checkpoint.load_params(path, (params, ()))
+  assert jax.tree.structure(again) == jax.tree.structure(params)
+
+
+def test_the_dtype_stays_where_jax_has_none_like_it(tmp_path):
+  path, wide = str(tmp_path / 'params'), np.full(2, 1 / 3)
+  with jax.enable_x64(True):
+    checkpoint.save_params(path, {'w': jnp.asarray(wide)})
+    inside, _ = checkpoint.load_params(path)
+  outside, _ = checkpoint.load_params(path)
+  assert isinstance(inside['w'], jax.Array)
+  assert outside['w'].dtype == inside['w'].dtype == np.float64
+  assert cases.same_bits(outside, {'w': wide})
+
+
+def test_the_sharding_of_params_is_taken(tmp_path):
+  path = str(tmp_path / 'params')
+  mesh = jax.sharding.Mesh(jax.devices(), ('a',))
+  split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('a'))
+  params = {'w': jax.device_put(jnp.arange(8.0), split), 'b': jnp.ones(1)}
+  checkpoint.save_params(path, params)
+  shapes = jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
+    params,
+  )
+  loaded, _ = checkpoint.load_params(path, (shapes, ()))
+  assert loaded['w'].sharding == split
+  assert_same(loaded, params)
+
+
+@pytest.mark.parametrize(
+  ('params', 'message'),
+  [
+    ({'a': [jnp.ones(1), 'x']}, r"leaf \['params'\]\['a'\]\[1\] is no array"),
+    ({'a': np.array(['x'])}, r"\['params'\]\['a'\] holds <U1, which cannot"),
+    ({'a': np.array([None])}, r"\['a'\] holds object, which cannot be written"),
+    ({'a': jnp.ones(2, jnp.uint4)}, r"\['a'\] holds uint4, which cannot"),
+    ({(1, 2): jnp.ones(1)}, r'key \(1, 2\) in .* is neither a string nor an'),
+    ({True: jnp.ones(1)}, 'the key True in .* is neither a string nor an int'),
+  ],
+)
+def test_a_leaf_that_cannot_be_saved_is_named(tmp_path, params, message):
+  path = str(tmp_path / 'params')
+  with pytest.raises((TypeError, ValueError), match=message):
+    checkpoint.check_params(params)
+  with pytest.raises((TypeError, ValueError), match=message):
+    checkpoint.save_params(path, params)
+  assert os.listdir(tmp_path) == []
+
+
+def test_what_can_be_saved_is_told_from_shapes():
+  plain = {k: v for k, v in any_params().items() if k != 'small'}
+  checkpoint.check_params(any_params(), STATISTICS)
+  checkpoint.check_params(*jax.eval_shape(lambda: (plain, STATISTICS)))
+
+
+def test_damaged_params_are_refused(tmp_path):
+  path = tmp_path / 'params'
+  checkpoint.save_params(str(path), saved_params(), STATISTICS)
+  files = [p for p in path.rglob('*') if p.is_file()]
+  assert {'leaves.json', 'manifest.json'} < {p.name for p in files}
+  for file in files:
+    content = file.read_bytes()
+    middle = len(content) // 2
+    flipped = bytes([content[middle] ^ 1])
+    for damaged in (
+      None,
+      b'',
+      content[:-1],
+      content[:middle] + flipped + content[middle + 1 :],
+    ):
+      file.unlink(missing_ok=True)
+      if damaged is not None:
+        file.write_bytes(damaged)
+      named = '' if file.name == 'manifest.json' else file.name
+      with pytest.raises(ValueError, match=f'{path} is damaged: .*{named}'):
+        checkpoint.load_params(str(path))
+    file.write_bytes(content)
+  checkpoint.load_params(str(path))
+  store = saved_store(tmp_path / 'store', [1])
+  with pytest.raises(ValueError, match=r'damaged: manifest.json is garbled'):
+    checkpoint.load_params(store.newest().path)
+  manifest = json.loads((path / 'manifest.json').read_text())
+  manifest['format'] = 'ga_jax parameters 9'
+  (path / 'manifest.json').write_text(json.dumps(manifest))
+  with pytest.raises(ValueError, match='its manifest is of format ga_jax para'):
+    checkpoint.load_params(str(path))
+
+
+@pytest.mark.parametrize('function', ['mkdir', 'fsync', 'rename'])
+def test_params_are_saved_whole_or_not_at_all(tmp_path, monkeypatch, function):
+  path = str(tmp_path / 'folder' / 'params')
+  (tmp_path / 'folder' / '.partial-params' / 'arrays').mkdir(parents=True)
+
+  def fail(*args, **kwargs):
+    raise PermissionError(13, 'nobody may do this')
+
+  with monkeypatch.context() as patch:
+    patch.setattr(os, function, fail)
+    with pytest.raises(OSError, match=r'params cannot be saved in .*nobody'):
+      checkpoint.save_params(path, saved_params())
+  assert os.listdir(tmp_path / 'folder') == []
+  checkpoint.save_params(path, saved_params())
+  assert os.listdir(tmp_path / 'folder') == ['params']
+
+
+def save_as_0_1(path, params, model_state=()):
+  """What `save_params` of version 0.1 did."""
+  model_state = {} if model_state == () else model_state
+  with orbax.checkpoint.StandardCheckpointer() as checkpointer:
+    checkpointer.save(path, {'params': params, 'model_state': model_state})
+
+
+@pytest.mark.parametrize('model_state', [(), STATISTICS])
+def test_params_of_0_1_are_loaded(tmp_path, model_state):
+  path = str(tmp_path / 'params')
+  params = {**saved_params(), 'all': (jnp.ones(2), Layer(jnp.ones(1), None))}
+  save_as_0_1(path, params, model_state)
+  like = jax.eval_shape(lambda: (params, model_state))
+  loaded = checkpoint.load_params(path, like)
+  assert jax.tree.structure(loaded) == jax.tree.structure(like)
+  assert cases.same_bits(loaded, (params, model_state))
+  plain, statistics = checkpoint.load_params(path)
+  assert plain['all'][1]['w'].shape == (1,)
+  assert cases.same_bits(statistics, model_state)
+  narrow = jax.eval_shape(lambda: params)
+  kernel = jax.ShapeDtypeStruct((3, 4), jnp.bfloat16)
+  narrow['Dense_0'] = {'kernel': kernel}
+  with pytest.raises(
+    ValueError,
+    match=r'float32\[3, 4\] at params.Dense_0.kernel, not bfloat16\[3, 4\]',
+  ):
+    checkpoint.load_params(path, (narrow, like[1]))
 
 
 # Checkpoints.
@@ -202,14 +427,22 @@ def test_another_tree_is_refused(tmp_path, change, message):
 
 
 def test_arguments(tmp_path):
-  with pytest.raises(ValueError, match='keep must be at least 1, got 0'):
+  with pytest.raises(
+    ValueError, match='keep must be an integer of at least 1, got 0'
+  ):
     checkpoint.CheckpointStore(tmp_path, keep=0)
   store = checkpoint.CheckpointStore(tmp_path)
-  with pytest.raises(ValueError, match='step must be at least 0, got -1'):
+  with pytest.raises(
+    ValueError, match='step must be an integer of at least 0, got -1'
+  ):
     store.save(-1, ())
   with pytest.raises(TypeError, match=r"leaf \['a'\]\[1\] is no array: 2\.5"):
     store.save(0, {'a': (np.ones(1), 2.5)})
   assert os.listdir(tmp_path) == []
+
+
+def test_checkpoints_of_0_1_name_their_leaves_otherwise():
+  assert pickle.loads(b'cga_jax.checkpoint\nLeaf\n.') is saving.Leaf
 
 
 def test_the_last_few_are_kept(tmp_path):

@@ -439,10 +439,10 @@ def test_bad_arguments():
   }
   for change, message in (
     ({'executor': 'quick'}, 'executor must be one of'),
-    ({'num_workers': 0}, 'num_workers must be at least 1'),
+    ({'num_workers': 0}, 'num_workers must be an integer of at least 1'),
     ({'num_batches': 0}, 'num_batches'),
     ({'stats_momentum': None}, 'stats_momentum must be the momentum'),
-    ({'stats_momentum': 1.5}, 'stats_momentum must be the momentum'),
+    ({'stats_momentum': 1.5}, 'stats_momentum must be finite'),
   ):
     with pytest.raises(ValueError, match=message):
       ga_jax.simulate(

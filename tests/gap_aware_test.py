@@ -1,5 +1,7 @@
 """Gap-Aware: the formula, its edges, and how it stands in optax."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +9,8 @@ import optax
 import pytest
 
 import ga_jax
+from ga_jax import kernel, rules
+from ga_jax.rules import base
 from tests import cases
 
 
@@ -368,3 +372,178 @@ def test_gap_metrics_stay_on_the_device():
   assert float(run(opt.init(params))) == 0.0
   with pytest.raises(ValueError, match='no gap-aware link'):
     ga_jax.gap_metrics(optax.sgd(0.1).init(params))
+
+
+# Several gap-aware links.
+
+SIZES = {'body': (3, 4), 'head': (5,), 'scale': ()}
+RATES = {'slow': 0.1, 'fast': 0.5}
+LABELS = {'body': 'slow', 'head': 'fast', 'scale': 'slow'}
+DECAY, EPS = 0.9, 1e-3
+
+
+def grouped(**more):
+  """GA at two rates, each for some of the leaves."""
+  groups = {
+    label: ga_jax.gap_aware(rate, momentum=0.0, decay=DECAY, eps=EPS)
+    for label, rate in RATES.items()
+  }
+  return ga_jax.lift(
+    optax.partition({**groups, **more}, LABELS, mask_compatible_extra_args=True)
+  )
+
+
+def drawn(seed):
+  rng = np.random.default_rng(seed)
+  return {k: rng.normal(size=size) for k, size in SIZES.items()}
+
+
+def by_hand(distance, first_grads):
+  """Of the second gradient, in float64: (gap², G) of every parameter.
+
+  After one gradient g, s / (1 - Γ) is g², so C = η (|g| + ε) and
+  G = 1 + |θ - θs| / C.
+  """
+  squares, penalties = {}, {}
+  for name, label in LABELS.items():
+    c = RATES[label] * (np.abs(first_grads[name]) + EPS)
+    squares[name] = distance[name] ** 2
+    penalties[name] = 1 + np.abs(distance[name]) / c
+  return squares, penalties
+
+
+def of_leaves(trees, names):
+  return np.concatenate([np.ravel(trees[name]) for name in names])
+
+
+def after_two(rule, distance):
+  """The state after a fresh gradient, and one that is `distance` late."""
+  narrow = functools.partial(jax.tree.map, jnp.float32)
+  params, first, second = map(narrow, (drawn(1), drawn(2), drawn(3)))
+  stale = jax.tree.map(lambda p, d: p - jnp.float32(d), params, distance)
+  update, state = jax.jit(rule.update), jax.jit(rule.init)(params)
+  _, state = update(first, state, params, stale_params=params)
+  _, state = update(second, state, params, stale_params=stale)
+  return state
+
+
+def test_gap_metrics_of_groups_are_those_of_all_their_parameters():
+  distance = drawn(4)
+  state = after_two(grouped(), distance)
+  squares, penalties = by_hand(distance, drawn(2))
+  seen = ga_jax.gap_metrics(state)
+  everything = of_leaves(penalties, SIZES)
+  assert len(everything) == 18
+  np.testing.assert_allclose(
+    seen.mean_gap, np.sqrt(of_leaves(squares, SIZES).mean()), rtol=1e-6
+  )
+  np.testing.assert_allclose(seen.mean_penalty, everything.mean(), rtol=1e-6)
+  np.testing.assert_allclose(seen.max_penalty, everything.max(), rtol=1e-5)
+  groups = ga_jax.gap_metrics_by_group(state)
+  assert set(groups) == set(RATES)
+  for label, one in groups.items():
+    own = [name for name in SIZES if LABELS[name] == label]
+    np.testing.assert_allclose(
+      one.mean_gap, np.sqrt(of_leaves(squares, own).mean()), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+      one.mean_penalty, of_leaves(penalties, own).mean(), rtol=1e-6
+    )
+    np.testing.assert_allclose(
+      one.max_penalty, of_leaves(penalties, own).max(), rtol=1e-5
+    )
+
+
+def test_kernel_metrics_are_of_all_parameters():
+  # The leaf that no link penalises counts as 1.
+  labels = {**LABELS, 'body': 'plain'}
+  groups = {
+    'plain': optax.sgd(0.1),
+    'slow': ga_jax.gap_aware(0.1, momentum=0.0, decay=DECAY, eps=EPS),
+    'fast': rules.dynsgd(0.1),
+  }
+  rule = ga_jax.lift(
+    optax.partition(groups, labels, mask_compatible_extra_args=True)
+  )
+  params, first, second = (
+    jax.tree.map(jnp.float32, drawn(seed)) for seed in (1, 2, 3)
+  )
+  distance = drawn(4)
+  zero, two = jnp.int32(0), jnp.int32(2)
+  arrival = kernel.Arrival(
+    first, (), kernel.Snapshot(params, ()), zero, zero, jnp.float32(1), zero + 1
+  )
+  apply = jax.jit(lambda *given: kernel.apply(rule, *given, 0.0))
+  state, _ = apply(jax.jit(lambda p: kernel.init(rule, p))(params), arrival)
+  stale = jax.tree.map(lambda p, d: p - jnp.float32(d), state.params, distance)
+  arrival = arrival._replace(
+    grads=second, sent=kernel.Snapshot(stale, ()), staleness=two
+  )
+  _, seen = apply(state, arrival)
+  squares, penalties = by_hand(distance, drawn(2))
+  penalties |= {'body': np.ones(SIZES['body']), 'head': np.full(5, 3.0)}
+  everything = of_leaves(penalties, SIZES)
+  np.testing.assert_allclose(seen.mean_penalty, everything.mean(), rtol=1e-6)
+  np.testing.assert_allclose(seen.max_penalty, everything.max(), rtol=1e-5)
+  np.testing.assert_allclose(
+    seen.gap, np.sqrt(of_leaves(squares, SIZES).mean()), rtol=1e-5
+  )
+
+
+def test_links_one_after_the_other_multiply_and_are_numbered():
+  rule = ga_jax.chain(
+    ga_jax.penalize_gap(decay=DECAY, eps=EPS),
+    ga_jax.gap_aware(0.1, momentum=0.0, decay=DECAY, eps=EPS),
+  )
+  state = after_two(rule, drawn(4))
+  groups = ga_jax.gap_metrics_by_group(state)
+  assert list(groups) == ['0', '1']
+  seen = ga_jax.gap_metrics(state)
+  first, second = groups.values()
+  product = float(first.mean_penalty) * float(second.mean_penalty)
+  assert float(seen.mean_penalty) == pytest.approx(product, rel=1e-6)
+  assert float(seen.mean_gap) == pytest.approx(float(first.mean_gap), rel=1e-6)
+
+
+def test_the_names_of_groups_say_where_they_are():
+  inner = optax.partition(
+    {'a': ga_jax.gap_aware(0.1), 'b': optax.sgd(0.1)},
+    {'body': 'a', 'head': 'a', 'scale': 'b'},
+    mask_compatible_extra_args=True,
+  )
+  outer = optax.partition(
+    {
+      'inner': inner,
+      'twice': optax.chain(ga_jax.penalize_gap(), ga_jax.gap_aware(0.1)),
+    },
+    {'body': 'inner', 'head': 'twice', 'scale': 'inner'},
+    mask_compatible_extra_args=True,
+  )
+  state = outer.init(jax.tree.map(jnp.float32, drawn(0)))
+  assert set(ga_jax.gap_metrics_by_group(state)) == {
+    'inner/a',
+    'twice/0',
+    'twice/1',
+  }
+  assert set(ga_jax.gap_metrics_by_group(ga_jax.gap_aware(1.0).init(1.0))) == {
+    '0'
+  }
+
+
+def test_links_that_do_not_say_what_they_divide_are_not_mixed():
+  own = ga_jax.GapMetrics(
+    jnp.ones([]), base.Penalty(jnp.ones([]), jnp.ones([]))
+  )
+  with pytest.raises(ValueError, match='ask gap_metrics_by_group'):
+    ga_jax.gap_metrics((own, ga_jax.gap_aware(0.1).init(jnp.ones(2))))
+  assert ga_jax.gap_metrics((own,)) is own
+
+
+@pytest.mark.parametrize(
+  'rule', [ga_jax.gap_aware(0.1), rules.dynsgd(0.1), ga_jax.penalize_gap()]
+)
+def test_optax_finds_what_is_like_the_parameters(rule):
+  params = {'w': jnp.ones(3), 'b': jnp.ones(())}
+  state = rule.init(params)
+  same = optax.tree_map_params(rule, lambda x: x, state)
+  assert jax.tree.structure(same) == jax.tree.structure(state)

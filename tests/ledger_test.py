@@ -202,8 +202,8 @@ def clean_trace():
     ('time', -1, 0.0, 'time'),
     ('version', 3, 5, 'read version 5'),
     ('first_batch', -2, 0, 'not the answer'),
-    ('ticket_id', 4, 0, 'issued twice'),
-    ('action', -1, 0, 'never closed'),
+    ('ticket_id', 4, 0, 'ticket 1 is the next to be issued'),
+    ('action', -1, 0, 'action 0 is none of this event'),
   ],
 )
 def test_verify_finds_a_falsified_trace(column, row, value, message):
@@ -220,10 +220,12 @@ def test_verify_finds_missing_and_doubled_batches():
   with pytest.raises(trace.TraceError, match=r'never applied: \[8\]'):
     good._replace(num_batches=9).verify()
   good._replace(num_batches=9).verify(complete=False)
+  with pytest.raises(trace.TraceError, match='never closed'):
+    good._replace(events=good.events[:-1]).verify()
   events = good.events.copy()
   tickets = events['ticket_id']
   events['first_batch'][tickets == good.applied()['ticket_id'][-1]] = 0
-  with pytest.raises(trace.TraceError, match='applied twice'):
+  with pytest.raises(trace.TraceError, match='batch 0 is issued twice'):
     good._replace(events=events).verify(complete=False)
 
 
@@ -377,14 +379,18 @@ def test_a_ledger_with_streams_is_saved_and_follows_its_record():
     assert again.save()['_streams'] == book.save()['_streams']
 
 
-@pytest.mark.parametrize('arguments', [{'streams': -1}, {'streams': 2}])
-def test_streams_are_issued_batch_by_batch(arguments):
-  with pytest.raises(
-    ValueError, match='streams must be at least 0, and 0 with'
-  ):
+@pytest.mark.parametrize(
+  ('streams', 'message'),
+  [
+    (-1, 'streams must be an integer of at least 0, got -1'),
+    (2, 'streams must be 0 with tickets of several batches, got 2 with'),
+  ],
+)
+def test_streams_are_issued_batch_by_batch(streams, message):
+  with pytest.raises(ValueError, match=message):
     ledger.Ledger(
       policies.asynchronous(),
       num_batches=4,
       batches_per_ticket=2,
-      **arguments,
+      streams=streams,
     )

@@ -116,7 +116,7 @@ def test_devices_are_shared_out_in_turn():
     found = placement.shared_out(devices, size)
     assert [d for one in found for d in one.devices] == devices[: groups * size]
   for size in (0, 5):
-    with pytest.raises(ValueError, match=f'from 1 to 4, .* got {size}'):
+    with pytest.raises(ValueError, match=f'from 1 to .*=4, got {size}'):
       placement.shared_out(devices, size)
 
 

@@ -128,7 +128,7 @@ def test_exactly_once_with_stalls_deaths_and_joins(
     loss_fn=loss_fn,
     accidents=rng,
   )
-  run = book.trace(num_workers)
+  run = book.trace()
   run.verify()
   assert run.updates() == book.version
   if not policy.accumulates:
@@ -312,7 +312,7 @@ def test_make_passes_on_what_a_policy_reads():
     ('gba', 4, {'max_staleness': True}, '^max_staleness must be'),
     ('adasync', 4, {'adasync_k0': 5}, '^adasync_k0 must be'),
     ('abs', 4, {'abs_k0': 0}, '^abs_k0 must be'),
-    ('abs', 4, {'abs_factor': math.inf}, '^abs_factor must be positive'),
+    ('abs', 4, {'abs_factor': math.inf}, '^abs_factor must be finite and > 0'),
     ('fedbuff', 4, {'buffer_size': 0}, '^buffer_size must be'),
     ('ringmaster', 4, {'max_delay': 0}, '^max_delay must be'),
     ('ringmaster_stops', 4, {'max_delay': 0}, '^max_delay must be'),

@@ -418,7 +418,10 @@ def test_compression_is_for_gradients_and_real_ones():
     (lambda: make('dana_slim', momentum=-0.1), 'momentum must be finite'),
     (lambda: make('local_sgd', learning_rate=-1.0), 'learning_rate must'),
     (lambda: lambda _: compression.topk(0.0), 'topk_ratio must be finite'),
-    (lambda: lambda _: compression.topk(1.5), 'topk_ratio must be at most 1'),
+    (
+      lambda: lambda _: compression.topk(1.5),
+      'topk_ratio must be finite and > 0.0 and <= 1',
+    ),
   ],
 )
 def test_arguments_are_checked(build, message):

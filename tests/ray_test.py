@@ -258,7 +258,7 @@ def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
   ('change', 'message'),
   [
     ({'accelerator': 'abacus'}, "one of .*'tpu'.*, got 'abacus'"),
-    ({'lease_seconds': 0.0}, 'lease_seconds must be positive, got 0.0'),
+    ({'lease_seconds': 0.0}, 'lease_seconds must be > 0.0, got 0.0'),
   ],
 )
 @pytest.mark.ray

@@ -258,7 +258,9 @@ def test_streams_of_program_and_batches_must_agree():
       stats_momentum=0.9,
       program=single,
     )
-  with pytest.raises(ValueError, match='streams must be at least 1, got 0'):
+  with pytest.raises(
+    ValueError, match='streams must be an integer of at least 1, got 0'
+  ):
     programs.recurrent(loss_fn, memory, 0)
 
 

@@ -466,7 +466,10 @@ def test_a_missing_argument_is_a_type_error(name, missing):
       lambda: rules.dc_asgd(0.1, dc_lambda=-1.0),
       'dc_lambda must be finite and >= 0',
     ),
-    (lambda: rules.multi_asgd(0.1, 0), 'num_workers must be at least 1'),
+    (
+      lambda: rules.multi_asgd(0.1, 0),
+      'num_workers must be an integer of at least 1',
+    ),
     (lambda: rules.multi_steps(rules.asgd(0.1), 0), 'every_k must be'),
   ],
 )

@@ -175,7 +175,9 @@ def test_pieces_join_to_the_same_bits(shapes, shards):
   ]
   number = sum(leaf.size for leaf, _ in tree)
   if shards > max(number, 1):
-    with pytest.raises(ValueError, match=f'from 1 to {max(number, 1)} shards'):
+    with pytest.raises(
+      ValueError, match=f'shards must be .* 1 to .*={max(number, 1)},'
+    ):
       sharding.split(tree, shards)
     return
   split = sharding.split(tree, shards)
@@ -223,7 +225,9 @@ def test_pieces_are_checked_and_cut_in_compiled_code():
     with pytest.raises(ValueError, match='this splits trees'):
       split.pieces(other)
   for shards in (0, 8):
-    with pytest.raises(ValueError, match='from 1 to 7 shards'):
+    with pytest.raises(
+      ValueError, match=r'shards must be an integer from 1 to .*=7'
+    ):
       sharding.split(tree, shards)
 
 
@@ -409,7 +413,9 @@ def test_exchanges_and_too_many_shards_are_refused():
   sharded.check(1, rule, params, program)
   with pytest.raises(ValueError, match='exchanges with the whole'):
     sharded.check(2, rule, params, program)
-  with pytest.raises(ValueError, match='from 1 to 16 shards'):
+  with pytest.raises(
+    ValueError, match=r'shards must be an integer from 1 to .*=16'
+  ):
     core(rule, 17)
   assert isinstance(core(rule, 1), server.ServerCore)
 

@@ -545,9 +545,9 @@ def resident_kib() -> int:
 @pytest.mark.parametrize(
   ('change', 'message'),
   [
-    ({'num_workers': 0}, 'num_workers must be at least 1'),
-    ({'lease_seconds': 0.0}, 'lease_seconds must be positive'),
-    ({'pipeline_depth': -1}, 'pipeline_depth must be at least 0'),
+    ({'num_workers': 0}, 'num_workers must be an integer of at least 1'),
+    ({'lease_seconds': 0.0}, 'lease_seconds must be > 0'),
+    ({'pipeline_depth': -1}, 'pipeline_depth must be an integer of at least 0'),
   ],
 )
 def test_arguments_are_checked(change, message):

@@ -355,8 +355,14 @@ def test_the_next_token_after_a_text():
 @pytest.mark.parametrize(
   ('arguments', 'message'),
   [
-    ({'segment_length': 0}, 'segment_length must be at least 1, got 0'),
-    ({'memory_length': -2}, 'memory_length must be at least 0, got -2'),
+    (
+      {'segment_length': 0},
+      'segment_length must be an integer of at least 1, got 0',
+    ),
+    (
+      {'memory_length': -2},
+      'memory_length must be an integer of at least 0, got -2',
+    ),
     ({'compute_dtype': 'float16'}, 'compute_dtype'),
   ],
 )

@@ -72,10 +72,3 @@ def task_times(clock: Clock) -> Callable[[int], float]:
     return next(reader)
 
   return next_time
-
-
-def check_positive(**values):
-  """Raises a ValueError naming the first value that is not positive."""
-  for name, value in values.items():
-    if not (np.isfinite(value) and value > 0):
-      raise ValueError(f'{name} must be positive and finite, got {value}')

@@ -1,5 +1,6 @@
 """The time that messages take, on top of any clock."""
 
+from ga_jax import checks
 from ga_jax.clocks import base
 
 
@@ -24,12 +25,9 @@ def with_communication(
     A `Clock` whose tickets take 2 latency + (pull_bytes + push_bytes) /
     bandwidth more.
   """
-  if not latency >= 0:
-    raise ValueError(f'latency must be >= 0, got {latency}')
-  if not bandwidth > 0:
-    raise ValueError(f'bandwidth must be positive, got {bandwidth}')
-  for name, size in (('pull_bytes', pull_bytes), ('push_bytes', push_bytes)):
-    if size < 0:
-      raise ValueError(f'{name} must be >= 0, got {size}')
+  latency = checks.number('latency', latency, low=0.0)
+  bandwidth = checks.number('bandwidth', bandwidth, above=0.0, finite=False)
+  pull_bytes = checks.integer('pull_bytes', pull_bytes, 0)
+  push_bytes = checks.integer('push_bytes', push_bytes, 0)
   messages = 2 * latency + (pull_bytes + push_bytes) / bandwidth
   return clock._replace(overhead=clock.overhead + messages)

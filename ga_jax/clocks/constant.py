@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from ga_jax import checks
 from ga_jax.clocks import base
 
 
@@ -15,7 +16,7 @@ def constant(seed: int = 0, *, mean: float = 1.0) -> base.Clock:
   Returns:
     A `Clock`.
   """
-  del seed
-  base.check_positive(mean=mean)
-  times = np.full(base.CHUNK, float(mean))
+  checks.integer('seed', seed, 0)
+  mean = checks.number('mean', mean, above=0.0)
+  times = np.full(base.CHUNK, mean)
   return base.Clock(draw=lambda worker_id, chunk: times, mean=mean)

@@ -8,6 +8,7 @@ References:
   <https://arxiv.org/abs/1803.01113>`_, AISTATS 2018.
 """
 
+from ga_jax import checks
 from ga_jax.clocks import base
 
 
@@ -21,7 +22,8 @@ def exponential(seed: int = 0, *, mean: float = 1.0) -> base.Clock:
   Returns:
     A `Clock`; the standard deviation is the mean.
   """
-  base.check_positive(mean=mean)
+  seed = checks.integer('seed', seed, 0)
+  mean = checks.number('mean', mean, above=0.0)
 
   def draw(worker_id, chunk):
     return base.generator(seed, worker_id, chunk).exponential(mean, base.CHUNK)

@@ -2,6 +2,7 @@
 
 import math
 
+from ga_jax import checks
 from ga_jax.clocks import base
 
 
@@ -29,20 +30,12 @@ def with_fault(
   Returns:
     A `Clock`.
   """
-  for name, value, fine in (
-    ('worker_id', worker_id, worker_id >= 0),
-    ('time', time, time >= 0 and math.isfinite(time)),
-    (
-      'noticed_after',
-      noticed_after,
-      noticed_after >= 0 and math.isfinite(noticed_after),
-    ),
-  ):
-    if not fine:
-      raise ValueError(f'{name} must be finite and >= 0, got {value}')
-  if not duration > 0:
-    raise ValueError(f'duration must be positive, got {duration}')
-  fault = base.Fault(worker_id, time, duration, noticed_after)
+  fault = base.Fault(
+    checks.integer('worker_id', worker_id, 0),
+    checks.number('time', time, low=0.0),
+    checks.number('duration', duration, above=0.0, finite=False),
+    checks.number('noticed_after', noticed_after, low=0.0),
+  )
   return clock._replace(faults=tuple(sorted((*clock.faults, fault))))
 
 

@@ -10,6 +10,7 @@ References:
   Heterogeneous Computing Systems, HCW 2000.
 """
 
+from ga_jax import checks
 from ga_jax.clocks import base
 
 _MACHINES = 2**31  # a stream apart from every worker's tasks
@@ -28,7 +29,9 @@ def homogeneous(
   Returns:
     A `Clock`; at V = 0.1 0.94 % of the tasks take over 1.25 times the mean.
   """
-  base.check_positive(mean=mean, variation=variation)
+  seed = checks.integer('seed', seed, 0)
+  mean = checks.number('mean', mean, above=0.0)
+  variation = checks.number('variation', variation, above=0.0)
   shape, scale = 1 / variation**2, mean * variation**2
 
   def draw(worker_id, chunk):
@@ -57,8 +60,9 @@ def heterogeneous(
   Returns:
     A `Clock`; by default 27.96 % of the machines are over 1.25 times the mean.
   """
-  base.check_positive(
-    mean=mean, machine_variation=machine_variation, variation=variation
+  mean = checks.number('mean', mean, above=0.0)
+  machine_variation = checks.number(
+    'machine_variation', machine_variation, above=0.0
   )
   shape = 1 / machine_variation**2
   scale = mean * machine_variation**2

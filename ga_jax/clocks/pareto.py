@@ -9,8 +9,7 @@ References:
   Communications of the ACM, 2013.
 """
 
-import math
-
+from ga_jax import checks
 from ga_jax.clocks import base
 
 
@@ -30,9 +29,9 @@ def pareto(
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_positive(mean=mean)
-  if not (tail > 1 and math.isfinite(tail)):
-    raise ValueError(f'tail must be finite and above 1, got {tail}')
+  seed = checks.integer('seed', seed, 0)
+  mean = checks.number('mean', mean, above=0.0)
+  tail = checks.number('tail', tail, above=1.0)
   least = mean * (tail - 1) / tail
 
   def draw(worker_id, chunk):

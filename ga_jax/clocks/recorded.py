@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ga_jax import checks
 from ga_jax.clocks import base
 
 _ISSUE, _ARRIVE = 0, 1  # policies.Kind, which clocks do not import
@@ -32,7 +33,7 @@ def recorded(
   Raises:
     ValueError: there are no times, or times of which no clock can be made.
   """
-  del seed
+  checks.integer('seed', seed, 0)
   if not isinstance(times, Mapping):
     times = dict(enumerate(times))
   times = {w: np.array(times[w], np.float64) for w in sorted(times)}

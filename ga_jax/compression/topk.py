@@ -17,8 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ga_jax import checks
 from ga_jax.compression import base
-from ga_jax.rules.base import check_number, float_dtype, tree_size
+from ga_jax.rules.base import float_dtype, tree_size
 
 
 class Sparse(NamedTuple):
@@ -39,9 +40,7 @@ def topk(topk_ratio: float = 0.01) -> base.Compression:
     A `Compression` whose state is the residual; gradients must be real
     (ValueError).
   """
-  check_number('topk_ratio', topk_ratio, above=0.0)
-  if topk_ratio > 1:
-    raise ValueError(f'topk_ratio must be at most 1, got {topk_ratio}')
+  topk_ratio = checks.number('topk_ratio', topk_ratio, above=0.0, high=1.0)
 
   def init(params):
     dtypes = [float_dtype(leaf) for leaf in jax.tree.leaves(params)]

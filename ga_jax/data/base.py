@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax import checks
 from ga_jax.data import fingerprint, scaling
 from ga_jax.runtimes.job import Source
 
@@ -75,7 +76,7 @@ class Dataset(NamedTuple):
     """A split in order, in batches of equal size."""
     inputs, labels = getattr(self, split)
     n = len(labels)
-    size = min(size, n)
+    size = min(checks.integer('size', size, 1), n)
     for start in range(0, n, size):
       rows = np.arange(start, start + size)
       valid = rows < n
@@ -165,6 +166,7 @@ def hold_out(dataset: Dataset, size: int) -> Dataset:
   Returns:
     A `Dataset`.
   """
+  size = checks.integer('size', size, 0)
   if size == 0:
     return dataset
   held, kept = held_out(len(dataset.train.labels), size)
@@ -226,6 +228,8 @@ def shuffled(n: int, batch_size: int, seed: int) -> Callable[[int], np.ndarray]:
   Raises:
     DataError: `batch_size` exceeds `n`.
   """
+  batch_size = checks.integer('batch_size', batch_size, 1)
+  seed = checks.integer('seed', seed, 0)
   per_epoch = n // batch_size
   if per_epoch < 1:
     raise DataError(f'batch_size {batch_size} exceeds the {n} examples')

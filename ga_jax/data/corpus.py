@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import metrics
+from ga_jax import checks, metrics
 from ga_jax.data import base, fingerprint
 from ga_jax.runtimes.job import Source
 
@@ -95,6 +95,7 @@ class Corpus(NamedTuple):
     Raises:
       DataError: there are not so many.
     """
+    size = checks.integer('size', size, 0)
     if size == 0:
       return self
     if not 0 < size < len(self.train):
@@ -139,6 +140,10 @@ class Corpus(NamedTuple):
     Raises:
       DataError: the text is too short, or too long.
     """
+    batch_size = checks.integer('batch_size', batch_size, 1)
+    segment_length = checks.integer('segment_length', segment_length, 1)
+    streams = checks.integer('streams', streams, 1)
+    seed = checks.integer('seed', seed, 0)
     n, rows = len(self.train), batch_size * streams
     if not rows * segment_length < n < _MOST:
       raise base.DataError(

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ga_jax import checks
 from ga_jax.data import ahead, base, fingerprint, prepared, scaling
 from ga_jax.runtimes.job import Source
 
@@ -67,6 +68,7 @@ class Stream(NamedTuple):
 
   def hold_out(self, size: int) -> 'Stream':
     """Takes a validation split out of the training split, see `hold_out`."""
+    size = checks.integer('size', size, 0)
     if size == 0:
       return self
     rows = self.train.rows
@@ -103,7 +105,7 @@ class Stream(NamedTuple):
     """A split in order, in batches of equal size, the next ones made ahead."""
     records = getattr(self, split)
     n = len(records.rows)
-    size = min(size, n)
+    size = min(checks.integer('size', size, 1), n)
     numbers = range(-(-n // size))
 
     def begin(number):

@@ -6,6 +6,13 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
+from ga_jax import checks
+
+
+def classes(num_classes: int) -> int:
+  """A number of classes; a ValueError where it is none."""
+  return checks.integer('num_classes', num_classes, 1)
+
 
 class Model(NamedTuple):
   """A classifier.
@@ -37,6 +44,7 @@ def from_linen(
   Returns:
     A `Model` whose `model_state` is the 'batch_stats' collection, () without.
   """
+  checks.number('stats_momentum', stats_momentum, low=0.0, high=1.0)
 
   def init(key, inputs):
     variables = dict(module.init(key, inputs, train=False))

@@ -93,4 +93,4 @@ class CNN3(nn.Module):
 
 def cnn3(num_classes: int) -> base.Model:
   """Three 5x5 convolutions: 89,578 parameters at 32 x 32 x 3, 10 classes."""
-  return base.from_linen(CNN3(num_classes), reads='images')
+  return base.from_linen(CNN3(base.classes(num_classes)), reads='images')

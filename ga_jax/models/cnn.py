@@ -24,9 +24,11 @@ class CNN(nn.Module):
 
 def cnn(num_classes: int) -> base.Model:
   """Three convolutions of 16, 32 and 32 filters, stride 2."""
-  return base.from_linen(CNN(num_classes), reads='images')
+  return base.from_linen(CNN(base.classes(num_classes)), reads='images')
 
 
 def cnn_bn(num_classes: int) -> base.Model:
   """Three convolutions of 16, 32 and 32 filters, stride 2 with BatchNorm."""
-  return base.from_linen(CNN(num_classes, batch_norm=True), reads='images')
+  return base.from_linen(
+    CNN(base.classes(num_classes), batch_norm=True), reads='images'
+  )

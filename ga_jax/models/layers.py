@@ -44,6 +44,7 @@ def model(
   network: type[nn.Module], num_classes: int, compute_dtype: str, remat: bool
 ) -> base.Model:
   """A network of images, made as `network(num_classes, dtype=, remat=)`."""
+  num_classes = base.classes(num_classes)
   module = network(num_classes, dtype=dtype_of(compute_dtype), remat=remat)
   return base.from_linen(module, stats_momentum=STATS_MOMENTUM, reads='images')
 

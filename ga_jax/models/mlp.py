@@ -25,9 +25,9 @@ class MLP(nn.Module):
 
 def mlp(num_classes: int) -> base.Model:
   """Two hidden layers of 128."""
-  return base.from_linen(MLP(num_classes))
+  return base.from_linen(MLP(base.classes(num_classes)))
 
 
 def mlp_bn(num_classes: int) -> base.Model:
   """Two hidden layers of 128 with BatchNorm."""
-  return base.from_linen(MLP(num_classes, batch_norm=True))
+  return base.from_linen(MLP(base.classes(num_classes), batch_norm=True))

@@ -25,7 +25,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ga_jax.models import adaptive_softmax, language, layers
+from ga_jax import checks
+from ga_jax.models import adaptive_softmax, base, language, layers
 
 _normal = nn.initializers.normal(0.02)
 
@@ -212,12 +213,8 @@ def language_model(
   """
   if memory_length is None:
     memory_length = segment_length
-  for name, value, least in (
-    ('segment_length', segment_length, 1),
-    ('memory_length', memory_length, 0),
-  ):
-    if value < least:
-      raise ValueError(f'{name} must be at least {least}, got {value}')
+  segment_length = checks.integer('segment_length', segment_length, 1)
+  memory_length = checks.integer('memory_length', memory_length, 0)
 
   def memory(batch_size):
     shape = module.num_layers, batch_size, memory_length, module.features
@@ -258,7 +255,7 @@ def transformer_xl(
 ) -> language.LanguageModel:
   """The base configuration for WikiText-103; 16 layers, d 410, 10 heads."""
   module = TransformerXL(
-    num_classes=num_classes,
+    num_classes=base.classes(num_classes),
     num_layers=16,
     features=410,
     num_heads=10,
@@ -279,7 +276,7 @@ def transformer_xl_small(
 ) -> language.LanguageModel:
   """4 layers, d 64, 4 heads: 0.2 M parameters and 65 per class."""
   module = TransformerXL(
-    num_classes=num_classes,
+    num_classes=base.classes(num_classes),
     num_layers=4,
     features=64,
     num_heads=4,

@@ -21,6 +21,7 @@ References:
 import math
 from typing import NamedTuple
 
+from ga_jax import checks
 from ga_jax.policies import adaptive, barrier, base
 
 
@@ -49,12 +50,9 @@ def adaptive_bounded_staleness(
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
-  base.check_integer('abs_k0', abs_k0, 1, num_workers)
-  if not (abs_factor > 0 and math.isfinite(abs_factor)):
-    raise ValueError(
-      f'abs_factor must be positive and finite, got {abs_factor}'
-    )
+  num_workers = checks.integer('num_workers', num_workers, 1)
+  abs_k0 = checks.integer('abs_k0', abs_k0, 1, num_workers, 'num_workers')
+  abs_factor = checks.number('abs_factor', abs_factor, above=0.0)
 
   def bound(wait_for):
     # τ_max^t = ⌈f N / K_t⌉

@@ -14,6 +14,7 @@ References:
 
 from typing import NamedTuple
 
+from ga_jax import checks
 from ga_jax.policies import adaptive, barrier, base
 
 
@@ -38,8 +39,10 @@ def adasync(num_workers: int, adasync_k0: int = 1) -> base.Policy:
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
-  base.check_integer('adasync_k0', adasync_k0, 1, num_workers)
+  num_workers = checks.integer('num_workers', num_workers, 1)
+  adasync_k0 = checks.integer(
+    'adasync_k0', adasync_k0, 1, num_workers, 'num_workers'
+  )
 
   def init():
     return AdaSyncState(barrier.BarrierState(), adaptive.Progress(), adasync_k0)

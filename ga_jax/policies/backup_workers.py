@@ -10,6 +10,7 @@ References:
   <https://arxiv.org/abs/1604.00981>`_, 2016.
 """
 
+from ga_jax import checks
 from ga_jax.policies import barrier, base
 
 
@@ -27,8 +28,10 @@ def backup_workers(num_workers: int, backups: int | None = None) -> base.Policy:
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
+  num_workers = checks.integer('num_workers', num_workers, 1)
   if backups is None:
     backups = min(1, num_workers - 1)
-  base.check_integer('backups', backups, 0, num_workers - 1, 'num_workers-1')
+  backups = checks.integer(
+    'backups', backups, 0, num_workers - 1, 'num_workers-1'
+  )
   return barrier.barrier(num_workers - backups, fresh=True)

@@ -6,6 +6,7 @@ fewer than K of them it would stay open for ever otherwise.
 
 from typing import NamedTuple
 
+from ga_jax import checks
 from ga_jax.policies import base
 
 
@@ -88,8 +89,8 @@ def wait_for_or_half(num_workers: int, wait_for: int | None) -> int:
   Raises:
     ValueError: `num_workers` or `wait_for` is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
+  num_workers = checks.integer('num_workers', num_workers, 1)
   if wait_for is None:
     return max(1, num_workers // 2)
-  base.check_integer('wait_for', wait_for, 1, num_workers)
+  wait_for = checks.integer('wait_for', wait_for, 1, num_workers, 'num_workers')
   return wait_for

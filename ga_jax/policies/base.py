@@ -16,7 +16,6 @@ What every policy keeps to:
 """
 
 import enum
-import numbers
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -104,29 +103,3 @@ def check(policy):
       'policy must be a Policy, such as ga_jax.policies.asynchronous(), got '
       f'{policy!r}'
     )
-
-
-def check_integer(
-  name: str,
-  value: int,
-  least: int,
-  most: int | None = None,
-  most_name: str = 'num_workers',
-):
-  """Raises a ValueError that names a parameter out of its range.
-
-  Args:
-    name: of the parameter.
-    value: what it was set to.
-    least: the least that is allowed.
-    most: the most that is allowed; None without a limit.
-    most_name: what that limit is.
-  """
-  integer = isinstance(value, numbers.Integral) and not isinstance(value, bool)
-  if integer and least <= value and (most is None or value <= most):
-    return
-  if most is None:
-    allowed = f'of at least {least}'
-  else:
-    allowed = f'from {least} to {most_name}={most}'
-  raise ValueError(f'{name} must be an integer {allowed}, got {value!r}')

@@ -11,6 +11,7 @@ References:
   AISTATS 2022.
 """
 
+from ga_jax import checks
 from ga_jax.policies import base, buffer
 
 
@@ -27,8 +28,8 @@ def fedbuff(num_workers: int, buffer_size: int | None = None) -> base.Policy:
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
+  num_workers = checks.integer('num_workers', num_workers, 1)
   if buffer_size is None:
     buffer_size = max(1, num_workers // 2)
-  base.check_integer('buffer_size', buffer_size, 1)
+  buffer_size = checks.integer('buffer_size', buffer_size, 1)
   return buffer.buffer(buffer_size)

@@ -15,6 +15,7 @@ References:
   <https://arxiv.org/abs/2205.11048>`_, NeurIPS 2022.
 """
 
+from ga_jax import checks
 from ga_jax.policies import base, buffer
 
 
@@ -31,6 +32,6 @@ def gba(num_workers: int, max_staleness: int = 3) -> base.Policy:
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
-  base.check_integer('max_staleness', max_staleness, 0)
+  num_workers = checks.integer('num_workers', num_workers, 1)
+  max_staleness = checks.integer('max_staleness', max_staleness, 0)
   return buffer.buffer(num_workers, max_staleness)

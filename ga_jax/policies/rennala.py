@@ -10,6 +10,7 @@ References:
   <https://arxiv.org/abs/2305.12387>`_, NeurIPS 2023.
 """
 
+from ga_jax import checks
 from ga_jax.policies import base, buffer
 
 
@@ -28,8 +29,8 @@ def rennala(
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
+  num_workers = checks.integer('num_workers', num_workers, 1)
   if batch_gradients is None:
     batch_gradients = num_workers
-  base.check_integer('batch_gradients', batch_gradients, 1)
+  batch_gradients = checks.integer('batch_gradients', batch_gradients, 1)
   return buffer.buffer(batch_gradients, max_staleness=0)

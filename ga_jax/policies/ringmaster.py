@@ -10,6 +10,7 @@ References:
   with Optimal Time Complexity <https://arxiv.org/abs/2501.16168>`_, ICML 2025.
 """
 
+from ga_jax import checks
 from ga_jax.policies import base, buffer
 
 
@@ -35,8 +36,8 @@ def delay(num_workers: int, max_delay: int | None) -> int:
   Raises:
     ValueError: `num_workers` or `max_delay` is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
+  num_workers = checks.integer('num_workers', num_workers, 1)
   if max_delay is None:
     return num_workers
-  base.check_integer('max_delay', max_delay, 1)
+  max_delay = checks.integer('max_delay', max_delay, 1)
   return max_delay

@@ -13,6 +13,7 @@ References:
   Learning <https://arxiv.org/abs/1511.05950>`_, IJCAI 2016.
 """
 
+from ga_jax import checks
 from ga_jax.policies import base, buffer
 
 
@@ -29,6 +30,8 @@ def softsync(num_workers: int, softsync_n: int = 1) -> base.Policy:
   Raises:
     ValueError: an argument is out of its range.
   """
-  base.check_integer('num_workers', num_workers, 1)
-  base.check_integer('softsync_n', softsync_n, 1, num_workers)
+  num_workers = checks.integer('num_workers', num_workers, 1)
+  softsync_n = checks.integer(
+    'softsync_n', softsync_n, 1, num_workers, 'num_workers'
+  )
   return buffer.buffer(num_workers // softsync_n)

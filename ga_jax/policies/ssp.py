@@ -14,6 +14,7 @@ References:
 
 from typing import NamedTuple
 
+from ga_jax import checks
 from ga_jax.policies import base
 
 
@@ -61,7 +62,7 @@ def ssp(max_staleness: int = 3) -> base.Policy:
   Raises:
     ValueError: `max_staleness` is out of its range.
   """
-  base.check_integer('max_staleness', max_staleness, 0)
+  max_staleness = checks.integer('max_staleness', max_staleness, 0)
 
   def released(state, before):
     """Who waited for the slowest worker, where it has moved on."""

@@ -121,11 +121,3 @@ def fold_batches(step, carry, work: Work):
     unroll=min(LONGEST_UNROLL, len(work.batch_ids)),
   )
   return carry, losses.mean()
-
-
-def check_steps(local_steps: int):
-  """Raises a ValueError where `local_steps` is no positive integer."""
-  if not (isinstance(local_steps, int) and local_steps >= 1):
-    raise ValueError(
-      f'local_steps must be an integer of at least 1, got {local_steps}'
-    )

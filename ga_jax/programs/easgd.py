@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax import checks
 from ga_jax.programs import base
 from ga_jax.rules.base import (
   check_number,
@@ -61,9 +62,10 @@ def easgd(
   Returns:
     A `Program` that exchanges with the server at arrival.
   """
-  base.check_steps(local_steps)
-  check_number('learning_rate', learning_rate, low=0.0)
+  local_steps = checks.integer('local_steps', local_steps, 1)
+  check_number('learning_rate', learning_rate, low=0.0, schedule=True)
   check_number('local_momentum', local_momentum, low=0.0, below=1.0)
+  num_workers = checks.integer('num_workers', num_workers, 1)
   if elasticity is None:
     elasticity = 0.9 / num_workers
   check_number('elasticity', elasticity, above=0.0, below=1.0)

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ga_jax import checks
 from ga_jax.programs import base
 
 
@@ -33,7 +34,7 @@ def laga(
   Returns:
     A `Program` without worker state that overlaps computation and messages.
   """
-  base.check_steps(local_steps)
+  local_steps = checks.integer('local_steps', local_steps, 1)
   value_and_grad = base.value_and_grad(loss_fn)
 
   def run(worker_state, sent, work):

@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax import checks
 from ga_jax.programs import base
 from ga_jax.rules.base import (
   check_number,
@@ -48,8 +49,8 @@ def local_sgd(
   Returns:
     A `Program` whose worker state is the inner momentum.
   """
-  base.check_steps(local_steps)
-  check_number('learning_rate', learning_rate, low=0.0)
+  local_steps = checks.integer('local_steps', local_steps, 1)
+  check_number('learning_rate', learning_rate, low=0.0, schedule=True)
   check_number('local_momentum', local_momentum, low=0.0, below=1.0)
   inner = optax.chain(
     decayed_weights(weight_decay), momentum_trace(local_momentum)

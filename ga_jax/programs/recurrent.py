@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ga_jax import checks
 from ga_jax.programs import base
 
 
@@ -46,8 +47,7 @@ def recurrent(
   Raises:
     ValueError: `streams` is less than 1.
   """
-  if streams < 1:
-    raise ValueError(f'streams must be at least 1, got {streams}')
+  streams = checks.integer('streams', streams, 1)
   value_and_grad = base.value_and_grad(loss_fn)
 
   def init(params):

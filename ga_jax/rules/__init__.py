@@ -21,7 +21,7 @@ from ga_jax.rules.dc_asgd_a import dc_asgd_adaptive
 from ga_jax.rules.delay_adaptive import delay_adaptive
 from ga_jax.rules.delayed_nesterov import delayed_nesterov
 from ga_jax.rules.dynsgd import dynsgd
-from ga_jax.rules.gap import GapMetrics, gap_metrics
+from ga_jax.rules.gap import GapMetrics, gap_metrics, gap_metrics_by_group
 from ga_jax.rules.gap_aware import gap_aware, gap_aware_adam, scale_by_gap
 from ga_jax.rules.lwp import lwp
 from ga_jax.rules.multi_asgd import multi_asgd
@@ -74,6 +74,7 @@ __all__ = [
   'gap_aware',
   'gap_aware_adam',
   'gap_metrics',
+  'gap_metrics_by_group',
   'lift',
   'lwp',
   'multi_asgd',

@@ -36,6 +36,7 @@ def adam(
   """
   base.check_number('b1', b1, low=0.0, below=1.0)
   base.check_number('b2', b2, low=0.0, below=1.0)
+  base.check_number('adam_eps', adam_eps, low=0.0)
   return base.chain(
     optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps),
     base.decayed_weights(weight_decay, weight_decay_mask),

@@ -7,14 +7,16 @@ of the corrected gradients (momentum, learning rate). `update` is the one after
 the other, so every rule is an `optax.GradientTransformationExtraArgs`.
 """
 
+import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
+
+from ga_jax import checks
 
 
 def _pass_through(grads, state, params=None, **extra):
@@ -280,16 +282,45 @@ def with_lookahead(rule: AsyncOptimizer, lookahead) -> AsyncOptimizer:
   )
 
 
+@jax.tree_util.register_static
+@dataclasses.dataclass(frozen=True)
+class Sizes:
+  """Leaves by their path, and how many scalars each has; holds no array."""
+
+  scalars: tuple[tuple[str, int], ...]
+
+
+def sizes_of(params) -> Any:
+  """The `Sizes` of a pytree; what `optax.masked` takes out is not in them."""
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  if not leaves:  # a place-holder of optax.tree_map_params stays what it is
+    return params
+  return Sizes(
+    tuple((jax.tree_util.keystr(path), jnp.size(leaf)) for path, leaf in leaves)
+  )
+
+
+def sizes_by_name(sizes) -> dict[str, int]:
+  """What `sizes_of` returns as a dict."""
+  return dict(sizes.scalars) if isinstance(sizes, Sizes) else {}
+
+
 class Penalty(NamedTuple):
   """What the last gradient was divided by; every penalising state holds one."""
 
-  mean: jax.typing.ArrayLike  # over all parameters, shape=(), 1 = no penalty.
+  mean: jax.typing.ArrayLike  # over what is divided, shape=(), 1 = no penalty.
   max: jax.typing.ArrayLike  # the largest, shape=().
+  sizes: Any = None  # `sizes_of` what is divided; None: of all parameters.
 
 
-def no_penalty() -> Penalty:
-  """The penalty before any gradient came."""
-  return Penalty(float_scalar(1.0), float_scalar(1.0))
+def no_penalty(params=None) -> Penalty:
+  """The penalty before any gradient came.
+
+  Args:
+    params: what will be divided; None for all parameters that there are.
+  """
+  sizes = None if params is None else sizes_of(params)
+  return Penalty(float_scalar(1.0), float_scalar(1.0), sizes)
 
 
 def penalties_in(opt_state: optax.OptState) -> list[Penalty]:
@@ -302,11 +333,58 @@ def penalties_in(opt_state: optax.OptState) -> list[Penalty]:
   return [node for node in nodes if is_penalty(node)]
 
 
-def total_penalty(opt_state: optax.OptState) -> Penalty:
-  """The product of all penalties in a state; 1 where a rule has none."""
+def total_penalty(opt_state: optax.OptState, params) -> Penalty:
+  """What all penalties in a state come to; 1 where a rule has none.
+
+  Args:
+    opt_state: the state of a rule.
+    params: the parameters, or their shapes; the mean is over all of them.
+  """
+  sizes = sizes_by_name(sizes_of(params))
+  return combined_penalty(penalties_in(opt_state), sizes)
+
+
+def combined_penalty(
+  penalties: list[Penalty], sizes: dict[str, int]
+) -> Penalty:
+  """What several penalties come to.
+
+  Of those that divide the same leaves, one after the other, it is the product;
+  over groups of leaves that are divided by different ones the mean, weighted by
+  the number of parameters, and the maximum. It is 1 where nothing divides.
+
+  Args:
+    penalties: any number.
+    sizes: of the leaves that the mean is over, by name.
+  """
+  divided = [_divided(penalty, sizes) for penalty in penalties]
+  groups = {}  # numbers of the penalties that divide them -> scalars
+  for name, size in sizes.items():
+    by = tuple(i for i, names in enumerate(divided) if name in names)
+    groups[by] = groups.get(by, 0) + size
+  totals = {by: _product([penalties[i] for i in by]) for by in groups}
+  if len(groups) < 2:
+    return next(iter(totals.values()), no_penalty())
+  scalars = max(sum(groups.values()), 1)
+  mean = tree_sum([groups[by] / scalars * totals[by].mean for by in groups])
+  largest = [totals[by].max for by in groups if groups[by]]
+  return Penalty(mean, functools.reduce(jnp.maximum, largest))
+
+
+def _divided(penalty: Penalty, sizes: dict[str, int]) -> set[str]:
+  """The names of the leaves that a penalty is of."""
+  if penalty.sizes is None:
+    return set(sizes)
+  names = set(sizes_by_name(penalty.sizes))
+  # Of a tree of its own (optax.flatten) it is not known which they are.
+  return names if names <= set(sizes) else set(sizes)
+
+
+def _product(penalties: list[Penalty]) -> Penalty:
+  """Of penalties of the same leaves."""
   mean = largest = float_scalar(1.0)
-  for node in penalties_in(opt_state):
-    mean, largest = mean * node.mean, largest * node.max
+  for penalty in penalties:
+    mean, largest = mean * penalty.mean, largest * penalty.max
   return Penalty(mean, largest)
 
 
@@ -330,7 +408,7 @@ def scale_by_learning_rate(
     An `AsyncOptimizer` that multiplies by minus the learning rate and keeps the
     last rate in its state.
   """
-  check_number('learning_rate', learning_rate, low=0.0)
+  check_number('learning_rate', learning_rate, low=0.0, schedule=True)
 
   def init(params):
     del params
@@ -353,8 +431,10 @@ def scale_by_learning_rate(
 
 def momentum_trace(momentum, nesterov: bool = False):
   """`optax.trace`, or the identity where momentum is the number 0 or None."""
+  if momentum is None:
+    return optax.identity()
   check_number('momentum', momentum, low=0.0, below=1.0)
-  if momentum is None or is_zero(momentum):
+  if is_zero(momentum):
     return optax.identity()
   return optax.trace(momentum, nesterov=nesterov)
 
@@ -415,27 +495,32 @@ def descend(params, step, direction):
   return jax.tree.map(move, params, direction)
 
 
-def check_number(name, value, *, low=None, below=None, above=None):
-  """Raises a ValueError where a Python number is out of range.
+def check_number(
+  name: str,
+  value: Any,
+  *,
+  low: float | None = None,
+  above: float | None = None,
+  below: float | None = None,
+  schedule: bool = False,
+):
+  """Raises a ValueError where an argument is no number in its range.
 
-  Traced values and schedules pass: they cannot be looked at.
+  What is traced is one real number, of which no more can be known.
+
+  Args:
+    name: of the argument.
+    value: a number of Python, NumPy or JAX.
+    low: see `checks.number`.
+    above: see `checks.number`.
+    below: see `checks.number`.
+    schedule: whether it may be a function of a count, too.
   """
-  if not _is_number(value):
+  if schedule and callable(value):
     return
-  bad = (
-    not math.isfinite(value)
-    or (low is not None and value < low)
-    or (below is not None and value >= below)
-    or (above is not None and value <= above)
-  )
-  if bad:
-    limits = [
-      f'{sign} {limit}'
-      for sign, limit in (('>=', low), ('>', above), ('<', below))
-      if limit is not None
-    ]
-    limits = ' and '.join(['finite', *limits])
-    raise ValueError(f'{name} must be {limits}, got {value}')
+  if isinstance(value, jax.core.Tracer) and checks.real_scalar(value):
+    return
+  checks.number(name, value, low=low, above=above, below=below)
 
 
 # What `staleness` is, for the message where it is missing.
@@ -457,12 +542,6 @@ def require(name: str, argument: str, value, meaning: str):
       f'{argument}=...) with {meaning}. Under a policy that averages rounds '
       'build the chain with ga_jax.chain.'
     )
-
-
-def check_num_workers(num_workers: int):
-  """Raises a ValueError where a number of workers is below 1."""
-  if num_workers < 1:
-    raise ValueError(f'num_workers must be at least 1, got {num_workers}')
 
 
 def abs_sq(x) -> jax.Array:

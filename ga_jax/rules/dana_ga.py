@@ -46,6 +46,7 @@ def dana_ga(
     fresh gradient is at a look-ahead too and must not be penalised for it) and
     `worker_id=`. It cannot average a round.
   """
+  rate = base.scale_by_learning_rate(learning_rate)
   link = scale_by_gap(
     trace_per_worker(momentum, num_workers, keep_total=True),
     max_learning_rate=learning_rate,
@@ -61,6 +62,6 @@ def dana_ga(
   rule = base.chain(
     base.decayed_weights(weight_decay, weight_decay_mask),
     base.AsyncOptimizer(link.init, correct, link.step, num_workers=num_workers),
-    base.scale_by_learning_rate(learning_rate),
+    rate,
   )
   return base.with_lookahead(rule, dana_lookahead(momentum, link='direction'))

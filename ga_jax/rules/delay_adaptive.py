@@ -14,6 +14,7 @@ References:
 import jax.numpy as jnp
 import optax
 
+from ga_jax import checks
 from ga_jax.rules import base
 from ga_jax.rules.staleness_aware import scale_by_staleness
 
@@ -39,7 +40,7 @@ def delay_adaptive(
   Returns:
     An `AsyncOptimizer`; `update` requires `staleness=`.
   """
-  base.check_num_workers(num_workers)
+  num_workers = checks.integer('num_workers', num_workers, 1)
 
   def divisor(tau):
     return jnp.maximum(tau, num_workers) / num_workers  # η_τ = η N / max(N, τ)

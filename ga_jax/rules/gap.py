@@ -8,6 +8,7 @@ References:
 """
 
 import functools
+import itertools
 from typing import NamedTuple
 
 import jax
@@ -112,13 +113,17 @@ def distance(leaf, stale_leaf) -> jax.Array:
   return jnp.abs(leaf.astype(dtype) - stale_leaf.astype(dtype))
 
 
-def no_gap_metrics() -> GapMetrics:
+def no_gap_metrics(params) -> GapMetrics:
   """The metrics before any gradient came: no gap, no penalty."""
-  return GapMetrics(base.float_scalar(0.0), base.no_penalty())
+  return GapMetrics(base.float_scalar(0.0), base.no_penalty(params))
 
 
 def gap_metrics(opt_state: optax.OptState) -> GapMetrics:
   """The gap and penalty of the last correction, found anywhere in a state.
+
+  Where several links are gap-aware (the groups of `optax.partition`, say), it
+  is that of all the parameters that they penalise: gap and mean penalty are
+  weighted by the number of parameters, see `gap_metrics_by_group` for each.
 
   Args:
     opt_state: the state of a rule, or of a chain that holds one.
@@ -127,18 +132,65 @@ def gap_metrics(opt_state: optax.OptState) -> GapMetrics:
     `GapMetrics` of device scalars; nothing is copied to the host.
 
   Raises:
+    ValueError: the state holds no gap-aware link, or several of which one does
+      not say what it penalises.
+  """
+  found = list(gap_metrics_by_group(opt_state).values())
+  if len(found) == 1:
+    return found[0]
+  if any(one.penalty.sizes is None for one in found):
+    raise ValueError(
+      'this state holds several gap-aware links, one of which does not say in '
+      'its penalty what it divides (base.sizes_of): ask gap_metrics_by_group'
+    )
+  groups = [base.sizes_by_name(one.penalty.sizes) for one in found]
+  sizes = [sum(group.values()) for group in groups]
+  squares = [
+    size / max(sum(sizes), 1) * one.mean_gap**2
+    for size, one in zip(sizes, found, strict=True)
+  ]
+  return GapMetrics(
+    mean_gap=jnp.sqrt(base.tree_sum(squares)),
+    penalty=base.combined_penalty(
+      [one.penalty for one in found],
+      dict(itertools.chain(*(group.items() for group in groups))),
+    ),
+  )
+
+
+def gap_metrics_by_group(opt_state: optax.OptState) -> dict[str, GapMetrics]:
+  """The gap and penalty of every gap-aware link in a state.
+
+  Args:
+    opt_state: see `gap_metrics`.
+
+  Returns:
+    `GapMetrics` by name: the label of the link's group in `optax.partition`,
+    labels of groups within groups joined by '/'. Links without a label, and
+    those of the same label, are numbered in the order of the chain: '0', '1',
+    'head/0', 'head/1'.
+
+  Raises:
     ValueError: the state holds no gap-aware link.
   """
-  found = [
-    leaf
-    for leaf in jax.tree.leaves(
-      opt_state, is_leaf=lambda x: isinstance(x, GapMetrics)
-    )
-    if isinstance(leaf, GapMetrics)
-  ]
-  if not found:
+
+  def is_metrics(node):
+    return isinstance(node, GapMetrics)
+
+  leaves = jax.tree_util.tree_leaves_with_path(opt_state, is_leaf=is_metrics)
+  labelled = {}
+  for path, node in leaves:
+    if is_metrics(node):
+      keys = [k.key for k in path if isinstance(k, jax.tree_util.DictKey)]
+      labelled.setdefault('/'.join(map(str, keys)), []).append(node)
+  if not labelled:
     raise ValueError('this optimiser state holds no gap-aware link')
-  return found[0]
+  named = {}
+  for label, nodes in labelled.items():
+    for i, node in enumerate(nodes):
+      number = [str(i)] if len(nodes) > 1 or not label else []
+      named['/'.join([label] * bool(label) + number)] = node
+  return named
 
 
 def penalize(tree, penalties):
@@ -215,6 +267,7 @@ def penalties_of(params, stale_params, moments, scale, active):
     penalty=base.Penalty(
       mean=jnp.where(active, mean, 1.0),
       max=jnp.where(active, 1.0 + largest, 1.0),
+      sizes=base.sizes_of(params),
     ),
   )
   penalties = structure.unflatten(penalties)

@@ -112,7 +112,9 @@ def _scale_by_gap(
     )
   base.check_number('decay', decay, above=0.0, below=1.0)
   base.check_number('eps', eps, above=0.0)
-  base.check_number('max_learning_rate', max_learning_rate, low=0.0)
+  base.check_number(
+    'max_learning_rate', max_learning_rate, low=0.0, schedule=True
+  )
   direction = base.lift(direction)
   log_decay = jnp.log if isinstance(decay, jax.Array) else math.log
   per_parameter = granularity == 'parameter'
@@ -129,7 +131,7 @@ def _scale_by_gap(
       max_learning_rate=base.float_scalar(0.0),
       second_moment=moment,
       direction=direction.init(params),
-      metrics=gap.no_gap_metrics(),
+      metrics=gap.no_gap_metrics(params),
     )
 
   def penalties_of(state, params, stale_params, peak, staleness):
@@ -155,8 +157,9 @@ def _scale_by_gap(
       params,
     )
     layers.tell(penalties)
-    return penalties, gap.GapMetrics(
-      mean_gap=gap.gap_rms(params, stale_params), penalty=base.Penalty(g, g)
+    return penalties, state.metrics._replace(
+      mean_gap=gap.gap_rms(params, stale_params),
+      penalty=state.metrics.penalty._replace(mean=g, max=g),
     )
 
   def correct(
@@ -257,6 +260,7 @@ def gap_aware(
     ...     jnp.ones(3), state, params, stale_params=stale_params)
     >>> params = optax.apply_updates(params, updates)
   """
+  rate = base.scale_by_learning_rate(learning_rate)
   return base.chain(
     base.decayed_weights(weight_decay, weight_decay_mask),
     scale_by_gap(
@@ -266,7 +270,7 @@ def gap_aware(
       eps=eps,
       granularity=granularity,
     ),
-    base.scale_by_learning_rate(learning_rate),
+    rate,
   )
 
 
@@ -302,7 +306,9 @@ def gap_aware_adam(
   """
   base.check_number('b1', b1, low=0.0, below=1.0)
   base.check_number('b2', b2, low=0.0, below=1.0)
+  base.check_number('adam_eps', adam_eps, low=0.0)
   base.check_number('weight_decay', weight_decay, low=0.0)
+  rate = base.scale_by_learning_rate(learning_rate)
   return base.chain(
     _scale_by_gap(
       optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps),
@@ -314,5 +320,5 @@ def gap_aware_adam(
       None if base.is_zero(weight_decay) else weight_decay,
       weight_decay_mask,
     ),
-    base.scale_by_learning_rate(learning_rate),
+    rate,
   )

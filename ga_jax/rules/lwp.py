@@ -14,6 +14,7 @@ References:
 
 import optax
 
+from ga_jax import checks
 from ga_jax.rules import base
 
 
@@ -40,11 +41,11 @@ def lwp(
     An `AsyncOptimizer`; workers must be sent `lookahead(params, state)`. One
     worker is momentum SGD.
   """
-  base.check_num_workers(num_workers)
+  num_workers = checks.integer('num_workers', num_workers, 1)
   base.check_number('momentum', momentum, low=0.0, below=1.0)
-  base.check_number('horizon', horizon, low=0.0)
   if horizon is None:
     horizon = num_workers - 1
+  base.check_number('horizon', horizon, low=0.0)
 
   def lookahead(params, state):
     *_, velocity, rate = state

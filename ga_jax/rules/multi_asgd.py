@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax import checks
 from ga_jax.rules import base
 
 
@@ -61,7 +62,7 @@ def trace_per_worker(
     An `AsyncOptimizer`; `update` requires `worker_id=`.
   """
   base.check_number('momentum', momentum, low=0.0, below=1.0)
-  base.check_num_workers(num_workers)
+  num_workers = checks.integer('num_workers', num_workers, 1)
 
   def init(params):
     def buffers(p):

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax import checks
 from ga_jax.rules import base
 
 
@@ -42,8 +43,7 @@ def multi_steps(
     >>> import ga_jax
     >>> opt = ga_jax.multi_steps(ga_jax.gap_aware(0.1), every_k=4)
   """
-  if every_k < 1:
-    raise ValueError(f'every_k must be at least 1, got {every_k}')
+  every_k = checks.integer('every_k', every_k, 1)
   rule = base.lift(rule)
   if not rule.averages:
     raise ValueError(

@@ -35,6 +35,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax import checks
 from ga_jax.rules import base
 
 
@@ -65,9 +66,9 @@ def ordered_momentum(
   Returns:
     An `AsyncOptimizer`; `update` requires `staleness=`.
   """
-  base.check_number('learning_rate', learning_rate, low=0.0)
+  base.check_number('learning_rate', learning_rate, low=0.0, schedule=True)
   base.check_number('momentum', momentum, low=0.0, below=1.0)
-  base.check_num_workers(num_workers)
+  num_workers = checks.integer('num_workers', num_workers, 1)
 
   def round_of(version):  # ⌈version / N⌉
     return -(-version // num_workers)

@@ -70,7 +70,7 @@ def penalize_gap(decay: float = 0.999) -> base.AsyncOptimizer:
       second_moment=zeros(),
       scale=zeros(),
       started=jnp.zeros([], bool),
-      metrics=gap.no_gap_metrics(),
+      metrics=gap.no_gap_metrics(params),
     )
 
   def observe(state, params):

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax import checks
 from ga_jax.rules import base, cycle
 
 
@@ -33,7 +34,7 @@ def trace_per_cycle(momentum: float, num_workers: int) -> base.AsyncOptimizer:
     An `AsyncOptimizer` whose state is a `cycle.CycleState`.
   """
   base.check_number('momentum', momentum, low=0.0, below=1.0)
-  base.check_num_workers(num_workers)
+  num_workers = checks.integer('num_workers', num_workers, 1)
 
   def step(grads, state, params=None, **extra):
     del params, extra

@@ -51,16 +51,16 @@ def scale_by_staleness(
   """
 
   def init(params):
-    del params
-    return ScaleByStalenessState(base.no_penalty())
+    return ScaleByStalenessState(base.no_penalty(params))
 
   def correct(grads, state, params=None, *, staleness=None, **extra):
-    del state, params, extra
+    del params, extra
     base.require('scale_by_staleness', 'staleness', staleness, base.STALENESS)
     by = base.float_scalar(divisor(base.float_scalar(staleness)))
     layers.tell(jax.tree.map(lambda _: by, grads))
     grads = jax.tree.map(lambda g: g / by.astype(g.dtype), grads)
-    return grads, ScaleByStalenessState(base.Penalty(mean=by, max=by))
+    penalty = state.penalty._replace(mean=by, max=by)
+    return grads, ScaleByStalenessState(penalty)
 
   return base.correction(init, correct)
 

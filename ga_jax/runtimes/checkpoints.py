@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from ga_jax import checkpoint, recovery, statistics
+from ga_jax import checkpoint, checks, recovery, statistics
 
 _SHORT = 40  # characters of a value that a message shows
 
@@ -41,10 +41,12 @@ class Checkpoints:
       about: what else makes the run what it is, by name; saved with it, and
         compared by == where it goes on.
     """
-    if every_updates is not None and every_updates < 1:
-      raise ValueError(f'every_updates must be at least 1, got {every_updates}')
-    if every_seconds is not None and not every_seconds > 0:
-      raise ValueError(f'every_seconds must be positive, got {every_seconds}')
+    if every_updates is not None:
+      every_updates = checks.integer('every_updates', every_updates, 1)
+    if every_seconds is not None:
+      every_seconds = checks.number(
+        'every_seconds', every_seconds, above=0.0, finite=False
+      )
     self._store = store
     self._every_updates = every_updates
     self._every_seconds = every_seconds

@@ -9,7 +9,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterator
 
-from ga_jax import clocks, ledger
+from ga_jax import checks, clocks, ledger
 from ga_jax import trace as trace_lib
 from ga_jax.policies import base as policies
 from ga_jax.policies.base import Policy
@@ -47,8 +47,7 @@ def play(
     ValueError: the policy needs losses and there is no `loss_fn`, or all
       workers died before every batch was applied.
   """
-  if num_workers < 1:
-    raise ValueError(f'num_workers must be at least 1, got {num_workers}')
+  num_workers = checks.integer('num_workers', num_workers, 1)
   policies.check(policy)
   if not isinstance(clock, clocks.Clock):
     raise TypeError(

@@ -7,10 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import kernel, programs, server, statistics
+from ga_jax import checks, kernel, programs, server, statistics
 from ga_jax.policies import base as policies
 from ga_jax.policies.base import Policy
 from ga_jax.programs import gradient
+
+# Of what is larger JAX takes 32 bits: two seeds would be one.
+_LARGEST_SEED = 2**32 - 1
 
 
 class Source(NamedTuple):
@@ -125,7 +128,7 @@ def build(
     fold_fn=statistics.fold_of(model_state, stats_momentum, fold_fn),
     program_fn=program_fn,
     accumulates=policy.accumulates,
-    seed=seed,
+    seed=checks.integer('seed', seed, 0, _LARGEST_SEED),
     layer_metrics=layer_metrics,
   )
   if layer_metrics:

@@ -24,7 +24,7 @@ from typing import Any, NamedTuple, Protocol
 import jax
 import numpy as np
 
-from ga_jax import kernel, ledger, locks, recovery
+from ga_jax import checks, kernel, ledger, locks, recovery
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Kind, Policy
 from ga_jax.runtimes import checkpoints as checkpoints_lib
@@ -192,10 +192,12 @@ class Live:
     Raises:
       ValueError: an argument is out of its range, or the parts do not fit.
     """
-    if num_workers < 1:
-      raise ValueError(f'num_workers must be at least 1, got {num_workers}')
-    if not lease_seconds > 0:
-      raise ValueError(f'lease_seconds must be positive, got {lease_seconds}')
+    num_workers = checks.integer('num_workers', num_workers, 1)
+    pipeline_depth = checks.integer('pipeline_depth', pipeline_depth, 0)
+    shards = checks.integer('shards', shards, 1)
+    lease_seconds = checks.number(
+      'lease_seconds', lease_seconds, above=0.0, finite=False
+    )
     if (checkpoints or recover) and trace_path is None:
       raise ValueError('a run can only go on with a record: give a trace_path')
     kernel.check_rule(
@@ -264,7 +266,7 @@ class Live:
     Raises:
       ValueError: the rule has no buffer for it.
     """
-    job = self._job
+    worker_id, job = ledger.check_worker_id(worker_id), self._job
     kernel.check_rule(
       job.rule_fn(job.hparams), job.accumulates, worker_id + 1, job.params
     )
@@ -306,6 +308,7 @@ class Live:
         them than this one.
       WorkersLostError: every worker died and batches are left.
     """
+    block = 64 if block is None else checks.integer('block', block, 1)
     if not self._begun.acquire(blocking=False):
       raise RuntimeError('this run was begun already: make another one')
     with self._owned():
@@ -328,7 +331,7 @@ class Live:
   def _run(self, observe, block) -> Result:
     self._warm_up()
     observer = observer_lib.Observer(
-      observe, block or 64, self._book.num_batches, self.stop
+      observe, block, self._book.num_batches, self.stop
     )
     try:
       self._begin(observer)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax import checks
 from ga_jax.runtimes import cluster, fast, simulate
 from ga_jax.runtimes import job as job_lib
 
@@ -51,6 +52,8 @@ def simulate_many(
     >>> [round(float(result.params), 2) for result in results]
     [1.0, 1.0, 1.0]
   """
+  if block is not None:
+    block = checks.integer('block', block, 1)
   if not runs:
     raise ValueError('runs must hold at least one')
   jobs, traces = zip(*(_scheduled(**run) for run in runs), strict=True)

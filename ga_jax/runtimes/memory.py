@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import jax
 
-from ga_jax import kernel, programs
+from ga_jax import checks, kernel, programs
 from ga_jax.programs import base as programs_base
 from ga_jax.rules import base as rules_base
 
@@ -69,6 +69,10 @@ def resident(
     >>> [round(part / params.nbytes, 1) for part in found]
     [1.0, 2.0, 8.0, 0.0]
   """
+  num_workers = checks.integer('num_workers', num_workers, 1)
+  if versions is None:
+    versions = num_workers
+  versions = checks.integer('versions', versions, 1)
   program = program or programs.gradient(lambda *_: None)
 
   def kept(params, model_state):
@@ -80,6 +84,6 @@ def resident(
   return Resident(
     params=size((state.params, state.model_state)),
     state=size((state.opt_state, state.round)),
-    snapshots=size(sent) * (num_workers if versions is None else versions),
+    snapshots=size(sent) * versions,
     workers=size(worker) * num_workers,
   )

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ga_jax import checks
+
 _AXIS = 'batch'
 
 
@@ -62,11 +64,9 @@ def shared_out(devices: Sequence[Any], size: int) -> list[Placement]:
   Raises:
     ValueError: there are fewer than `size`.
   """
-  if not 1 <= size <= len(devices):
-    raise ValueError(
-      f'devices_per_worker must be from 1 to {len(devices)}, the devices here, '
-      f'got {size}'
-    )
+  size = checks.integer(
+    'devices_per_worker', size, 1, len(devices), 'the number of devices'
+  )
   last = len(devices) - size
   return [
     Placement(tuple(devices[i : i + size])) for i in range(0, last + 1, size)

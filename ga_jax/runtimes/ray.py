@@ -23,7 +23,7 @@ import jax
 import ray
 from ray.util import scheduling_strategies
 
-from ga_jax import locks, statistics
+from ga_jax import checks, locks, statistics
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import exact, live, remote, wire, worker
 from ga_jax.runtimes import job as job_lib
@@ -427,6 +427,10 @@ def run_on_ray(
     A `live.Result` of NumPy arrays; its trace replays to the same bits in the
     exact executor of a process with the same thread pool.
   """
+  num_workers = checks.integer('num_workers', num_workers, 1)
+  devices_per_worker = checks.integer(
+    'devices_per_worker', devices_per_worker, 1
+  )
   given = {
     'loss_fn': loss_fn,
     'params': wire.to_host(params),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax import clocks, kernel, statistics
+from ga_jax import checks, clocks, kernel, statistics
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Policy
 from ga_jax.runtimes import checkpoints as checkpoints_lib
@@ -152,10 +152,13 @@ def simulate(
     layer_metrics=layer_metrics,
   )
   execute = EXECUTORS[executor]
+  if block is not None:
+    block = checks.integer('block', block, 1)
   if devices is not None:
     _check_devices(devices, policy)
     execute = functools.partial(parallel.execute, devices=devices)
-  if align:
+  if align is not None:
+    align = checks.integer('align', align, 1)
     align = max(1, align // settings['batches_per_ticket'])
   with checkpoints.owned() if checkpoints else contextlib.nullcontext():
     if policy.needs_loss:

@@ -1,0 +1,246 @@
+"""A pytree of arrays in a folder: whole or not at all, described and checked.
+
+Arrays are written by Orbax, under numbers: their names may hold anything. Sizes
+and hashes of all files are in a manifest, which is written last.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+MANIFEST = 'manifest.json'
+ARRAYS = 'arrays'
+HIDDEN = '.partial-'
+_UNKNOWN = ('uint2', 'uint4')  # what Orbax cannot write
+
+
+class Leaf(NamedTuple):
+  """What is known of a saved array."""
+
+  shape: tuple[int, ...]
+  dtype: str
+  key_impl: str | None  # of typed PRNG keys
+  empty: np.ndarray | None  # itself, if it has no elements: Orbax refuses it
+
+  def __str__(self):
+    return f'{self.dtype}{list(self.shape)}'
+
+
+def named(tree: Any) -> dict[str, Any]:
+  """The leaves of a pytree by the path that leads to them.
+
+  Raises:
+    ValueError: two have the same name.
+  """
+  found = {}
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    name = jax.tree_util.keystr(path) or 'root'
+    if name in found:
+      raise ValueError(f'two leaves have the name {name}')
+    found[name] = leaf
+  return found
+
+
+def describe(name: str, leaf: Any) -> Leaf:
+  """What is to be known of an array, or of its shape.
+
+  Raises:
+    TypeError: it is no array, or of a dtype that cannot be written; named.
+  """
+  if not (hasattr(leaf, 'shape') and hasattr(leaf, 'dtype')):
+    raise TypeError(f'the leaf {name} is no array: {leaf!r}')
+  is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+  number = leaf.dtype == bool or jnp.issubdtype(leaf.dtype, np.number)
+  if not (is_key or number) or str(leaf.dtype) in _UNKNOWN:
+    raise TypeError(
+      f'the leaf {name} holds {leaf.dtype}, which cannot be written'
+    )
+  known = is_key and isinstance(leaf, jax.Array)  # no shape alone
+  impl = jax.random.key_impl(leaf) if known else None
+  return Leaf(tuple(leaf.shape), str(leaf.dtype), impl, None)
+
+
+def on_host(tree: Any) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
+  """The leaves of a pytree, and what Orbax writes of them.
+
+  Returns:
+    (name -> `Leaf`, number of the leaf -> array that is not empty).
+
+  Raises:
+    TypeError: a leaf cannot be written, see `describe`.
+  """
+  leaves, stored = {}, {}
+  for i, (name, leaf) in enumerate(named(tree).items()):
+    described = describe(name, leaf)
+    value = jax.random.key_data(leaf) if described.key_impl else leaf
+    value = np.asarray(value)
+    if value.size:
+      stored[str(i)] = value
+    else:
+      described = described._replace(empty=value)
+    leaves[name] = described
+  return leaves, stored
+
+
+def load(folder: str, leaves: dict[str, Leaf], like: Any) -> Any:
+  """The arrays of a folder as a pytree.
+
+  Args:
+    folder: that `write` wrote.
+    leaves: what `on_host` said of them.
+    like: pytree of arrays or shapes, whose tree and sharding are taken.
+
+  Raises:
+    ValueError: another tree, shape or dtype was saved; names the leaf.
+  """
+  wanted = named(like)
+  for name in leaves | wanted:
+    saved = leaves.get(name, 'nothing')
+    asked = describe(name, wanted[name]) if name in wanted else 'nothing'
+    if str(saved) != str(asked):
+      raise ValueError(f'{folder} holds {saved} at {name}, not {asked}')
+  loaded = load_named(folder, leaves, wanted)
+  return jax.tree.structure(like).unflatten(loaded[name] for name in wanted)
+
+
+def load_named(
+  folder: str, leaves: dict[str, Leaf], like: dict[str, Any]
+) -> dict[str, Any]:
+  """The arrays of a folder by name; the arguments are those of `load`."""
+  import orbax.checkpoint as ocp
+
+  stored = {}
+  if any(leaf.empty is None for leaf in leaves.values()):
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      stored = checkpointer.restore(os.path.join(folder, ARRAYS))
+  return {
+    name: _placed(leaf, stored.get(str(i)), like[name])
+    for i, (name, leaf) in enumerate(leaves.items())
+  }
+
+
+def _placed(leaf: Leaf, stored, like):
+  """An array as it was saved, where another one is.
+
+  It stays NumPy's where `like` is, and where JAX would make another dtype of it
+  (float64 without `jax_enable_x64`).
+  """
+  value = stored if leaf.empty is None else leaf.empty
+  if leaf.key_impl:
+    value = jax.random.wrap_key_data(value, impl=leaf.key_impl)
+  elif isinstance(like, np.ndarray | np.generic) or (
+    jax.dtypes.canonicalize_dtype(value.dtype) != value.dtype
+  ):
+    return value
+  committed = getattr(like, 'committed', True)
+  return jax.device_put(value, like.sharding if committed else None)
+
+
+@contextlib.contextmanager
+def replacing(path: str, what: str) -> Iterator[str]:
+  """Yields a hidden folder's path; it becomes `path` when it is on the disk.
+
+  Args:
+    path: of the folder that is to be there.
+    what: it is, for the message.
+
+  Raises:
+    OSError: it cannot be written; nothing is left of it.
+  """
+  folder, name = os.path.split(path)
+  hidden = os.path.join(folder, HIDDEN + name)
+  try:
+    os.makedirs(folder, exist_ok=True)
+    if os.path.isdir(hidden):  # of a process that was killed
+      shutil.rmtree(hidden)
+    yield hidden
+    os.rename(hidden, path)
+    _sync(folder)
+  except Exception as error:  # Orbax raises a ValueError on a full disk
+    shutil.rmtree(hidden, ignore_errors=True)
+    raise OSError(f'{what} cannot be saved in {folder}: {error}') from error
+
+
+def write(
+  folder: str,
+  stored: dict[str, np.ndarray],
+  files: dict[str, bytes],
+  about: dict[str, Any],
+):
+  """Writes a new folder, and returns when it is on the disk.
+
+  Args:
+    folder: must not be there.
+    stored: arrays, see `on_host`.
+    files: other files by name.
+    about: what the manifest holds beside sizes and hashes.
+  """
+  import orbax.checkpoint as ocp
+
+  os.mkdir(folder)
+  if stored:
+    with ocp.PyTreeCheckpointer() as checkpointer:
+      checkpointer.save(os.path.join(folder, ARRAYS), stored)
+  for name, content in files.items():
+    with open(os.path.join(folder, name), 'wb') as file:
+      file.write(content)
+  hashes = {}
+  for parent, _, names in os.walk(folder):
+    for name in names:
+      path = os.path.join(parent, name)
+      hashes[os.path.relpath(path, folder)] = _size_and_hash(path)
+      _sync(path)
+    _sync(parent)
+  path = os.path.join(folder, MANIFEST)
+  with open(path, 'w') as file:
+    json.dump({**about, 'files': hashes}, file, indent=2)
+  _sync(path)
+  _sync(folder)
+
+
+def damage(folder: str, name: str, value: Any) -> str | None:
+  """What is wrong with a folder that `write` wrote, if anything is.
+
+  Args:
+    folder: the folder.
+    name: of something in its manifest.
+    value: what that must be.
+  """
+  try:
+    with open(os.path.join(folder, MANIFEST)) as file:
+      manifest = json.load(file)
+    if manifest[name] != value:
+      return f'its manifest is of {name} {manifest[name]}'
+    for file, wanted in manifest['files'].items():
+      if _size_and_hash(os.path.join(folder, file)) != wanted:
+        return f'{file} has changed'
+  except FileNotFoundError as error:
+    return f'{os.path.relpath(error.filename, folder)} is missing'
+  except OSError as error:
+    return str(error)
+  except (ValueError, KeyError, TypeError, AttributeError):
+    return f'{MANIFEST} is garbled'
+  return None
+
+
+def _size_and_hash(path: str) -> list:
+  with open(path, 'rb') as file:
+    digest = hashlib.file_digest(file, 'sha256').hexdigest()
+    return [file.tell(), digest]
+
+
+def _sync(path: str):
+  """Waits until a file or a folder is on the disk."""
+  descriptor = os.open(path, os.O_RDONLY)
+  try:
+    os.fsync(descriptor)
+  finally:
+    os.close(descriptor)
