@@ -110,8 +110,8 @@ def flip(folder, name):
     ),
     (
       remove,
-      'params/_METADATA',
-      'params/ is not what the run saved: params/_METADATA is missing',
+      'params/manifest.json',
+      'params/ is not what the run saved: params/manifest.json is missing',
     ),
     (remove, digests.FILE, 'digests.json is missing: was it removed, or'),
   ],

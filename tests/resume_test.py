@@ -233,7 +233,11 @@ def saved_with(tmp_path, **given):
   ('other', 'about', 'said'),
   [
     ({'seed': 1}, {}, r'another seed \(0, not 1\): '),
-    ({'stats_momentum': 0.5}, {}, r'another stats_momentum \(0.9, not 0.5\): '),
+    (
+      {'fold_fn': statistics.Averages(0.5)},
+      {},
+      r'another stats_momentum \(0.9, not 0.5\): ',
+    ),
     ({'hparams': {'rate': 0.1}}, {}, 'another hparams: '),
     ({}, {'rate': 0.02}, r'another rate \(0.01, not 0.02\): '),
     (
