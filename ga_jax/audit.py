@@ -32,11 +32,17 @@ def wrong_row(
   Returns:
     One line that names row, worker and ticket; None where nothing is wrong.
   """
-  found = _wrong_column(events, num_workers, num_batches)
-  found = found or _History(events, num_batches).wrong()
-  if found is None:
+  if not len(events):
     return None
-  i, what = found
+  found = (
+    _wrong_range(events, num_workers, num_batches),
+    _History(events, num_batches).wrong(),
+    _wrong_version(events),
+  )
+  found = [one for one in found if one is not None]
+  if not found:
+    return None
+  i, what = min(found, key=lambda one: one[0])  # of equal ones the first
   worker, ticket = events['worker_id'][i], events['ticket_id'][i]
   return f'row {i} (worker {worker}, ticket {ticket}): {what}'
 
@@ -65,31 +71,25 @@ def round_open(events: np.ndarray) -> bool:
   return bool(len(entered)) and entered[-1] == Action.ACCUMULATE
 
 
-def _wrong_column(events, num_workers, num_batches) -> tuple[int, str] | None:
+def _wrong_range(events, num_workers, num_batches) -> tuple[int, str] | None:
   """The first row of which a column is out of its range, and how."""
-  if not len(events):
-    return None
   e = {name: events[name] for name in events.dtype.names}
-  kind, action, time = e['event'], e['action'], e['time']
-  worker, read = e['worker_id'], e['version'].astype(np.int64)
+  kind, action, time, worker = (
+    e[name] for name in ('event', 'action', 'time', 'worker_id')
+  )
   arrive, close = kind == Kind.ARRIVE, kind == Kind.CLOSE
   refused = arrive & (action == Action.REFUSE)
   bare = np.isin(kind, _WITHOUT_TICKET)
-  known = ~bare & ~refused  # of a refused answer nothing is known
-  entered_last = e['first_batch'] + e['num_batches'].astype(np.int64)
-  updated = action == Action.APPLY
-  now = np.cumsum(updated) - updated  # the server's version
   before = np.concatenate([[-np.inf], time[:-1]])
   follows = np.concatenate([[False], kind[:-1] != Kind.ISSUE])
-  wanted = np.where(close, Action.APPLY, Action.NONE)
   answers = (action > Action.NONE) & (action <= Action.REFUSE)
+  wanted = np.where(close, Action.APPLY, Action.NONE)
   member = (worker >= 0) & (worker < num_workers)
   nothing = (e['ticket_id'] == -1) & (e['first_batch'] == -1)
   nothing &= (e['num_batches'] == 0) & (e['attempt'] == 0)
   batches = (e['first_batch'] >= 0) & (e['num_batches'] >= 1)
-  batches &= entered_last <= num_batches
-  weight = np.where(refused, 0.0, 1.0)
-  free = arrive & ~refused  # policies choose it
+  batches &= e['first_batch'] + e['num_batches'].astype(np.int64) <= num_batches
+  chosen = np.isfinite(e['weight']) & (e['weight'] >= 0)  # by the policy
   fine = {
     'event {event} is none': np.isin(kind, list(Kind)),
     'time {time} after {before}': np.isfinite(time) & (time >= before),
@@ -101,27 +101,39 @@ def _wrong_column(events, num_workers, num_batches) -> tuple[int, str] | None:
     ),
     'it concerns no ticket and no batch, but has some': nothing | ~bare,
     f'batches {{first_batch}} and following, {{num_batches}} of them, are '
-    f'outside the run of {num_batches}': batches | ~known,
-    'read version {version} of {now}': (
-      np.where(kind == Kind.ISSUE, read == now, (read >= 0) & (read <= now))
-      | refused
-    ),
-    'staleness {staleness}, server {now}, read {version}': (
-      e['staleness'] == now - read
-    ),
+    f'outside the run of {num_batches}': batches | bare | refused,
     'weight {weight}': np.where(
-      free, np.isfinite(e['weight']) & (e['weight'] >= 0), e['weight'] == weight
+      arrive & ~refused, chosen, e['weight'] == np.where(refused, 0.0, 1.0)
     ),
     'a restart that follows from nothing': (kind != Kind.RESTART)
     | (follows & (time == before)),
   }
+  return _first(fine, e | {'before': before})
+
+
+def _wrong_version(events) -> tuple[int, str] | None:
+  """The first row of which version or staleness is not right, and how."""
+  action, read = events['action'], events['version'].astype(np.int64)
+  staleness = events['staleness']
+  updated = action == Action.APPLY
+  now = np.cumsum(updated) - updated  # the server's version
+  issue = events['event'] == Kind.ISSUE
+  past = np.where(issue, read == now, (read >= 0) & (read <= now))
+  fine = {
+    'read version {read} of {now}': past | (action == Action.REFUSE),
+    'staleness {staleness}, server {now}, read {read}': staleness == now - read,
+  }
+  return _first(fine, {'read': read, 'now': now, 'staleness': staleness})
+
+
+def _first(fine, columns) -> tuple[int, str] | None:
+  """The first row where something is not fine, and what."""
   rows = {what: int(np.argmin(good)) for what, good in fine.items()}
   wrong = [(i, what) for what, i in rows.items() if not fine[what][i]]
   if not wrong:
     return None
   i, what = min(wrong, key=lambda found: found[0])
-  values = {name: column[i] for name, column in e.items()}
-  return i, what.format(now=now[i], before=before[i], **values)
+  return i, what.format(**{name: column[i] for name, column in columns.items()})
 
 
 class _History:
@@ -131,7 +143,7 @@ class _History:
     issued = events['num_batches'][events['event'] == Kind.ISSUE]
     self._events = events
     self._num_batches = num_batches
-    self._per_ticket = int(max(issued, default=1))
+    self._per_ticket = int(max(issued.max(initial=1), 1))
     self._members = set()
     self._outstanding = {}  # ticket_id -> (worker, version, batches, attempt)
     self._held = collections.Counter()  # worker -> its tickets

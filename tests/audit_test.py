@@ -153,7 +153,8 @@ def a_trace():
     ('weight', 4, -1, 'weight -1'),
     ('weight', 2, 0.5, 'weight 0.5'),
     ('time', -1, np.inf, 'time inf'),
-    ('version', 4, -1, 'read version -1 of 0'),
+    ('version', 2, -1, 'read version -1 of 0'),
+    ('version', 4, -1, 'not the answer to an outstanding ticket'),
     ('staleness', 4, -1, 'staleness -1, server 0, read 0'),
   ],
 )

@@ -537,13 +537,3 @@ def test_links_that_do_not_say_what_they_divide_are_not_mixed():
   with pytest.raises(ValueError, match='ask gap_metrics_by_group'):
     ga_jax.gap_metrics((own, ga_jax.gap_aware(0.1).init(jnp.ones(2))))
   assert ga_jax.gap_metrics((own,)) is own
-
-
-@pytest.mark.parametrize(
-  'rule', [ga_jax.gap_aware(0.1), rules.dynsgd(0.1), ga_jax.penalize_gap()]
-)
-def test_optax_finds_what_is_like_the_parameters(rule):
-  params = {'w': jnp.ones(3), 'b': jnp.ones(())}
-  state = rule.init(params)
-  same = optax.tree_map_params(rule, lambda x: x, state)
-  assert jax.tree.structure(same) == jax.tree.structure(state)
