@@ -244,18 +244,28 @@ def compare(prepared: Prepared) -> bool:
     more = f' and {statistics:,} statistics' if statistics else ''
     print(f'same bits: {parameters:,} parameters{more} {updates}')
     return True
-  apart = over_kinds(record.distance, saved, now)
-  told = f'apart by {_told(apart)} of their norm {updates}'
+  apart = rounding.over_kinds(record.distance, saved, now)
+  told = f'apart by {rounding.told(apart)} of their norm {updates}'
   made_by = _made_by(settings)
-  if made_by != executor:
-    print(
-      f'the run has the bits of the {made_by} executor, which the {executor} '
-      f'one does not give: {told}'
-    )
-    moved, _ = computed(settings, trace, executor, executed, rounding.nudged)
-    moved = moved.params, moved.model_state
-    return near(apart, over_kinds(rounding.allowed, now, moved))
-  print(f'OTHER bits: {told}')
+  if made_by == executor:
+    print(f'OTHER bits: {told}')
+    _name(found)
+    return False
+  print(
+    f'the run has the bits of the {made_by} executor, which the {executor} '
+    f'one does not give: {told}'
+  )
+  moved, _ = computed(settings, trace, executor, executed, rounding.nudged)
+  moved = moved.params, moved.model_state
+  allowed = rounding.over_kinds(rounding.allowed, now, moved)
+  within = all(apart[name] <= allowed[name] for name in apart)  # NaN is not
+  verdict = 'rounding explains it' if within else 'OTHER values'
+  print(f'{verdict}: up to {rounding.told(allowed)} of their norm are rounding')
+  return within
+
+
+def _name(found: list[record.Leaf]):
+  """Prints the leaves that differ most."""
   found.sort(key=lambda leaf: -leaf.differing)
   for leaf in found[:_SHOWN]:
     print(
@@ -264,25 +274,6 @@ def compare(prepared: Prepared) -> bool:
     )
   if len(found) > _SHOWN:
     print(f'  and {len(found) - _SHOWN} more')
-  return False
-
-
-def over_kinds(measure_fn, first, second) -> dict[str, float]:
-  """A measure of two trees for parameters, and for statistics if any."""
-  named = zip(('parameters', 'statistics'), first, second, strict=True)
-  return {k: measure_fn(a, b) for k, a, b in named if jax.tree.leaves(a)}
-
-
-def near(apart: dict[str, float], allowed: dict[str, float]) -> bool:
-  """Says whether two executors are as near as rounding."""
-  within = all(apart[name] <= allowed[name] for name in apart)  # NaN is not
-  verdict = 'rounding explains it' if within else 'OTHER values'
-  print(f'{verdict}: up to {_told(allowed)} of their norm are rounding')
-  return within
-
-
-def _told(distances: dict[str, float]) -> str:
-  return ' and '.join(f'{far:.1e} ({k})' for k, far in distances.items())
 
 
 def imagine(prepared: Prepared):

@@ -44,3 +44,23 @@ def allowed(made, of_nudged) -> float:
   # A trajectory may contract: then it is the last rounding that is left.
   least = max(float(jnp.finfo(kind).eps) for kind in kinds)
   return min(FACTOR * max(record.distance(made, of_nudged), least), LIMIT)
+
+
+def over_kinds(measure_fn, first, second) -> dict[str, float]:
+  """A measure of two (params, model_state) by kind.
+
+  Args:
+    measure_fn: `measure_fn(tree, tree) -> float`.
+    first: (params, model_state).
+    second: likewise.
+
+  Returns:
+    {'parameters': measure, 'statistics': measure}; the latter where there are.
+  """
+  kinds = zip(('parameters', 'statistics'), first, second, strict=True)
+  return {name: measure_fn(a, b) for name, a, b in kinds if jax.tree.leaves(a)}
+
+
+def told(measures: dict[str, float]) -> str:
+  """Measures as they are shown."""
+  return ' and '.join(f'{far:.1e} ({name})' for name, far in measures.items())
