@@ -199,6 +199,7 @@ def test_sigint_finishes_the_update_and_says_how_to_go_on(tmp_path):
 def test_stopped_before_a_gradient_was_applied(tmp_path, monkeypatch):
   workdir = str(tmp_path / 'run')
   small = '--runtime=threads', '--workers=2', '--model=mlp', '--epochs=0.2'
+  small += ('--quiet',)
 
   def at_once(self, hook):
     self.stopping = True
@@ -213,7 +214,9 @@ def test_stopped_before_a_gradient_was_applied(tmp_path, monkeypatch):
     f'experiments.train --resume --workdir={workdir}'
   )
   assert not os.path.exists(os.path.join(workdir, 'summary.json'))
-  code, out, err = scripts.call('train', '--resume', f'--workdir={workdir}')
+  code, out, err = scripts.call(
+    'train', '--resume', f'--workdir={workdir}', '--quiet'
+  )
   assert (code, err) == (0, '')
   assert '9 updates from 9 batches' in out
 
