@@ -22,6 +22,7 @@ from ga_jax import clocks, models, policies, rules
 from ga_jax.models import caffe, layers, resnet, wide_resnet
 from ga_jax.runtimes import fast
 from ga_jax.runtimes import job as job_lib
+from tests import cases
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CIFAR, IMAGENET = (2, 32, 32, 3), (2, 224, 224, 3)
@@ -225,7 +226,7 @@ def test_convolutions_begin_with_he_s_variance():
   # Of the rectifiers paper: 2 / (k² · filters), and no bound on a normal.
   conv = layers.conv(64, 3)
   x = jnp.zeros((1, 4, 4, 48))
-  variables = jax.jit(conv.init)(jax.random.key(0), x)
+  variables = cases.fast_jit(conv.init)(jax.random.key(0), x)
   kernel = np.asarray(variables['params']['kernel'], np.float64)
   std = np.sqrt(2 / (9 * 64))
   assert abs(kernel.std() / std - 1) < 0.02  # 27,648 values
@@ -304,8 +305,6 @@ def test_rematerialised_blocks_keep_less(name):
   assert kept[True] - size(params) < 0.5 * (kept[False] - size(params))
 
 
-# Compiled in a fraction of the time, to run once.
-FAST = {'xla_backend_optimization_level': 0}
 SMALL = {  # one block per stage
   'basic': lambda **o: resnet.CifarResNet(3, length=1, **o),
   'bottleneck': lambda **o: resnet.ResNet(3, lengths=(1,), **o),
@@ -342,7 +341,7 @@ def test_options_change_no_values(kind):
       return loss, (logits, after)
 
     grad_fn = jax.grad(loss_fn, has_aux=True)
-    return jax.jit(grad_fn, compiler_options=FAST)(params)
+    return cases.fast_jit(grad_fn)(params)
 
   grads, (logits, after) = gradient_of(plain)
   again = gradient_of(models.from_linen(SMALL[kind](remat=True)))
@@ -353,7 +352,7 @@ def test_options_change_no_values(kind):
   ):
     np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
   half = models.from_linen(SMALL[kind](dtype=jnp.bfloat16))
-  apply = jax.jit(half.apply, static_argnums=3, compiler_options=FAST)
+  apply = cases.fast_jit(half.apply, static_argnums=3)
   shorter, _ = apply(params, state, x, True)
   spread = float(jnp.std(logits))
   assert spread > 0

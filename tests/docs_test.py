@@ -127,6 +127,7 @@ def test_commands_are_accepted(name, monkeypatch, tmp_path):
       if name in PREPARED and '--resume' not in given:
         prepare()
 
+    options['device_fn'] = lambda _: None
     launch(lambda nothing: None, checked, **options)
 
   monkeypatch.setattr(cli, 'launch', parsed)

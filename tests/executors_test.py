@@ -153,7 +153,7 @@ def classifier(model_name):
   }[model_name]
   model = models.base.from_linen(module)
   inputs = jnp.zeros((1, 8, 8, 1))
-  params, stats = jax.jit(model.init)(jax.random.key(0), inputs)
+  params, stats = cases.fast_jit(model.init)(jax.random.key(0), inputs)
 
   def loss_fn(params, model_state, batch, key=None):
     logits, model_state = model.apply(params, model_state, batch[0], True)

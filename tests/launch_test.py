@@ -11,6 +11,8 @@ import tomllib
 import pytest
 from packaging import requirements
 
+from tests import scripts
+
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh')) + [ROOT / '.ci' / 'run']
 
@@ -288,24 +290,13 @@ def test_ci_is_a_fresh_machine(refused, tmp_path):
 
 
 def test_the_demos_preset_runs(tmp_path):
-  done = subprocess.run(
-    [
-      sys.executable,
-      '-m',
-      'experiments.compare',
-      '--flagfile=experiments/presets/digits_demo.flags',
-      '--methods=dana_ga',
-      '--workers=2',
-      '--seeds=1',
-      '--epochs=0.1',
-      f'--workdir={tmp_path}',
-    ],
-    cwd=ROOT,
-    capture_output=True,
-    text=True,
-    check=False,
+  done = scripts.call(
+    'compare',
+    f'--flagfile={ROOT}/experiments/presets/digits_demo.flags',
+    *('--methods=dana_ga', '--workers=2', '--seeds=1', '--epochs=0.1'),
+    f'--workdir={tmp_path}',
   )
-  assert done.returncode == 0, done.stderr
-  assert '| dana_ga |' in done.stdout
-  assert 'held-out training data' in done.stdout
+  assert done.code == 0, done.err
+  assert '| dana_ga |' in done.out
+  assert 'held-out training data' in done.out
   assert (tmp_path / 'error-fixed.png').stat().st_size > 1000

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ga_jax import models
+from tests import cases
 
 SHAPES = {  # as they are saved: a renamed layer loses everybody's checkpoints
   'mlp': {
@@ -59,7 +60,8 @@ def compiled(name):
   """`models.Model` of 10 classes, its functions compiled."""
   model = models.MODELS[name](10)
   return model._replace(
-    init=jax.jit(model.init), apply=jax.jit(model.apply, static_argnums=3)
+    init=cases.fast_jit(model.init),
+    apply=cases.fast_jit(model.apply, static_argnums=3),
   )
 
 

@@ -31,7 +31,7 @@ def job_of(model_name: str, program=programs.gradient) -> job_lib.Job:
   rng = np.random.default_rng(0)
   inputs = rng.normal(size=(256, 16)).astype(np.float32)
   labels = np.argmax(inputs @ rng.normal(size=(16, 3)), -1).astype(np.int32)
-  params, stats = jax.jit(model.init)(jax.random.key(0), inputs[:1])
+  params, stats = cases.fast_jit(model.init)(jax.random.key(0), inputs[:1])
 
   def loss_fn(params, model_state, batch, key):
     del key

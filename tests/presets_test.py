@@ -18,7 +18,7 @@ import tensorflow_datasets as tfds
 from experiments import parts, run
 from experiments import settings as settings_lib
 from ga_jax import data
-from tests import reproduce_test
+from tests import idx_files
 
 PRESETS = pathlib.Path(__file__).parent.parent / 'experiments' / 'presets'
 OTHERS = {  # and who runs them
@@ -83,7 +83,7 @@ def small(monkeypatch):
 def two_updates(preset, folder, **own):
   fields = fields_of(preset)
   if fields['dataset'] == 'idx':
-    reproduce_test.write_idx(folder)
+    idx_files.write(folder)
     fields |= {'data_path': str(folder), 'holdout': 40}
   chosen = {'workers': 2, 'batch_size': 4, 'executor': 'exact', **own}
   with tfds.testing.mock_data(num_examples=8):

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 import ga_jax
-from experiments import panel, progress, utilisation, watch
+from experiments import accelerators, panel, progress, utilisation, watch
 from ga_jax import clocks, policies
 from ga_jax.runtimes import cluster
 from tests import scripts
@@ -183,7 +183,7 @@ def test_a_grid_in_lines(capsys):
 def test_the_picture_of_the_panel_is_of_a_run(tmp_path):
   path = tmp_path / 'pictures' / 'panel.svg'
   code, out, err = scripts.call('screens', '--epochs=4', f'--picture={path}')
-  assert (code, err) == (0, '')
+  assert (code, err) == (0, f'device: {accelerators.here()}\n')
   assert out == f'written to {path}\n'
   text = html.unescape(path.read_text()).replace('\xa0', ' ')
   said = ' '.join(re.findall(r'>([^<>]+)</text>', text))

@@ -232,8 +232,12 @@ def started(arguments, folder, calls=None, **variables):
     stderr=subprocess.PIPE,
     text=True,
   )
+  # Or each would say with what it computes.
+  quiet = ['--quiet'] if arguments[-1] == 'replay' else []
   lines = {
-    name: [f'--workdir={folder / run_}' for run_ in names[:1]] + names[1:]
+    name: [f'--workdir={folder / run_}' for run_ in names[:1]]
+    + names[1:]
+    + quiet
     for name, names in (calls or {}).items()
   }
   process.stdin.write(json.dumps(lines))

@@ -67,7 +67,7 @@ def params_of(dtype):
 def jitted(name):
   """A rule at rate 0.1 and its update, compiled once for all tests."""
   rule = cases.RULES[name](0.1)
-  return rule, jax.jit(rule.update)
+  return rule, cases.fast_jit(rule.update)
 
 
 def after_one_update(name):
@@ -95,7 +95,7 @@ def test_equals_the_formula_by_hand(name, x64):
   params = jnp.asarray(theta)
   state = rule.init(params)
 
-  @jax.jit
+  @cases.fast_jit
   def arrive(g, state, params, **extra):
     updates, state = rule.update(g, state, params, **extra)
     params = optax.apply_updates(params, updates)
@@ -154,7 +154,7 @@ def trajectory(rule, gradient, start, steps):
     newest = rule.lookahead(params, state)
     return (params, state, jnp.stack([newest, *history[:3]])), None
 
-  @jax.jit
+  @cases.fast_jit
   def run(tau):
     state = rule.init(start)
     history = jnp.stack([rule.lookahead(start, state)] * 4)
@@ -259,7 +259,7 @@ def test_is_finite_in_bfloat16(name):
   params = params_of('bfloat16')
   rule = cases.RULES[name](0.1)
 
-  @jax.jit
+  @cases.fast_jit
   def run(params, state):
     updates, state = rule.update(params, state, params, **extras(params))
     return updates, state, rule.lookahead(params, state)
@@ -355,7 +355,7 @@ def test_vmaps(name):
   rule, update = jitted(name)
   stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
 
-  @jax.jit
+  @cases.fast_jit
   @jax.vmap
   def twice(p):
     _, state = rule.update(p, rule.init(p), p, **extras(p))
@@ -414,7 +414,7 @@ def test_momentum_may_be_traced_zero_too(name):
     updates, state = rule.update(params, state, params, **extras(params))
     return updates, rule.lookahead(params, state)
 
-  traced = jax.jit(twice)
+  traced = cases.fast_jit(twice)
   for momentum in (0.0, 0.9):
     fixed = twice(momentum)
     assert cases.distance(traced(jnp.float32(momentum)), fixed) < 1e-6
@@ -571,7 +571,7 @@ def sent_to(rule, workers):
   start = jnp.ones(6)
   state = rule.init(start)
   held = jnp.stack([rule.lookahead(start, state)] * cases.WORKERS)
-  _, sent = jax.jit(lambda x: jax.lax.scan(advance, x, workers))(
+  _, sent = cases.fast_jit(lambda x: jax.lax.scan(advance, x, workers))(
     (start, state, held)
   )
   return sent
@@ -643,7 +643,7 @@ def end_states(rule, seeds, number=40, workers=4):
     updates, state = rule.update(gradient, state, params, staleness=tau)
     return (optax.apply_updates(params, updates), state), None
 
-  @jax.jit
+  @cases.fast_jit
   def run(order, staleness):
     start = jnp.zeros(5)
     carry = start, rule.init(start)
@@ -692,7 +692,9 @@ def test_multi_steps_of_corrected_gradients(name):
   corrected = []
   for worker in range(2):
     extra = extras(params, worker, worker)
-    updates, state = jax.jit(steps.update)(params, state, params, **extra)
+    updates, state = cases.fast_jit(steps.update)(
+      params, state, params, **extra
+    )
     one, inner = rule.correct(params, inner, params, **extra)
     corrected.append(one)
   mean = jax.tree.map(lambda a, b: (a + b) / 2, *corrected)

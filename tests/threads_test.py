@@ -414,7 +414,7 @@ def digits_job(policy):
   source = data.training_source(dataset, 32, 0)
   source = source._replace(resident=(*dataset.train, dataset.mean, dataset.std))
   inputs = jnp.zeros((1, *dataset.train.inputs.shape[1:]))
-  params, stats = jax.jit(model.init)(jax.random.key(0), inputs)
+  params, stats = cases.fast_jit(model.init)(jax.random.key(0), inputs)
 
   def loss_fn(params, model_state, batch, key):
     del key

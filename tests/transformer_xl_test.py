@@ -16,6 +16,7 @@ from ga_jax.models.transformer_xl import (  # its module has a model's name
   language_model,
   relative_shift,
 )
+from tests import cases
 
 CLASSES, LENGTH, ROWS = 31, 6, 3
 TINY = {
@@ -110,7 +111,7 @@ def test_the_small_model_with_memory_is_one_pass_over_two():
   params = drawn(model.init)
   text = np.random.default_rng(0).integers(0, 3_000, (2, 129))
   tokens, targets = text[:, :-1].astype('i4'), text[:, 1:].astype('i4')
-  losses = jax.jit(model.losses)
+  losses = cases.fast_jit(model.losses)
   memory = models.transformer_xl_small(3_000, memory_length=0).memory(2)
   whole, _ = losses(params, memory, tokens, targets)
   _, memory = losses(params, model.memory(2), tokens[:, :64], targets[:, :64])
@@ -157,7 +158,7 @@ def test_no_gradient_flows_into_the_memory():
       model.losses(params, model.memory(ROWS), tokens, targets)[1].hidden
     )
 
-  grads = jax.jit(jax.grad(through))(params)
+  grads = cases.fast_jit(jax.grad(through))(params)
   assert all(not g.any() for g in jax.tree.leaves(grads))
   assert memory.hidden.any()
 
@@ -272,7 +273,7 @@ def test_the_gradient_is_that_of_the_formulas(x64):
   def loss(params):
     return model.losses(params, memory, tokens, targets)[0].mean()
 
-  grads, rng = jax.jit(jax.grad(loss))(params), np.random.default_rng(0)
+  grads, rng = cases.fast_jit(jax.grad(loss))(params), np.random.default_rng(0)
   for _ in range(2):
     way = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
     wanted = [
@@ -315,7 +316,7 @@ def test_remat_computes_the_same():
         0
       ].mean()
 
-    return jax.jit(jax.value_and_grad(loss))(params)
+    return cases.fast_jit(jax.value_and_grad(loss))(params)
 
   (loss, grads), (same, others) = (
     found(*tiny(num_layers=1, cutoffs=(), remat=remat))
@@ -410,10 +411,12 @@ def test_likelihood_and_its_gradient_are_those_of_all_probabilities(
     found = every[jnp.arange(n), targets]
     return jnp.sum(found * jnp.cos(jnp.arange(n))), (found, every)
 
-  grads, found = jax.jit(jax.grad(one, (0, 1), has_aux=True))(variables, hidden)
-  wanted, (same, every) = jax.jit(jax.grad(all_of, (0, 1), has_aux=True))(
+  grads, found = cases.fast_jit(jax.grad(one, (0, 1), has_aux=True))(
     variables, hidden
   )
+  wanted, (same, every) = cases.fast_jit(
+    jax.grad(all_of, (0, 1), has_aux=True)
+  )(variables, hidden)
   assert every.shape == (n, CLASSES)
   np.testing.assert_allclose(np.exp(every).sum(-1), 1.0, rtol=1e-5)
   np.testing.assert_allclose(found, same, rtol=1e-4, atol=1e-4)
