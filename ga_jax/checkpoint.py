@@ -11,7 +11,6 @@ import pickle
 import re
 import shutil
 import sys
-import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -240,7 +239,7 @@ class Checkpoint(NamedTuple):
     return saving.load(self.path, self.leaves, like)
 
 
-class CheckpointStore:
+class CheckpointStore(exclusive.Exclusive):
   """A folder with the last few checkpoints of one run.
 
   A checkpoint is there whole or not at all, whenever the process is killed: it
@@ -260,7 +259,10 @@ class CheckpointStore:
     self.folder = os.path.abspath(folder)
     self.keep = checks.integer('keep', keep, 1)
     self._owned = None  # the lock on the folder
-    self._lock = threading.RLock()
+    super().__init__()
+
+  def __getstate__(self):
+    return {**super().__getstate__(), '_owned': None}  # of this process
 
   @contextlib.contextmanager
   def owned(self):

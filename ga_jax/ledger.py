@@ -10,7 +10,6 @@ queue with attempt + 1.
 import collections
 import copy
 import itertools
-import threading
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -64,7 +63,7 @@ class Receipt(NamedTuple):
   cause: str = ''
 
 
-class Ledger:
+class Ledger(exclusive.Exclusive):
   """Host bookkeeping of one run.
 
   Several threads may call it: each method is one step, and whole.
@@ -134,7 +133,7 @@ class Ledger:
     self._cells = []  # the trace row by row, flat: _WIDTH values each
     self._forgotten = 0  # rows that were there before them
     self._not_finite = collections.Counter()  # first_batch -> answers
-    self._lock = threading.RLock()
+    super().__init__()
 
   @property
   def has_batches(self) -> bool:

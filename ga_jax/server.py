@@ -6,7 +6,6 @@ that come with it, and answers with `submit`.
 """
 
 import math
-import threading
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
@@ -242,7 +241,7 @@ class _Fixed(NamedTuple):
     return self.rule
 
 
-class Server:
+class Server(exclusive.Exclusive):
   """An asynchronous parameter server in this process.
 
   Workers may be threads: each method is one step of ledger, parameters and
@@ -307,7 +306,7 @@ class Server:
     self._num_workers = num_workers
     self._allow_non_finite = allow_non_finite
     self._latest = -math.inf  # time
-    self._lock = threading.RLock()
+    super().__init__()
     for worker_id in range(num_workers):
       self._ledger.join(worker_id)
 

@@ -1,13 +1,12 @@
 """Versioned snapshots, kept as long as a ticket holds them."""
 
-import threading
 from collections.abc import Callable
 from typing import Any
 
 from ga_jax import exclusive
 
 
-class SnapshotStore:
+class SnapshotStore(exclusive.Exclusive):
   """Keeps what workers were sent, once per version, by reference count.
 
   Several threads may call it.
@@ -16,7 +15,7 @@ class SnapshotStore:
   def __init__(self):
     self._live = {}  # version -> [snapshot, holders]
     self.peak = 0  # most versions ever alive at once
-    self._lock = threading.RLock()
+    super().__init__()
 
   @exclusive.locked
   def __len__(self) -> int:

@@ -1,7 +1,6 @@
 """The trace: everything that happened, enough to compute the run again."""
 
 import os
-import threading
 import zipfile
 from typing import NamedTuple
 
@@ -165,7 +164,7 @@ class Trace(NamedTuple):
       raise TraceError('the last round was never closed')
 
 
-class TraceWriter:
+class TraceWriter(exclusive.Exclusive):
   """Writes rows down as they happen, to a file or to memory.
 
   The file holds bare rows of `EVENT_DTYPE`. What `write` was told survives the
@@ -189,7 +188,7 @@ class TraceWriter:
     self.num_rows = 0
     self._blocks = []
     self._file = self._owned = None  # the lock on the file
-    self._lock = threading.RLock()
+    super().__init__()
     if path is not None:
       self._owned = locks.Lock(path)
       self._file = open(path, 'ab', buffering=0)  # noqa: SIM115

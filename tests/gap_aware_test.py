@@ -9,7 +9,7 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import kernel, rules
+from ga_jax import kernel, rules, statistics
 from ga_jax.rules import base
 from tests import cases
 
@@ -473,7 +473,7 @@ def test_kernel_metrics_are_of_all_parameters():
   arrival = kernel.Arrival(
     first, (), kernel.Snapshot(params, ()), zero, zero, jnp.float32(1), zero + 1
   )
-  apply = jax.jit(lambda *given: kernel.apply(rule, *given, 0.0))
+  apply = jax.jit(lambda *given: kernel.apply(rule, *given, statistics.NOTHING))
   state, _ = apply(jax.jit(lambda p: kernel.init(rule, p))(params), arrival)
   stale = jax.tree.map(lambda p, d: p - jnp.float32(d), state.params, distance)
   arrival = arrival._replace(
@@ -492,7 +492,7 @@ def test_kernel_metrics_are_of_all_parameters():
 
 def test_links_one_after_the_other_multiply_and_are_numbered():
   rule = ga_jax.chain(
-    ga_jax.penalize_gap(decay=DECAY, eps=EPS),
+    ga_jax.penalize_gap(decay=DECAY),
     ga_jax.gap_aware(0.1, momentum=0.0, decay=DECAY, eps=EPS),
   )
   state = after_two(rule, drawn(4))

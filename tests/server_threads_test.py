@@ -1,5 +1,7 @@
 """Public objects that several threads call at once."""
 
+import copy
+import pickle
 import sys
 import threading
 
@@ -188,6 +190,27 @@ def test_a_store_of_checkpoints_that_threads_save_to(tmp_path):
 
   at_once(work, 3)
   assert len(store.steps()) == 3
+
+
+@pytest.mark.parametrize(
+  ('one', 'copied'),
+  [
+    (ga_jax.Ledger(policies.asynchronous(), num_batches=3), copy.deepcopy),
+    (snapshots.SnapshotStore(), copy.deepcopy),
+    # Ray sends them to other processes.
+    (
+      checkpoint.CheckpointStore('/somewhere', keep=2),
+      lambda store: pickle.loads(pickle.dumps(store)),
+    ),
+  ],
+)
+def test_a_copy_has_a_lock_of_its_own(one, copied):
+  other = copied(one)
+  assert vars(other).keys() == vars(one).keys()
+  got = []
+  with one._lock:
+    at_once(lambda i: got.append(other._lock.acquire(timeout=10)), 1)
+  assert got == [True]
 
 
 def test_a_run_is_made_once():

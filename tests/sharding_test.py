@@ -293,7 +293,7 @@ def test_which_rules_ask_for_sums():
   asks = {'ga_global': (2, 0), 'penalize_gap': (1, 0)}
   for name in cases.RULES:
     shard = sharded.Shard(
-      fixed(cases.rule(name, 0.02)), 0, False, (), params_of()
+      fixed(cases.rule(name, 0.02)), statistics.NOTHING, False, (), params_of()
     )
     assert shard.sums() == asks.get(name, (0, 0)), name
 

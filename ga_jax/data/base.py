@@ -143,6 +143,7 @@ def make_dataset(
       )
   if num_classes is None:
     num_classes = _classes(name, train.labels, test.labels)
+  num_classes = checks.integer('num_classes', num_classes, 1)
   for part, labels in (('train', train.labels), ('test', test.labels)):
     if labels.max() >= num_classes:
       raise DataError(
