@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import warnings
 
 import pytest
 import ray
@@ -60,12 +61,14 @@ def cluster(num_cpus: int = 2):
     authentication.reset_auth_token_state()  # Ray read it at import
     nodes = cluster_utils.Cluster()
     try:
-      nodes.add_node(
-        num_cpus=num_cpus,
-        object_store_memory=STORE_BYTES,
-        include_dashboard=False,
-        _system_config=_SYSTEM,
-      )
+      with warnings.catch_warnings():  # Ray starts processes by fork and exec
+        warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
+        nodes.add_node(
+          num_cpus=num_cpus,
+          object_store_memory=STORE_BYTES,
+          include_dashboard=False,
+          _system_config=_SYSTEM,
+        )
       ray.init(address=nodes.address, log_to_driver=False)
       yield nodes
     finally:

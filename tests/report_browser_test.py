@@ -1,5 +1,6 @@
 """The report in a real browser: no request, no error, what events say."""
 
+import gc
 import os
 import re
 import shutil
@@ -26,6 +27,13 @@ def relaxed():
   """What the scripts run with: NumPy's promotion of ranks and dtypes."""
   with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
     yield
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_left_open():
+  """What Playwright leaves is found here, in the test that left it."""
+  yield
+  gc.collect()
 
 
 class Watched:
