@@ -162,7 +162,13 @@ def test_parameter_names_are_fixed(name):  # they are in people's checkpoints
 # Shapes and arithmetic.
 
 
-@pytest.mark.parametrize('name', [*DEEP, 'cnn3'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    pytest.param(name, marks=pytest.mark.slow) if name == 'resnet50' else name
+    for name in (*DEEP, 'cnn3')
+  ],
+)
 def test_logits_have_a_column_per_class(name):
   model, params, state, inputs = shapes(name)
   classes = 1000 if name == 'resnet50' else 10

@@ -128,7 +128,11 @@ def test_executors_agree_in_float32(rule, policy):
 
 @pytest.mark.parametrize('executor', ['fast', 'exact'])
 @pytest.mark.parametrize(
-  ('rule', 'policy'), [('dana_ga', 'asynchronous'), ('ga', 'synchronous')]
+  ('rule', 'policy'),
+  [
+    ('dana_ga', 'asynchronous'),
+    pytest.param('ga', 'synchronous', marks=pytest.mark.slow),
+  ],
 )
 def test_same_seed_same_bits(rule, policy, executor):
   first = run(rule, policy, executor, 100, np.float32)

@@ -90,7 +90,7 @@ def refuses(result, flag):
 
 
 # The others differ in a rule, or in a policy that policies_test.py runs.
-QUICK = ('ga', 'dana_slim', 'ssgd', 'abs', 'local_sgd', 'easgd', 'laga', 'topk')
+QUICK = ('ga', 'dana_slim', 'ssgd', 'abs', 'local_sgd', 'topk')
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from tests import cases
 
 WORKERS = 4
 OPTIMUM, CURVATURE = np.array([1.0, -2.0, 0.5]), np.array([1.0, 0.5, 2.0])
-BY_DEFAULT = ('ga', 'dana_zero', 'dana_slim')
+BY_DEFAULT = ('ga', 'dana_zero')
 PER_WORKER = ('multi_asgd', 'dana_zero', 'dana_slim', 'dana_dc', 'dana_ga')
 
 

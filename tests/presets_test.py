@@ -49,13 +49,18 @@ def fields_of(preset):
   return {**fields, 'parameters': tuple(sorted(parameters.items()))}
 
 
+# Presets whose network, data and flags another one has too.
+ALIKE = ('fashion_mnist_abs', 'fashion_mnist_softsync')
+
+
 def names():
   """The presets of images, the deep ones marked."""
   found = []
   for path in sorted(PRESETS.glob('*.flags')):
     if path.stem not in OTHERS:
       deep = fields_of(path.stem)['model'] in DEEP
-      marks = [pytest.mark.slow] * deep
+      alike = path.stem in ALIKE
+      marks = [pytest.mark.slow] * (deep or alike)
       found.append(pytest.param(path.stem, marks=marks))
   return found
 

@@ -76,11 +76,11 @@ def outer(program):
 
 
 EVERY_STAGE = [  # a plain gradient is executors_test.py's
-  ('dana_slim', 'none'),
   ('gradient', 'topk'),
   *(
     pytest.param(*pair, marks=pytest.mark.slow)
     for pair in (
+      ('dana_slim', 'none'),
       ('local_sgd', 'none'),
       ('easgd', 'none'),
       ('laga', 'none'),

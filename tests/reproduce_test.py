@@ -163,7 +163,13 @@ def tiny(**fields):
   )
 
 
-@pytest.mark.parametrize('method', papers.ALONE)
+@pytest.mark.parametrize(
+  'method',
+  [
+    method if method == 'sa' else pytest.param(method, marks=pytest.mark.slow)
+    for method in papers.ALONE
+  ],
+)
 def test_one_worker_of_these_is_another_method(method):
   settings = settings_lib.check(tiny(method=method, clock='heterogeneous'))
   stand_in = studies.canonical(settings)
@@ -444,7 +450,15 @@ def committed():
       yield name
 
 
-@pytest.mark.parametrize('name', list(committed()))
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('digits_mlp', 'fashion_mnist_mlp', 'text_transformer_xl')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in committed()
+  ],
+)
 def test_committed_tables_are_those_of_their_runs(name, tmp_path):
   """The page is made again from metrics.jsonl by the command in its head."""
   there = os.path.join(ROOT, 'results', name)

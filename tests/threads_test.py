@@ -109,7 +109,13 @@ def test_every_policy_replays_to_the_same_bits(name):
 
 @pytest.mark.parametrize(
   'name',
-  ['dana_slim', pytest.param('local_sgd', marks=pytest.mark.slow), 'easgd'],
+  [
+    'dana_slim',
+    *(
+      pytest.param(name, marks=pytest.mark.slow)
+      for name in ('local_sgd', 'easgd')
+    ),
+  ],
 )
 def test_every_kind_of_program_replays_to_the_same_bits(name):
   policy = policies.asynchronous()

@@ -59,7 +59,9 @@ def plain(digits, tmp_path_factory):
   return found
 
 
-@pytest.mark.parametrize('power', [-60, 60])
+@pytest.mark.parametrize(
+  'power', [pytest.param(-60, marks=pytest.mark.slow), 60]
+)
 def test_scaled_data_train_to_the_same_bits(digits, plain, power, tmp_path):
   other = {
     key: np.ldexp(array, power) if key.startswith('x') else array
