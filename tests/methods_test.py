@@ -194,13 +194,8 @@ def page_of(rules):
   )
 
 
-@pytest.mark.parametrize(
-  'rules',
-  [
-    ['dana_ga'],
-    pytest.param(list(parts.TABLES['rule']), marks=pytest.mark.slow),
-  ],
-)
+@pytest.mark.slow  # they are runs: a check before a release
+@pytest.mark.parametrize('rules', [['dana_ga'], list(parts.TABLES['rule'])])
 def test_the_documentation_says_what_goes_with_what(rules):
   with open(os.path.join(DOCS, 'compatibility.md')) as file:
     written = kinds(file.read())

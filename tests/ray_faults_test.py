@@ -194,6 +194,7 @@ def whole_rows(data: bytes) -> bytes:
   return data[: len(data) // ROW * ROW]
 
 
+@pytest.mark.slow
 def test_the_server_dies_before_and_after_a_checkpoint(nodes, tmp_path):
   with start(tmp_path, 'residuals', 160, seconds=0.02, every=40) as run:
     for version in (10, 70):

@@ -513,7 +513,7 @@ def run_of(**fields):
 @pytest.mark.parametrize(
   ('name', 'executor', 'runtime'),
   [
-    ('cifar10', 'fast', 'simulate'),
+    pytest.param('cifar10', 'fast', 'simulate', marks=pytest.mark.slow),
     ('imagenet2012', 'exact', 'simulate'),
     pytest.param('imagenet2012', 'fast', 'threads', marks=pytest.mark.slow),
   ],

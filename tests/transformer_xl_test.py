@@ -259,6 +259,7 @@ def test_losses_and_memory_are_those_of_the_formulas():
     np.testing.assert_allclose(memory.hidden, before, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.optax_promotes  # so does Flax's LayerNorm in double precision
 def test_the_gradient_is_that_of_the_formulas(x64):
   """Along random directions, against central differences of the formulas."""
