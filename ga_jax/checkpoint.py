@@ -11,6 +11,7 @@ import pickle
 import re
 import shutil
 import sys
+import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -258,7 +259,7 @@ class CheckpointStore(exclusive.Exclusive):
     """
     self.folder = os.path.abspath(folder)
     self.keep = checks.integer('keep', keep, 1)
-    self._owned = None  # the lock on the folder
+    self._owned = None  # (lock on the folder, thread that took it)
     super().__init__()
 
   def __getstate__(self):
@@ -268,22 +269,27 @@ class CheckpointStore(exclusive.Exclusive):
   def owned(self):
     """Keeps others from saving here; its folder is made.
 
+    Within it the same thread may call it again.
+
     Yields:
       The lock.
 
     Raises:
-      OccupiedError: another process is saving here.
+      OccupiedError: another process, or another thread of this one, has it.
       OSError: there can be no such folder.
     """
-    if self._owned is not None:
-      yield self._owned
+    lock, thread = self._owned or (None, None)
+    if lock is not None and lock.held and thread == threading.get_ident():
+      yield lock
       return
     os.makedirs(self.folder, exist_ok=True)
-    with locks.FolderLock(self.folder) as self._owned:
+    with locks.FolderLock(self.folder) as lock:
+      self._owned = lock, threading.get_ident()
       try:
-        yield self._owned
+        yield lock
       finally:
-        self._owned = None
+        with self._lock:  # not while somebody saves
+          self._owned = None
 
   @exclusive.locked
   def steps(self) -> list[int]:
@@ -315,7 +321,11 @@ class CheckpointStore(exclusive.Exclusive):
     what = f'the checkpoint of step {step}'
     with contextlib.ExitStack() as stack:
       try:
-        stack.enter_context(self.owned()).check()
+        lock, _ = self._owned or (None, None)
+        if lock is None or not lock.held:
+          os.makedirs(self.folder, exist_ok=True)
+          lock = stack.enter_context(locks.FolderLock(self.folder))
+        lock.check()
       except (locks.LostError, locks.OccupiedError):
         raise
       except OSError as error:

@@ -446,6 +446,7 @@ def _extra(state: ServerState, arrival: Arrival):
 
 def _fold(state: ServerState, arrival: Arrival, fold_fn: statistics.FoldFn):
   """The model statistics after an arrival."""
+  statistics.check_returned(arrival.model_state, state.model_state)
   return fold_fn(
     arrival.model_state,
     state.model_state,

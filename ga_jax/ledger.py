@@ -219,22 +219,18 @@ class Ledger(exclusive.Exclusive):
     return (ticket, *revoked)
 
   @exclusive.locked
-  def expire_not_finite(
-    self, ticket: Ticket, time: float = 0.0
-  ) -> tuple[Ticket, ...]:
-    """Takes a ticket back whose answer is not finite; see `expire`.
+  def count_not_finite(self, ticket: Ticket):
+    """Counts an answer that was not finite, once its ticket has expired.
 
     Raises:
       NotFiniteError: it was the last of `MAX_ATTEMPTS` for these batches.
     """
-    ended = self.expire(ticket, time, 'non-finite')
     self._not_finite[ticket.first_batch] += 1
     if self._not_finite[ticket.first_batch] == MAX_ATTEMPTS:
       raise NotFiniteError(
         f'batch {ticket.first_batch} gave no finite gradient in '
         f'{MAX_ATTEMPTS} attempts, the last at version {ticket.version}'
       )
-    return ended
 
   @exclusive.locked
   def reserve(self, worker_id: int) -> tuple[int, int, int] | None:

@@ -68,6 +68,11 @@ class Lock:
     """Who has it."""
     return 'another process'
 
+  @property
+  def held(self) -> bool:
+    """Whether it is held, by this process."""
+    return self._file is not None
+
   def keep(self, path: str):
     """Has `check` look after another file too, which must be there."""
     self._kept[os.path.abspath(path)] = open(path, 'rb')  # noqa: SIM115

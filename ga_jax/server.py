@@ -305,7 +305,7 @@ class Server(exclusive.Exclusive):
     )
     self._num_workers = num_workers
     self._allow_non_finite = allow_non_finite
-    self._latest = -math.inf  # time
+    self._latest = 0.0  # time
     super().__init__()
     for worker_id in range(num_workers):
       self._ledger.join(worker_id)
@@ -433,7 +433,10 @@ class Server(exclusive.Exclusive):
     if self._ledger.outstanding.get(ticket.ticket_id) != ticket:
       return Outcome(self._ledger.arrive(ticket, time), None)
     staleness = self._ledger.version - ticket.version
-    _, *revoked = self._end(self._ledger.expire_not_finite, ticket, time)
+    _, *revoked = self._end(
+      lambda: self._ledger.expire(ticket, time, 'non-finite')
+    )
+    self._ledger.count_not_finite(ticket)  # when all is done that it meant
     receipt = ledger.Receipt(
       Action.REFUSE, 0.0, staleness, tuple(revoked), 'non-finite'
     )
@@ -441,9 +444,7 @@ class Server(exclusive.Exclusive):
 
   def _at(self, time: float) -> float:
     """The time of a call, never before an earlier one's."""
-    if math.isnan(time):
-      raise ValueError(f'time must be a number, got {time}')
-    self._latest = max(self._latest, time)
+    self._latest = max(self._latest, checks.number('time', time))
     return self._latest
 
   @exclusive.locked
@@ -461,12 +462,21 @@ class Server(exclusive.Exclusive):
   @exclusive.locked
   def remove_worker(self, worker_id: int, time: float = 0.0):
     """A worker goes; its batches are issued again, its answers are refused."""
-    self._end(self._ledger.leave, worker_id, self._at(time), worker_id)
+    time = self._at(time)
+    self._end(lambda: self._ledger.leave(worker_id, time), worker_id)
 
-  def _end(self, end_fn, what, time, left: int | None = None):
-    """Ends tickets without an answer; returns those that have ended."""
+  def _end(self, end_fn, left: int | None = None):
+    """Has the ledger end tickets without an answer, and follows it.
+
+    Args:
+      end_fn: `end_fn() -> tickets that have ended`.
+      left: the worker that has left, if one has.
+
+    Returns:
+      Those tickets.
+    """
     before = self._ledger.version
-    ended = end_fn(what, time)
+    ended = end_fn()
     for ticket in ended:
       self._core.release(ticket.version)
     if left is not None:

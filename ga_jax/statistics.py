@@ -130,16 +130,31 @@ def _check_fold(fold_fn, model_state):
   )
   number = jax.ShapeDtypeStruct((), jnp.int32)
   made = jax.eval_shape(fold_fn, like, like, like, number)
+  _check_alike('fold_fn returns', made, like)
+
+
+def check_returned(returned, now):
+  """Raises a ValueError where a worker returns other statistics.
+
+  Args:
+    returned: by the loss function, arrays or what stands for them in a trace.
+    now: the server's, of the shapes that they had at the start.
+  """
+  _check_alike('the loss function returns', returned, now)
+
+
+def _check_alike(who: str, made, like):
   if jax.tree.structure(made) != jax.tree.structure(like):
     raise ValueError(
-      f'fold_fn returns {jax.tree.structure(made)} where model_state is '
+      f'{who} {jax.tree.structure(made)} where model_state is '
       f'{jax.tree.structure(like)}'
     )
   wanted = jax.tree_util.tree_flatten_with_path(like)[0]
   for (path, old), new in zip(wanted, jax.tree.leaves(made), strict=True):
-    if (old.shape, old.dtype) != (new.shape, new.dtype):
+    shape, dtype = jnp.shape(new), jnp.result_type(new)
+    if (old.shape, old.dtype) != (shape, dtype):
       raise ValueError(
-        f'fold_fn makes {new.dtype}{list(new.shape)} of '
+        f'{who} {dtype}{list(shape)} for '
         f'model_state{jax.tree_util.keystr(path)}, which is '
         f'{old.dtype}{list(old.shape)}'
       )

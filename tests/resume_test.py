@@ -14,12 +14,13 @@ from ga_jax import (
   clocks,
   policies,
   programs,
+  recovery,
   rules,
   server,
   statistics,
 )
 from ga_jax.policies.base import Kind
-from ga_jax.runtimes import checkpoints, cluster, fast, slots
+from ga_jax.runtimes import checkpoints, cluster, exact, fast, slots
 from ga_jax.runtimes import job as job_lib
 from tests import cases
 
@@ -266,3 +267,16 @@ def test_of_an_older_checkpoint_less_is_compared(tmp_path):
   where = checkpoints.Checkpoints(store, EVERY, about={'rate': 0.01})
   result = fast.execute(job, trace, pytest.fail, BLOCK, checkpoints=where)
   assert_same_run(result, uninterrupted('plain')[0])
+
+
+def test_a_trace_that_ends_before_the_checkpoint_is_refused(tmp_path):
+  """Nothing would be computed, and the start be saved as the newest."""
+  job, trace = prepared('plain')
+  store = checkpoint.CheckpointStore(tmp_path)
+  exact.execute(job, trace, checkpoints=checkpoints.Checkpoints(store, EVERY))
+  newest = store.newest()
+  with pytest.raises(recovery.RecoveryError, match=r'there are only \d+'):
+    exact.execute(
+      job, trace.until(10, 10), checkpoints=checkpoints.Checkpoints(store)
+    )
+  assert store.newest().path == newest.path

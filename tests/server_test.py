@@ -1,5 +1,7 @@
 """The host-loop API: ticket and submit."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -320,6 +322,33 @@ def test_batches_that_are_never_finite_end_the_loop():
     server.submit(server.ticket(0).ticket, {'w': jnp.full(3, np.nan)})
   with pytest.raises(ledger.NotFiniteError, match='batch 0 gave no finite'):
     server.submit(server.ticket(0).ticket, {'w': jnp.full(3, np.nan)})
+
+
+def test_a_loop_that_catches_that_error_goes_on_right():
+  """With barriers, whose round the expiry may close."""
+  rule = rules.asgd(0.1, momentum=0.0)
+  server = make_server(rule, policies.synchronous(), num_batches=6)
+  refused = 0
+  for step in range(60):
+    if server.finished:
+      break
+    for worker_id in (step % 2, 1 - step % 2):
+      work = server.ticket(worker_id)
+      if work is None:
+        continue
+      bad = work.ticket.first_batch == 0 and refused < ledger.MAX_ATTEMPTS
+      refused += bad
+      value = np.nan if bad else 1.0
+      with contextlib.suppress(ledger.NotFiniteError):
+        server.submit(work.ticket, {'w': jnp.full(3, value)})
+  assert server.finished
+  assert refused == ledger.MAX_ATTEMPTS
+  trace = server.trace()
+  trace.verify()
+  updates = trace.updates()
+  assert updates == server.version == int(server.state.version)
+  np.testing.assert_allclose(server.params['w'], 1 - 0.1 * updates, rtol=1e-6)
+  assert not server._core.store.holders()
 
 
 def test_what_is_not_finite_is_applied_where_it_may_be():

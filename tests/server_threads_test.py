@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import checkpoint, policies, rules, snapshots
+from ga_jax import checkpoint, locks, policies, rules, snapshots
 from ga_jax import trace as trace_lib
 from ga_jax.policies.base import Action
 from ga_jax.runtimes import exact, threads
@@ -116,8 +116,9 @@ def test_times_that_threads_bring_out_of_order():
     server.submit(work.ticket, jnp.ones(3), time=4.0)
   server.trace().verify()
   assert set(server.trace().events['time'].tolist()) == {0.0, 5.0}
-  with pytest.raises(ValueError, match='time must be a number, got nan'):
-    server.ticket(0, time=float('nan'))
+  for time in (float('nan'), float('inf'), 'now'):
+    with pytest.raises(ValueError, match=r'time must be .*finite'):
+      server.ticket(0, time=time)
 
 
 def test_a_ledger_that_eight_threads_call():
@@ -211,6 +212,25 @@ def test_a_copy_has_a_lock_of_its_own(one, copied):
   with one._lock:
     at_once(lambda i: got.append(other._lock.acquire(timeout=10)), 1)
   assert got == [True]
+
+
+def test_a_store_is_owned_by_one_thread(tmp_path):
+  """Another one is refused, and lets nobody in when it goes."""
+  store = checkpoint.CheckpointStore(str(tmp_path), keep=3)
+
+  def another(i):
+    with pytest.raises(locks.OccupiedError, match='at work in'), store.owned():
+      pass
+
+  with store.owned() as lock:
+    at_once(another, 1)
+    with store.owned() as again:
+      assert again is lock
+    at_once(lambda i: store.save(1, {'x': np.zeros(2)}), 1)  # but it may save
+    at_once(another, 1)
+    assert lock.held
+  at_once(lambda i: store.save(2, {'x': np.zeros(2)}), 1)
+  assert store.steps() == [1, 2]
 
 
 def test_a_run_is_made_once():

@@ -218,6 +218,42 @@ def test_what_is_no_average_is_refused_at_the_start(leaf, message):
     )
 
 
+@pytest.mark.parametrize('executor', ['fast', 'exact', 'threads'])
+@pytest.mark.parametrize(
+  ('change', 'said'),
+  [
+    (
+      lambda s: {**s, 'seen': jnp.float32(1.0)},
+      r"the loss function returns float32\[\] for model_state\['seen'\], which "
+      r'is int32\[\]',
+    ),
+    (lambda s: {**s, 'more': s['mean']}, 'the loss function returns PyTreeDef'),
+  ],
+)
+def test_a_loss_that_returns_other_statistics_is_refused(
+  change, said, executor
+):
+  def loss_fn(params, model_state, batch, key):
+    del key
+    return params * batch.sum(), change(model_state)
+
+  arguments = loss_fn, jnp.zeros(()), lambda i: np.ones(2, np.float32)
+  common = {
+    'policy': policies.asynchronous(),
+    'num_workers': 2,
+    'num_batches': 4,
+    'model_state': {'seen': np.int32(0), 'mean': np.float32(0)},
+    'stats_momentum': 0.9,
+  }
+  if executor == 'threads':
+    run = ga_jax.run_on_threads
+  else:
+    common |= {'clock': clocks.constant(), 'executor': executor}
+    run = ga_jax.simulate
+  with pytest.raises(ValueError, match=said):
+    run(*arguments, rules.asgd(0.1), **common)
+
+
 def test_a_fold_that_does_not_fit_is_refused():
   state = {'mean': np.zeros(2, np.float32)}
 
@@ -231,7 +267,8 @@ def test_a_fold_that_does_not_fit_is_refused():
   with pytest.raises(ValueError, match='fold_fn returns PyTreeDef'):
     fold_of(lambda returned, now, sent, num_batches: ())
   with pytest.raises(
-    ValueError, match=r"float16\[2\] of model_state\['mean'\], which is float32"
+    ValueError,
+    match=r"float16\[2\] for model_state\['mean'\], which is float32",
   ):
     fold_of(
       lambda returned, now, sent, num_batches: {

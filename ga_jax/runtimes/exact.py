@@ -480,6 +480,12 @@ class Run:
         fresh, observed = stacked(log[observed:]), len(log)
         if observe(batches, execution.state, fresh):
           break
+    if self._saved:
+      raise recovery.RecoveryError(
+        f'the checkpoint {self._saved.path} is of another run: it was saved '
+        f'after {self._saved.host["rows"]} events, and there are only '
+        f'{self._rows}'
+      )
     # Only now: after the last arrival its round may still have been closed.
     if observe and batches == num_batches and observed < len(log):
       observe(batches, execution.state, stacked(log[observed:]))

@@ -586,10 +586,9 @@ class Live:
     stands = self._book.outstanding.get(ticket.ticket_id) == ticket
     cause = self._no_use(answer) if stands else ''
     if cause:
+      self._book.expire(ticket, now, cause)
       if cause == 'non-finite':
-        self._book.expire_not_finite(ticket, now)
-      else:
-        self._book.expire(ticket, now, cause)
+        self._book.count_not_finite(ticket)
       return
     loss = None
     if stands:
