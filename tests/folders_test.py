@@ -375,7 +375,8 @@ def test_two_processes_want_one_folder_and_are_killed(runtime, tmp_path):
       assert re.fullmatch(
         rf'(note: .*\n)?error: --workdir={workdir}: '
         r'((process \d+ on \S+|another process) is at work there: .*|'
-        r'holds a run that has not ended: .*|holds no finished run: .*)\n',
+        r'holds a run that has not ended: .*|holds no finished run: .*|'
+        r'holds a run already; .*)\n',  # it has ended meanwhile
         err,
       )
   assert refused

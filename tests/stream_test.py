@@ -544,6 +544,7 @@ def test_the_script_says_in_one_line_what_cannot_be_read(tmp_path):
       *(sys.executable, '-m', 'experiments.train', '--dataset=imagenet2012'),
       *(f'--data_path={tmp_path}', '--model=mlp', '--batch_size=4'),
       *('--epochs=1', f'--workdir={tmp_path}/run', '--executor=exact'),
+      '--quiet',
     ],
     capture_output=True,
     text=True,
