@@ -144,6 +144,13 @@ def build(
   return job
 
 
+def check_workers(job: Job, num_workers: int):
+  """Raises a ValueError where a job's rule does not fit so many workers."""
+  kernel.check_rule(
+    job.rule_fn(job.hparams), job.accumulates, num_workers, job.params
+  )
+
+
 def worker_program(
   program_fn, hparams, loss_fn, load_fn, resident
 ) -> programs.Program:

@@ -200,9 +200,7 @@ class Live:
     )
     if (checkpoints or recover) and trace_path is None:
       raise ValueError('a run can only go on with a record: give a trace_path')
-    kernel.check_rule(
-      job.rule_fn(job.hparams), job.accumulates, num_workers, job.params
-    )
+    job_lib.check_workers(job, num_workers)
     self._job = job
     self._needs_loss = policy.needs_loss
     self._staff = staff
@@ -266,10 +264,8 @@ class Live:
     Raises:
       ValueError: the rule has no buffer for it.
     """
-    worker_id, job = ledger.check_worker_id(worker_id), self._job
-    kernel.check_rule(
-      job.rule_fn(job.hparams), job.accumulates, worker_id + 1, job.params
-    )
+    worker_id = ledger.check_worker_id(worker_id)
+    job_lib.check_workers(self._job, worker_id + 1)
     self._inbox.put(functools.partial(self._hire, worker_id))
 
   def remove_worker(self, worker_id: int):

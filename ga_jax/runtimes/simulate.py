@@ -197,9 +197,7 @@ def prepared(
 ) -> tuple[job_lib.Job, dict[str, Any]]:
   """The job of a run, and how its cluster is played; see `simulate`."""
   job = job_lib.build(loss_fn, params, batches, rule, policy=policy, **of_job)
-  kernel.check_rule(
-    job.rule_fn(job.hparams), job.accumulates, num_workers, job.params
-  )
+  job_lib.check_workers(job, num_workers)
   program = job_lib.program_of(job)
   return job, {
     'num_workers': num_workers,
