@@ -20,21 +20,19 @@ import sys
 
 from absl import flags
 
-from experiments import cells as cells_lib
-from experiments import (
-  cli,
-  environment,
-  folders,
-  methods,
-  progress,
-  protocols,
-  tables,
-  tasks,
-)
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.catalogue import methods
+from experiments.records import cells as cells_lib
+from experiments.records import folders
+from experiments.reporting import tables
+from experiments.running import environment
+from experiments.screens import progress
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
+from experiments.studies import protocols
 from ga_jax import plots
 
-cli.define_run_flags()
+shared_flags.define_run_flags()
 _METHODS = flags.DEFINE_list(
   'methods', ['asgd', 'sa', 'ga'], ','.join(methods.METHODS)
 )
@@ -59,15 +57,17 @@ _NOTE = flags.DEFINE_string('note', '', 'a line to stand under the table')
 
 def prepare() -> tuple[protocols.Plan, str]:
   """Checks every flag and every cell of the grid; reads the data."""
-  workers = cli.number_list('workers', _WORKERS.value, int)
-  rates = cli.number_list('learning_rates', _LEARNING_RATES.value, float)
-  momenta = cli.number_list('momenta', _MOMENTA.value, float)
+  workers = shared_flags.number_list('workers', _WORKERS.value, int)
+  rates = shared_flags.number_list(
+    'learning_rates', _LEARNING_RATES.value, float
+  )
+  momenta = shared_flags.number_list('momenta', _MOMENTA.value, float)
   _check_lists(workers)
   _check_sweeps(rates, momenta)
 
   def one(method, n, momentum):
     params = {} if momentum is None else {'momentum': momentum}
-    return cli.run_settings(
+    return shared_flags.run_settings(
       method,
       workers=n,
       learning_rate=rates[0] if rates else _LEARNING_RATE.value,
@@ -96,15 +96,15 @@ def prepare() -> tuple[protocols.Plan, str]:
 
 
 def _check_lists(workers):
-  cli.check_names('workers', [str(n) for n in workers], _WORKERS.value)
-  cli.check_names('methods', _METHODS.value, methods.METHODS)
-  cli.check_names('baseline', [_BASELINE.value], methods.METHODS)
+  shared_flags.check_names('workers', [str(n) for n in workers], _WORKERS.value)
+  shared_flags.check_names('methods', _METHODS.value, methods.METHODS)
+  shared_flags.check_names('baseline', [_BASELINE.value], methods.METHODS)
   if _SEEDS.value < 1:
     raise settings_lib.SettingError('seeds', _SEEDS.value, 'must be at least 1')
 
 
 def _check_sweeps(rates, momenta):
-  cli.check_rates(rates)
+  shared_flags.check_rates(rates)
   if len(set(momenta)) < len(momenta) or not all(0 <= m < 1 for m in momenta):
     text = ','.join(str(v) for v in momenta)
     raise settings_lib.SettingError(
@@ -123,7 +123,7 @@ def _check_sweeps(rates, momenta):
 def main(prepared):
   plan, workdir = prepared
   total = None if plan.rates else len(plan.settings) * len(plan.seeds)
-  with progress.GridProgress(total, quiet=cli.quiet()) as shown:
+  with progress.GridProgress(total, quiet=launch.quiet()) as shown:
     path = os.path.join(workdir, 'metrics.jsonl')
     cells = cells_lib.Cells(path, shown, running=shown.running)
     outcomes = protocols.outcomes(plan, cells)
@@ -178,4 +178,4 @@ def _draw(plan, outcome, workdir) -> str:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare, goes_on=True)
+  launch.launch(main, prepare, goes_on=True)

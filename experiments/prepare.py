@@ -27,8 +27,8 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import cli
-from experiments import settings as settings_lib
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
 from ga_jax import data
 from ga_jax.data import prepared
 
@@ -109,7 +109,7 @@ def prepare() -> Plan:
       'dataset', name, "needs TensorFlow, once: pip install 'ga_jax[tfds]'"
     ) from error
   if path:
-    cli.writable_folder('data_path', path)
+    shared_flags.writable_folder('data_path', path)
   return plan
 
 
@@ -245,4 +245,4 @@ if __name__ == '__main__':
   os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '3')
   os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '0')
   os.environ['CUDA_VISIBLE_DEVICES'] = ''
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

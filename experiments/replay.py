@@ -13,7 +13,7 @@ where it cannot; it refuses too where a file was changed after the run
 
   --executor=exact  event by event, or --executor=fast (or --fast), through
                compiled blocks: where the other one made the run, the result
-               must be as near as rounding (experiments/rounding.py), else 1
+               must be as near as rounding (records/rounding.py), else 1
   --until=100  stops after update 100, computed event by event, and saves the
                state in replay-100/
   --method=sa  what if the same arrivals had met another rule? Likewise --rule,
@@ -32,30 +32,35 @@ import numpy as np
 from absl import flags
 
 import ga_jax
-from experiments import (
+from experiments import tasks
+from experiments.catalogue import parts
+from experiments.records import (
   began,
-  cli,
-  devices,
   digests,
-  environment,
   folders,
-  inputs,
-  parts,
-  progress,
   record,
   rounding,
-  run,
-  tasks,
-  watch,
   what_if,
 )
-from experiments import settings as settings_lib
-from ga_jax import checkpoint, kernel, metrics
-from ga_jax.policies.base import Action
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import simulate
+from experiments.running import (
+  devices,
+  environment,
+  inputs,
+  setup,
+  summaries,
+  watch,
+)
+from experiments.screens import progress
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
+from ga_jax.job import job as job_lib
+from ga_jax.policies.parts.base import Action
+from ga_jax.record import files
+from ga_jax.record import params as params_lib
+from ga_jax.server import update as update_lib
+from ga_jax.simulation import simulate
 
-cli.define_run_flags()
+shared_flags.define_run_flags()
 _WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
 _FAST = flags.DEFINE_bool(
   'fast', None, "as --executor=fast (--nofast: exact); without, the run's"
@@ -137,7 +142,7 @@ def _trace(workdir, settings) -> ga_jax.Trace:
     trace.verify(complete=False)
   except ga_jax.TraceError as error:
     _refuse('workdir', workdir, f'trace.npz is wrong: {error}')
-  wanted = settings.workers, run.total_batches(settings)
+  wanted = settings.workers, setup.total_batches(settings)
   if (trace.num_workers, trace.num_batches) != wanted:
     _refuse(
       'workdir',
@@ -201,14 +206,14 @@ def _what_if(settings) -> settings_lib.Settings | None:
     if name in flags.FLAGS and flags.FLAGS[name].present and name != 'executor'
   }
   if 'boundaries' in given:
-    given['boundaries'] = cli.number_list(
+    given['boundaries'] = shared_flags.number_list(
       'boundaries', given['boundaries'], float
     )
   return what_if.settings_with(settings, given) if given else None
 
 
 def _job(settings) -> job_lib.Job:
-  return job_lib.build(**run.arguments(settings, run.method_of(settings)))
+  return job_lib.build(**setup.arguments(settings, setup.method_of(settings)))
 
 
 def main(prepared: Prepared):
@@ -280,7 +285,7 @@ def imagine(prepared: Prepared):
   """Computes the trace with other settings and prints both test errors."""
   workdir, settings, trace, other, executor, _ = prepared
   state, _ = computed(other, trace, executor, trace.num_batches)
-  saved = kernel.Snapshot(*record.load_params(workdir, settings))
+  saved = update_lib.Snapshot(*record.load_params(workdir, settings))
   print(f'as it was, {settings.method}: {_error(settings, saved)}')
   changed = what_if.changes(settings, other)
   print(f'what if {changed}: {_error(other, state)}')
@@ -297,7 +302,7 @@ def stop_early(prepared: Prepared, update: int):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(os.path.join(folder, name))
   shutil.rmtree(os.path.join(folder, 'params'), ignore_errors=True)
-  checkpoint.save_params(
+  params_lib.save_params(
     os.path.join(folder, 'params'), state.params, state.model_state
   )
   record.save_arrivals(folder, seen, state.params)
@@ -314,9 +319,9 @@ def stop_early(prepared: Prepared, update: int):
       for i in range(len(arrivals))[-_LAST:]
     ],
   }
-  if run.finite(state):
+  if summaries.finite(state):
     summary |= watch.evaluate(tasks.task_of(settings), state)
-  metrics.write_json(os.path.join(folder, 'summary.json'), summary)
+  files.write_json(os.path.join(folder, 'summary.json'), summary)
   print(
     f'update {update}, {summary["batches"]} batches: '
     f'{_error(settings, state)}; written to {folder}'
@@ -329,7 +334,7 @@ def computed(
   executor: str,
   num_batches: int,
   begin_fn: Callable[[Any], Any] = lambda params: params,
-) -> tuple[kernel.ServerState, dict[str, np.ndarray]]:
+) -> tuple[update_lib.ServerState, dict[str, np.ndarray]]:
   """Computes a trace.
 
   Args:
@@ -353,7 +358,7 @@ def computed(
   if executor == 'exact':
     where['placement'] = devices.of_one_worker(settings)
     where['shards'] = settings.server_shards
-  with progress.counting('replaying', number, quiet=cli.quiet()) as reached:
+  with progress.counting('replaying', number, quiet=launch.quiet()) as reached:
 
     def observe(batches, state, metrics):
       del state, metrics
@@ -365,7 +370,7 @@ def computed(
       job,
       trace,
       observe=observe if reached or num_batches < applied else None,
-      align=max(1, run.batches_per_row(settings) // per_ticket),
+      align=max(1, setup.batches_per_row(settings) // per_ticket),
       **where,
     )
   return state, seen
@@ -381,13 +386,13 @@ def _executed(workdir, trace) -> int:
 def _made_by(settings) -> str:
   """The executor whose bits a run has: on several devices the exact one's."""
   ahead = settings.runtime != 'simulate' or settings.simulate_devices
-  if ahead or run.method_of(settings).policy.needs_loss:
+  if ahead or setup.method_of(settings).policy.needs_loss:
     return 'exact'
   return settings.executor
 
 
 def _error(settings, state) -> str:
-  if not run.finite(state):
+  if not summaries.finite(state):
     return 'DIVERGED'
   row = watch.evaluate(tasks.task_of(settings), state)
   return progress.judged(row)[0]
@@ -398,4 +403,4 @@ def _size(tree) -> int:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

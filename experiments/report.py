@@ -15,11 +15,12 @@ import os
 
 from absl import flags
 
-from experiments import cli, methods
-from experiments import runs as runs_lib
-from experiments import settings as settings_lib
+from experiments.catalogue import methods
+from experiments.records import finished as runs_lib
 from experiments.reporting import figures, history, lines, page, timeline
-from ga_jax import metrics
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
+from ga_jax.record import files
 
 _WORKDIR = flags.DEFINE_list(
   'workdir', [], 'FOLDER,...: runs of train, compare, survey or reproduce'
@@ -40,14 +41,16 @@ def prepare() -> tuple[lines.Comparison, str]:
   if not _WORKDIR.value:
     raise settings_lib.SettingError('workdir', '', 'must name at least one')
   if _BASELINE.value:
-    cli.check_names('baseline', [_BASELINE.value], methods.METHODS)
+    shared_flags.check_names('baseline', [_BASELINE.value], methods.METHODS)
   folders = list(dict.fromkeys(os.path.normpath(f) for f in _WORKDIR.value))
   seen = [one for folder in folders for one in runs_lib.load(folder)]
   comparison = lines.compared(seen, _BASELINE.value)
   output = _OUTPUT.value or os.path.join(folders[0], 'report.html')
-  cli.writable_folder('output', os.path.dirname(os.path.abspath(output)))
+  shared_flags.writable_folder(
+    'output', os.path.dirname(os.path.abspath(output))
+  )
   if _FIGURES.value:
-    cli.writable_folder('figures', _FIGURES.value)
+    shared_flags.writable_folder('figures', _FIGURES.value)
   return comparison, output
 
 
@@ -55,8 +58,8 @@ def main(prepared):
   comparison, output = prepared
   told = history.told(comparison, timeline.MOST)
   drawn = figures.of(comparison, told)
-  text = page.page(comparison, told, drawn, cli.command())
-  with metrics.replacing(output) as partial, open(partial, 'w') as file:
+  text = page.page(comparison, told, drawn, launch.command())
+  with files.replacing(output) as partial, open(partial, 'w') as file:
     file.write(text)
   print(f'{len(comparison.seen):,} runs, {len(text.encode()) / 1e6:.2f} MB')
   if _FIGURES.value:
@@ -66,4 +69,4 @@ def main(prepared):
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

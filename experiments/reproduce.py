@@ -6,7 +6,7 @@ Question: what does each method give, over workers, beside what was published?
   python -m experiments.reproduce --table=digits_mlp
   python -m experiments.reproduce --table=cifar10_resnet20
 
-The runs of a table (experiments/papers.py) are done one after the other, or as
+The runs of a table (studies/papers.py) are done one after the other, or as
 many at a time as there are accelerators; each that is finished is a line of
 metrics.jsonl and is never done again, so a run that was killed goes on where it
 was. Written: table.md and pictures. Flags given here win over the preset's.
@@ -18,21 +18,18 @@ import sys
 
 from absl import flags
 
-from experiments import (
-  cli,
-  folders,
-  pages,
-  papers,
-  progress,
-  run,
-  studies,
-  tables,
-  tasks,
-)
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.records import folders
+from experiments.reporting import tables
+from experiments.running import train
+from experiments.screens import progress
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
+from experiments.studies import papers, study_page
+from experiments.studies import study as study_lib
 
-cli.define_run_flags(without=('clock',))
-cli.define_runtime_flags()
+shared_flags.define_run_flags(without=('clock',))
+shared_flags.define_runtime_flags()
 SCALES = ('smoke', 'short', 'full')
 _TABLE = flags.DEFINE_string('table', '', '|'.join(papers.TABLES))
 _SCALE = flags.DEFINE_string('scale', 'full', '|'.join(SCALES))
@@ -52,7 +49,7 @@ flags.DEFINE_float('learning_rate', 0.1, 'where the table sweeps none')
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'presets')
 
 
-def prepare() -> studies.Study | None:
+def prepare() -> study_lib.Study | None:
   """Reads the preset, checks every cell of the table, reads the data."""
   if _LIST.value:
     return None
@@ -66,15 +63,19 @@ def prepare() -> studies.Study | None:
   table = papers.TABLES[name]
   scaled = {'smoke': table.smoke, 'short': table.short, 'full': ()}[scale]
   preset = os.path.join(PRESETS, f'{table.preset}.flags')
-  cli.parsed(
+  launch.parsed(
     [sys.argv[0], f'--flagfile={preset}', *table.flags, *scaled, *sys.argv[1:]]
   )
   table = _chosen(table)
   _check(table)
   columns = table.columns[: _COLUMNS.value or None]
   plans = {
-    clock: studies.plan_of(
-      table, columns, _SEEDS.value or table.seeds, cli.run_settings, clock
+    clock: study_lib.plan_of(
+      table,
+      columns,
+      _SEEDS.value or table.seeds,
+      shared_flags.run_settings,
+      clock,
     )
     for clock in table.clocks
   }
@@ -88,7 +89,7 @@ def prepare() -> studies.Study | None:
   if _METHODS.value or _CLOCKS.value or _COLUMNS.value:
     tail += '-part'  # beside the whole one
   folder = _FOLDER.value or os.path.join('results', name + tail)
-  return studies.Study(name, table, plans, folders.of_grid('folder', folder))
+  return study_lib.Study(name, table, plans, folders.of_grid('folder', folder))
 
 
 def _check(table: papers.Table):
@@ -116,36 +117,36 @@ def _chosen(table: papers.Table) -> papers.Table:
   """The table with the methods and clocks that are wanted."""
   if _METHODS.value:
     there = dict.fromkeys(line.method for line in table.lines)
-    cli.check_names('methods', _METHODS.value, there)
+    shared_flags.check_names('methods', _METHODS.value, there)
     kept = (line for line in table.lines if line.method in _METHODS.value)
     table = table._replace(lines=tuple(kept))
   if _CLOCKS.value:
-    cli.check_names('clocks', _CLOCKS.value, table.clocks)
+    shared_flags.check_names('clocks', _CLOCKS.value, table.clocks)
     table = table._replace(clocks=tuple(_CLOCKS.value))
   if flags.FLAGS.runtime != 'simulate':  # its times are what they are
     table = table._replace(clocks=(settings_lib.Settings().clock,))
   return table
 
 
-def computing(study: studies.Study | None) -> object:
+def computing(study: study_lib.Study | None) -> object:
   """What computes: several processes have a device each, and this one none."""
   if study is None:
     return None
   settings = next(iter(study.plans.values())).example()
   if settings.runtime == 'ray' or _PROCESSES.value == 1:
-    return run.computes_with(settings)
-  return studies.devices_here()
+    return train.computes_with(settings)
+  return study_lib.devices_here()
 
 
-def main(study: studies.Study | None):
+def main(study: study_lib.Study | None):
   if study is None:
     print(listing())
     return
-  processes = _PROCESSES.value or studies.processes_here()
-  with progress.GridProgress(None, quiet=cli.quiet()) as shown:
-    studies.compute(study, processes, shown)
+  processes = _PROCESSES.value or study_lib.processes_here()
+  with progress.GridProgress(None, quiet=launch.quiet()) as shown:
+    study_lib.compute(study, processes, shown)
   command = ' '.join(shlex.quote(argument) for argument in sys.argv[1:])
-  pages.write(study, f'python -m experiments.reproduce {command}')
+  study_page.write(study, f'python -m experiments.reproduce {command}')
 
 
 def listing() -> str:
@@ -178,4 +179,4 @@ def _epochs(table: papers.Table) -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare, goes_on=True, device_fn=computing)
+  launch.launch(main, prepare, goes_on=True, device_fn=computing)

@@ -20,20 +20,18 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import cells as cells_lib
-from experiments import (
-  cli,
-  environment,
-  folders,
-  methods,
-  progress,
-  protocols,
-  tables,
-  tasks,
-)
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.catalogue import methods
+from experiments.records import cells as cells_lib
+from experiments.records import folders
+from experiments.reporting import tables
+from experiments.running import environment
+from experiments.screens import progress
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
+from experiments.studies import protocols
 
-cli.define_run_flags(without=('clock',))
+shared_flags.define_run_flags(without=('clock',))
 _METHODS = flags.DEFINE_list('methods', list(methods.METHODS), 'default: all')
 _CLOCKS = flags.DEFINE_list(
   'clocks', ['homogeneous', 'heterogeneous'], ','.join(settings_lib.CLOCKS)
@@ -82,11 +80,13 @@ grid's extensions ended before the best rate had a neighbour on each side.
 
 def prepare() -> tuple[dict[str, protocols.Plan], str]:
   """Checks every flag and cell; reads the data."""
-  rates = cli.number_list('learning_rates', _LEARNING_RATES.value, float)
-  cli.check_names('methods', _METHODS.value, methods.METHODS)
-  cli.check_names('clocks', _CLOCKS.value, settings_lib.CLOCKS)
-  cli.check_names('baseline', [_BASELINE.value], methods.METHODS)
-  cli.check_rates(rates)
+  rates = shared_flags.number_list(
+    'learning_rates', _LEARNING_RATES.value, float
+  )
+  shared_flags.check_names('methods', _METHODS.value, methods.METHODS)
+  shared_flags.check_names('clocks', _CLOCKS.value, settings_lib.CLOCKS)
+  shared_flags.check_names('baseline', [_BASELINE.value], methods.METHODS)
+  shared_flags.check_rates(rates)
   if not rates:
     raise settings_lib.SettingError(
       'learning_rates', '', 'must name at least one'
@@ -95,7 +95,7 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
     raise settings_lib.SettingError('seeds', _SEEDS.value, 'must be at least 1')
 
   def one(method, workers, clock):
-    return cli.run_settings(
+    return shared_flags.run_settings(
       method, workers=workers, clock=clock, learning_rate=rates[0]
     )
 
@@ -118,7 +118,7 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
 def main(prepared):
   plans, workdir = prepared
   found = {}
-  with progress.GridProgress(None, quiet=cli.quiet()) as shown:
+  with progress.GridProgress(None, quiet=launch.quiet()) as shown:
     path = os.path.join(workdir, 'metrics.jsonl')
     cells = cells_lib.Cells(path, shown, running=shown.running)
     for clock, plan in plans.items():
@@ -220,4 +220,4 @@ def _mean(summaries: list[dict[str, Any]], name: str) -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare, goes_on=True)
+  launch.launch(main, prepare, goes_on=True)

@@ -25,27 +25,19 @@ import time
 
 from absl import flags
 
-from experiments import (
-  began,
-  cli,
-  devices,
-  digests,
-  environment,
-  folders,
-  methods,
-  parts,
-  progress,
-  record,
-  run,
-  tasks,
-  tensorboard,
-)
-from experiments import control as control_lib
-from experiments import settings as settings_lib
-from ga_jax import locks, metrics
+from experiments import tasks
+from experiments.catalogue import methods, parts
+from experiments.records import began, digests, folders, record
+from experiments.running import control as control_lib
+from experiments.running import devices, environment, setup, train
+from experiments.screens import progress, tensorboard
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
+from ga_jax.guards import locks
+from ga_jax.record import files
 
-cli.define_run_flags()
-cli.define_runtime_flags()
+shared_flags.define_run_flags()
+shared_flags.define_runtime_flags()
 _METHOD = flags.DEFINE_string(
   'method',
   'ga',
@@ -86,7 +78,7 @@ _OWN = ('workdir', 'resume', 'checkpoint_every', 'keep_checkpoints')
 CHECKPOINT_SECONDS = 30.0  # where a run is resumed and nothing else is said
 
 
-def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
+def prepare() -> tuple[settings_lib.Settings, setup.Keeping]:
   """Checks every flag; reads the data and takes the folder."""
   workdir = _WORKDIR.value
   if _RESUME.value:
@@ -94,7 +86,7 @@ def prepare() -> tuple[settings_lib.Settings, run.Keeping]:
       folders.own('workdir', workdir)
     settings = resumed()
   else:
-    settings = cli.run_settings(
+    settings = shared_flags.run_settings(
       _METHOD.value,
       workers=_WORKERS.value,
       learning_rate=_LEARNING_RATE.value,
@@ -170,7 +162,7 @@ def resumed() -> settings_lib.Settings:
       'resume',
       True,
       f'--workdir={workdir} holds neither checkpoints (--checkpoint_every) nor '
-      f'the record of a live run that has not ended ({run.ROWS})',
+      f'the record of a live run that has not ended ({setup.ROWS})',
     )
   for name in flags.FLAGS:
     ours = hasattr(settings_lib.Settings, name) or name in parts.PARAMETERS
@@ -187,7 +179,7 @@ def goes_on(workdir: str) -> bool:
   """Whether there is anything that a run can go on with."""
   return any(
     os.path.exists(os.path.join(workdir, name))
-    for name in (run.CHECKPOINTS, run.ROWS)
+    for name in (setup.CHECKPOINTS, setup.ROWS)
   )
 
 
@@ -204,7 +196,7 @@ def as_before(workdir: str):
     environment.restart(variables)
 
 
-def keeping(workdir: str) -> run.Keeping:
+def keeping(workdir: str) -> setup.Keeping:
   """What is kept while the run goes on."""
   text = _CHECKPOINT_EVERY.value
   if _KEEP.value < 1:
@@ -213,12 +205,12 @@ def keeping(workdir: str) -> run.Keeping:
     )
   if not text:
     seconds = CHECKPOINT_SECONDS if _RESUME.value else None
-    return run.Keeping(workdir, None, seconds, _KEEP.value, _RESUME.value)
+    return setup.Keeping(workdir, None, seconds, _KEEP.value, _RESUME.value)
   try:
     if text.endswith('s'):
-      found = run.Keeping(workdir, None, float(text[:-1]), _KEEP.value)
+      found = setup.Keeping(workdir, None, float(text[:-1]), _KEEP.value)
     else:
-      found = run.Keeping(workdir, int(text), None, _KEEP.value)
+      found = setup.Keeping(workdir, int(text), None, _KEEP.value)
     if not 0 < (found.every_updates or found.every_seconds) < 1e9:
       raise ValueError
   except ValueError as error:
@@ -231,7 +223,7 @@ def keeping(workdir: str) -> run.Keeping:
 # What a run writes when it ends, and while it goes on.
 FINISHED = ('summary.json', digests.FILE, 'trace.npz', 'arrivals.npz')
 FINISHED += (digests.PARAMS, 'replay-*')
-GOING_ON = ('metrics.jsonl', tensorboard.FOLDER, run.ROWS, run.CHECKPOINTS)
+GOING_ON = ('metrics.jsonl', tensorboard.FOLDER, setup.ROWS, setup.CHECKPOINTS)
 
 
 def clear(workdir: str, names: tuple[str, ...]):
@@ -255,7 +247,7 @@ def forget(workdir: str, row):
     kept = [
       line for line in file if json.loads(line)['batches'] < row['batches']
     ]
-  with metrics.replacing(path) as partial, open(partial, 'w') as file:
+  with files.replacing(path) as partial, open(partial, 'w') as file:
     file.writelines(kept)
 
 
@@ -272,14 +264,14 @@ def main(prepared):
     folders.keep(os.path.join(workdir, name))
   try:
     done = followed(settings, keep, control)
-  except run.NothingDoneError as error:
+  except setup.NothingDoneError as error:
     print(f'{error}; {how_to_go_on(workdir)}')
   else:
     folders.check()
     record.save(workdir, done)
     folders.check()
     if not (done.summary['stopped'] or keep.checkpoints()):
-      clear(workdir, (run.ROWS,))  # it is in trace.npz now
+      clear(workdir, (setup.ROWS,))  # it is in trace.npz now
     digests.write(workdir)
     report(settings, workdir, done.summary)
     if done.summary['stopped'] and not done.summary['diverged']:
@@ -296,19 +288,19 @@ def how_to_go_on(workdir: str) -> str:
   return f'go on: python -m experiments.train --resume {here}'
 
 
-def followed(settings, keep, control) -> run.Run:
+def followed(settings, keep, control) -> setup.Run:
   """Trains; shows the progress, and writes the metrics down as they come."""
   workdir, log, resuming = keep.folder, None, _RESUME.value
   log_path = os.path.join(workdir, 'metrics.jsonl')
   with contextlib.ExitStack() as stack:
     shown = stack.enter_context(
-      progress.TrainingProgress(progress.title(settings), quiet=cli.quiet())
+      progress.TrainingProgress(progress.title(settings), quiet=launch.quiet())
     )
     control.install(shown.stopping)
     events = None
     if writes_events(workdir):
       events = stack.enter_context(
-        tensorboard.Events(workdir, settings, run.layers_of(settings))
+        tensorboard.Events(workdir, settings, setup.layers_of(settings))
       )
 
     def observe(now):
@@ -318,7 +310,7 @@ def followed(settings, keep, control) -> run.Run:
         if resuming and os.path.exists(log_path):
           forget(workdir, now.row)
         if log is None:
-          log = stack.enter_context(metrics.JsonLines(log_path))
+          log = stack.enter_context(files.JsonLines(log_path))
           folders.keep(log_path)
         resuming = False
         log.write(now.row)
@@ -326,7 +318,7 @@ def followed(settings, keep, control) -> run.Run:
           events.write(now.row, now.arrivals)
       shown.update(now)
 
-    return run.train(settings, observe=observe, keeping=keep, control=control)
+    return train.train(settings, observe=observe, keeping=keep, control=control)
 
 
 def pace(summary) -> str:
@@ -363,4 +355,6 @@ def report(settings, workdir, summary):
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare, device_fn=lambda made: run.computes_with(made[0]))
+  launch.launch(
+    main, prepare, device_fn=lambda made: train.computes_with(made[0])
+  )

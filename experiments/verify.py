@@ -13,8 +13,9 @@ import numpy as np
 from absl import flags
 
 import ga_jax
-from experiments import cli, digests, folders, record
-from ga_jax.policies.base import Action, Kind
+from experiments.records import digests, folders, record
+from experiments.script import launch
+from ga_jax.policies.parts.base import Action, Kind
 
 _WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
 
@@ -153,4 +154,4 @@ def histogram(values: np.ndarray) -> list[str]:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

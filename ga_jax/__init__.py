@@ -1,8 +1,10 @@
 """Asynchronous training in JAX: Gap-Aware and what it is compared with."""
 
 from ga_jax import clocks, compression, policies, programs, rules
-from ga_jax.kernel import ServerState, Snapshot
-from ga_jax.ledger import Ledger, Receipt, Ticket
+from ga_jax.job.memory import Resident, resident
+from ga_jax.job.source import Source
+from ga_jax.live.threads import run_on_threads
+from ga_jax.record.trace import Trace, TraceError
 from ga_jax.rules import (
   AsyncOptimizer,
   GapMetrics,
@@ -16,14 +18,12 @@ from ga_jax.rules import (
   penalize_gap,
   scale_by_gap,
 )
-from ga_jax.runtimes.cluster import schedule
-from ga_jax.runtimes.job import Source
-from ga_jax.runtimes.many import simulate_many
-from ga_jax.runtimes.memory import Resident, resident
-from ga_jax.runtimes.simulate import Result, simulate
-from ga_jax.runtimes.threads import run_on_threads
-from ga_jax.server import Server
-from ga_jax.trace import Trace, TraceError
+from ga_jax.server.ledger import Ledger, Receipt, Ticket
+from ga_jax.server.server import Server
+from ga_jax.server.update import ServerState, Snapshot
+from ga_jax.simulation.many import simulate_many
+from ga_jax.simulation.simulate import Result, simulate
+from ga_jax.simulation.virtual_cluster import schedule
 
 __version__ = '0.1.0'
 
@@ -66,7 +66,7 @@ __all__ = [
 
 def __getattr__(name: str):
   if name == 'run_on_ray':  # Ray is an extra, and takes its time to import
-    from ga_jax.runtimes import ray
+    from ga_jax.live.ray import actors
 
-    return ray.run_on_ray
+    return actors.run_on_ray
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

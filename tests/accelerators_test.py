@@ -3,8 +3,8 @@
 import jax
 import pytest
 
-from experiments import accelerators, environment, run
-from experiments import settings as settings_lib
+from experiments.running import accelerators, environment, train
+from experiments.settings import table as settings_lib
 from tests import launch_test, scripts
 
 
@@ -92,7 +92,7 @@ def test_what_is_here():
   assert found.name == environment.device_name()
   assert found.count == jax.local_device_count()
   threads = settings_lib.Settings(runtime='threads')
-  assert run.computes_with(threads) == found
+  assert train.computes_with(threads) == found
 
 
 @pytest.mark.parametrize('quiet', [False, True])

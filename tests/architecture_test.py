@@ -1,114 +1,171 @@
-"""The house rules: imports go one way, and importing costs little."""
+"""The house rules: imports go down only, and importing costs little."""
 
 import ast
+import collections
+import graphlib
 import pathlib
 import subprocess
 import sys
 
+import pytest
+
 import ga_jax
 
-ROOT = pathlib.Path(ga_jax.__file__).parent
+ROOT = pathlib.Path(ga_jax.__file__).parent.parent
 
-# What each part may import from ga_jax, beside `checks`.
+# Who may import whom: a room is a folder, the lowest stand first. A room may
+# always import itself and, but for `kernels`, `ga_jax.guards`.
 MAY_IMPORT = {
-  'checks': set(),
-  'rules': {'rules'},
-  'policies': {'policies'},
-  'clocks': {'clocks'},
-  'models': {'models'},
-  'data': {'data', 'metrics', 'runtimes'},  # of these job.Source only
-  'programs': {'programs', 'rules'},
-  'compression': {'compression', 'programs', 'rules'},
-  'exclusive': set(),
-  'locks': set(),
-  'audit': {'policies'},
-  'trace': {'audit', 'exclusive', 'locks', 'metrics', 'policies'},
-  'ledger': {'exclusive', 'policies', 'streams', 'trace'},
-  'streams': set(),
-  'recovery': {'ledger', 'policies', 'trace'},
-  'snapshots': {'exclusive'},
-  'metrics': set(),
-  'plots': {'plots'},
-  'checkpoint': {'exclusive', 'locks', 'saving'},
-  'saving': set(),
-  'kernel': {'rules', 'statistics'},
-  'statistics': set(),
-  'sharding': {'rules'},
-  'sharded': {
-    'kernel',
-    'ledger',
-    'policies',
-    'rules',
-    'server',
-    'sharding',
-    'snapshots',
-    'statistics',
-  },
-  'server': {
-    'exclusive',
-    'kernel',
-    'ledger',
-    'policies',
-    'rules',
-    'snapshots',
-    'statistics',
-    'trace',
-  },
-  'runtimes': {
-    'checkpoint',
-    'clocks',
-    'kernel',
-    'ledger',
-    'locks',
-    'policies',
-    'programs',
-    'recovery',
-    'rules',
-    'runtimes',
-    'server',
-    'sharded',
-    'sharding',
-    'statistics',
-    'trace',
-  },
+  'ga_jax.guards': '',
+  'ga_jax.clocks': '',
+  'ga_jax.models': '',
+  'ga_jax.plots': '',
+  'ga_jax.policies.parts': '',
+  'ga_jax.policies': 'policies.parts',
+  'ga_jax.record': 'policies.parts',
+  'ga_jax.rules.parts': '',
+  'ga_jax.rules': 'rules.parts',
+  'ga_jax.programs': 'rules.parts',
+  'ga_jax.compression': 'programs rules.parts',
+  'ga_jax.server': 'policies.parts record rules.parts',
+  'ga_jax.job': 'policies.parts programs rules.parts server',
+  'ga_jax.data': 'job record',
+  'ga_jax.workers': 'job server',
+  'ga_jax.executors': 'job policies.parts record rules.parts server workers',
+  'ga_jax.simulation': (
+    'clocks executors job policies.parts record server workers'
+  ),
+  'ga_jax.live': 'executors job policies.parts record server workers',
+  'ga_jax.live.ray': (
+    'executors job live policies.parts programs server workers'
+  ),
+  'ga_jax': (
+    'clocks compression job live live.ray policies programs record rules '
+    'server simulation'
+  ),
 }
-WITHOUT_JAX = {
-  'checks',
-  'policies',
-  'clocks',
-  'audit',
-  'exclusive',
-  'trace',
-  'ledger',
-  'locks',
-  'streams',
-  'snapshots',
-  'plots',
+# Of `experiments`; every one may import all of `ga_jax`.
+EXPERIMENTS = {
+  'experiments.catalogue': '',
+  'experiments.settings': 'catalogue',
+  'experiments.tasks': 'settings',
+  'experiments.running': 'catalogue settings tasks',
+  'experiments.screens': 'running settings tasks',
+  'experiments.records': 'catalogue running screens settings tasks',
+  'experiments.script': 'catalogue records running settings',
+  'experiments.reporting': 'catalogue records running settings tasks',
+  'experiments.studies': (
+    'catalogue records reporting running screens settings tasks'
+  ),
+  'experiments.bench': ('catalogue reporting running script settings tasks'),
+  'experiments.documents': (
+    'catalogue records reporting running screens script settings studies tasks'
+  ),
+  # The commands.
+  'experiments': (
+    'catalogue documents records reporting running screens script settings '
+    'studies tasks'
+  ),
 }
+# Rooms and modules that decide, count and draw: on any host, at once.
+WITHOUT_JAX = (
+  *('ga_jax.guards', 'ga_jax.policies', 'ga_jax.clocks', 'ga_jax.plots'),
+  *('ga_jax.record.trace', 'ga_jax.record.audit', 'ga_jax.server.ledger'),
+  *('ga_jax.server.streams', 'ga_jax.server.snapshots'),
+)
+
+
+def modules():
+  """{module: path} of everything."""
+  found = {}
+  for package in ('ga_jax', 'experiments'):
+    for path in (ROOT / package).rglob('*.py'):
+      parts = path.relative_to(ROOT).with_suffix('').parts
+      found['.'.join(p for p in parts if p != '__init__')] = path
+  return found
+
+
+MODULES = modules()
+
+
+def room_of(module: str) -> str:
+  """The folder of a module."""
+  if MODULES[module].name == '__init__.py':
+    return module
+  return module.rpartition('.')[0]
 
 
 def imports(path):
+  """What a file imports, of us modules, of others packages."""
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.Import):
       yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom):
-      yield node.module
-      if node.module == 'ga_jax':
-        yield from (f'ga_jax.{alias.name}' for alias in node.names)
+      for alias in node.names:
+        whole = f'{node.module}.{alias.name}'
+        yield whole if whole in MODULES else node.module
 
 
-def test_imports_go_one_way():
-  files = [p for p in ROOT.rglob('*.py') if p != ROOT / '__init__.py']
-  assert len(files) > 30
-  for path in files:
-    part = path.relative_to(ROOT).parts[0].removesuffix('.py')
-    for name in imports(path):
-      if name.startswith('ga_jax.'):
-        allowed = {'checks', *MAY_IMPORT[part]}
-        assert name.split('.')[1] in allowed, f'{path}: {name}'
-      assert not name.startswith('experiments'), f'{path}: {name}'
-      if part in WITHOUT_JAX:
-        assert name.split('.')[0] not in ('jax', 'optax'), f'{path}: {name}'
+def allowed(room: str) -> set[str]:
+  """The rooms that a room may import."""
+  if room in MAY_IMPORT:
+    own = {f'ga_jax.{name}' for name in MAY_IMPORT[room].split()}
+    return own | {room, 'ga_jax.guards'}
+  own = {f'experiments.{name}' for name in EXPERIMENTS[room].split()}
+  return own | {room, *MAY_IMPORT}
+
+
+def test_every_room_is_in_the_list():
+  rooms = {room_of(module) for module in MODULES}
+  assert rooms == MAY_IMPORT.keys() | EXPERIMENTS.keys()
+  assert len(MODULES) > 200
+
+
+@pytest.mark.parametrize('room', [*MAY_IMPORT, *EXPERIMENTS])
+def test_rooms_import_what_they_may(room):
+  wrong = [
+    f'{module} imports {name}'
+    for module, path in MODULES.items()
+    if room_of(module) == room
+    for name in imports(path)
+    if name in MODULES and room_of(name) not in allowed(room)
+  ]
+  assert not wrong
+  assert allowed(room) <= MAY_IMPORT.keys() | EXPERIMENTS.keys()
+
+
+@pytest.mark.parametrize('package', ['ga_jax', 'experiments'])
+def test_no_circle(package):
+  """Neither of modules nor of rooms, whatever the list says."""
+  files, rooms = {}, collections.defaultdict(set)
+  for module, path in MODULES.items():
+    if module.split('.')[0] == package:
+      names = {n for n in imports(path) if n in MODULES and n != module}
+      files[module] = names
+      rooms[room_of(module)] |= {room_of(n) for n in names}
+  for room, others in rooms.items():
+    others -= {room, 'experiments'}  # `experiments` is empty but for commands
+  for graph in (files, rooms):
+    list(graphlib.TopologicalSorter(graph).static_order())  # or CycleError
+
+
+def test_pure_parts_need_no_jax():
+  seen = 0
+  for module, path in MODULES.items():
+    if any(f'{module}.'.startswith(f'{name}.') for name in WITHOUT_JAX):
+      packages = {name.split('.')[0] for name in imports(path)}
+      assert not packages & {'jax', 'optax'}, module
+      seen += 1
+  assert seen > 40
+
+
+def test_commands_alone_stand_at_the_top_of_experiments():
+  commands = [m for m in MODULES if m.count('.') == 1 and 'experiments.' in m]
+  commands = [m for m in commands if MODULES[m].name != '__init__.py']
+  assert len(commands) == 9
+  for module in commands:
+    assert "if __name__ == '__main__':" in MODULES[module].read_text(), module
+    assert all(module not in imports(path) for path in MODULES.values()), module
 
 
 def test_every_method_is_one_file_and_one_line():

@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import audit, clocks, ledger, policies, trace
-from ga_jax.policies.base import Action, Kind
+from ga_jax import clocks, policies
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.record import audit, trace
+from ga_jax.server import ledger
 from tests import cluster
 
 COLUMNS = trace.EVENT_DTYPE.names

@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import began, inputs, record, run, tasks
-from experiments import cells as cells_lib
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.records import began, record
+from experiments.records import cells as cells_lib
+from experiments.running import inputs, setup, train
+from experiments.settings import table as settings_lib
 from ga_jax import data
 from tests import scripts
 
@@ -147,7 +149,7 @@ def without_about(root):
   os.makedirs(workdir)
   record.save_config(workdir, settings)
   with jax.numpy_rank_promotion('allow'):
-    run.train(settings, keeping=run.Keeping(workdir, every_updates=3))
+    train.train(settings, keeping=setup.Keeping(workdir, every_updates=3))
 
 
 def test_a_run_of_before_goes_on(root):
@@ -292,18 +294,18 @@ def test_recorded_times_are_known_by_what_they_hold(root, tmp_path):
 
 def test_a_process_of_a_cluster_refuses_other_data(root):
   pytest.importorskip('ray')
-  from experiments import on_ray
+  from experiments.running import ray
 
   settings = settings_lib.Settings(
     dataset='npz', data_path=str(root / 'data.npz'), model='mlp', batch_size=16
   )
   known = inputs.of(settings)
-  job, _ = on_ray._make(settings, known)
+  job, _ = ray._make(settings, known)
   assert job.seed == 0
   write(root / 'data.npz', seed=1)
   forget_data()
   with pytest.raises(data.DataError, match='other data than the driver: train'):
-    on_ray._make(settings, known)
+    ray._make(settings, known)
 
 
 def test_a_new_setting_changes_nothing():

@@ -3,7 +3,6 @@
 import json
 import os
 import pathlib
-import pickle
 import random
 import resource
 import shutil
@@ -11,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from typing import NamedTuple
 
 import flax
@@ -20,7 +20,8 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
-from ga_jax import checkpoint, saving
+from ga_jax.record import checkpoints
+from ga_jax.record import params as params_lib
 from tests import cases
 
 # Parameters.
@@ -41,10 +42,10 @@ STATISTICS = {'BatchNorm_0': {'mean': np.arange(4.0, dtype=np.float32)}}
 @pytest.mark.parametrize('like', ['none', 'arrays', 'shapes'])
 def test_params_round_trip(tmp_path, model_state, like):
   path, params = str(tmp_path / 'params'), saved_params()
-  checkpoint.save_params(path, params, model_state)
+  params_lib.save_params(path, params, model_state)
   shapes = jax.eval_shape(lambda: (params, model_state))
   target = {'none': None, 'arrays': (params, model_state), 'shapes': shapes}
-  loaded = checkpoint.load_params(path, target[like])
+  loaded = params_lib.load_params(path, target[like])
   wanted = (params, model_state)
   assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
   for a, b in zip(
@@ -57,15 +58,15 @@ def test_params_round_trip(tmp_path, model_state, like):
 def test_params_that_are_not_there_are_named(tmp_path):
   path = str(tmp_path / 'params')
   with pytest.raises(FileNotFoundError, match=path):
-    checkpoint.load_params(path)
+    params_lib.load_params(path)
   (tmp_path / 'params').mkdir()  # a folder, but nobody saved into it
   with pytest.raises(FileNotFoundError, match=path):
-    checkpoint.load_params(path)
+    params_lib.load_params(path)
 
 
 def test_params_of_another_model_are_refused(tmp_path):
   path, params = str(tmp_path / 'params'), saved_params()
-  checkpoint.save_params(path, params, STATISTICS)
+  params_lib.save_params(path, params, STATISTICS)
   kernel = r"\['params'\]\['Dense_0'\]\['kernel'\]"
   for change, message in (
     (lambda p: p['Dense_0'].pop('kernel'), rf'\[3, 4\] at {kernel}, not noth'),
@@ -82,17 +83,17 @@ def test_params_of_another_model_are_refused(tmp_path):
     other = saved_params()
     change(other)
     with pytest.raises(ValueError, match=message):
-      checkpoint.load_params(path, (other, STATISTICS))
+      params_lib.load_params(path, (other, STATISTICS))
   with pytest.raises(ValueError, match=r"\['model_state'\].*, not nothing"):
-    checkpoint.load_params(path, (params, ()))
+    params_lib.load_params(path, (params, ()))
 
 
 def test_params_are_not_overwritten(tmp_path):
   path, params = str(tmp_path / 'params'), saved_params()
-  checkpoint.save_params(path, params)
+  params_lib.save_params(path, params)
   with pytest.raises(ValueError, match='exists'):
-    checkpoint.save_params(path, jax.tree.map(jnp.zeros_like, params))
-  loaded, _ = checkpoint.load_params(path)
+    params_lib.save_params(path, jax.tree.map(jnp.zeros_like, params))
+  loaded, _ = params_lib.load_params(path)
   kernel = params['Dense_0']['kernel']
   assert np.array_equal(loaded['Dense_0']['kernel'], kernel)
 
@@ -131,7 +132,7 @@ def any_params():
 def test_any_params_round_trip(tmp_path, like):
   params, statistics = any_params(), [np.ones(2), jnp.arange(3)]
   path = str(tmp_path / 'not' / 'there' / 'params')
-  checkpoint.save_params(path, params, statistics)
+  params_lib.save_params(path, params, statistics)
   target = params, statistics
   if like == 'shapes':
     target = jax.tree.map(
@@ -142,14 +143,14 @@ def test_any_params_round_trip(tmp_path, like):
       ),
       target,
     )
-  assert_same(checkpoint.load_params(path, target), (params, statistics))
+  assert_same(params_lib.load_params(path, target), (params, statistics))
   assert os.listdir(tmp_path / 'not' / 'there') == ['params']
 
 
 def test_any_params_come_back_as_dicts_and_lists(tmp_path):
   params, path = any_params(), str(tmp_path / 'params')
-  checkpoint.save_params(path, params, [np.ones(2), jnp.arange(3)])
-  loaded = checkpoint.load_params(path)
+  params_lib.save_params(path, params, [np.ones(2), jnp.arange(3)])
+  loaded = params_lib.load_params(path)
   wanted = any_params()
   wanted['tuple'] = [None, wanted['tuple'][1], wanted['tuple'][2]._asdict()]
   wanted['frozen'] = dict(wanted['frozen'])
@@ -164,22 +165,22 @@ def test_any_params_come_back_as_dicts_and_lists(tmp_path):
 @pytest.mark.parametrize('params', [jnp.arange(3.0), {}, [], {'a': 1.5}])
 def test_params_that_are_no_dict_of_arrays(tmp_path, params):
   path = str(tmp_path / 'params')
-  checkpoint.save_params(path, params)
-  loaded, statistics = checkpoint.load_params(path)
+  params_lib.save_params(path, params)
+  loaded, statistics = params_lib.load_params(path)
   assert statistics == ()
   wanted = {} if isinstance(params, list) else params
   assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
   assert cases.same_bits(loaded, wanted)
-  again, _ = checkpoint.load_params(path, (params, ()))
+  again, _ = params_lib.load_params(path, (params, ()))
   assert jax.tree.structure(again) == jax.tree.structure(params)
 
 
 def test_the_dtype_stays_where_jax_has_none_like_it(tmp_path):
   path, wide = str(tmp_path / 'params'), np.full(2, 1 / 3)
   with jax.enable_x64(True):
-    checkpoint.save_params(path, {'w': jnp.asarray(wide)})
-    inside, _ = checkpoint.load_params(path)
-  outside, _ = checkpoint.load_params(path)
+    params_lib.save_params(path, {'w': jnp.asarray(wide)})
+    inside, _ = params_lib.load_params(path)
+  outside, _ = params_lib.load_params(path)
   assert isinstance(inside['w'], jax.Array)
   assert outside['w'].dtype == inside['w'].dtype == np.float64
   assert cases.same_bits(outside, {'w': wide})
@@ -190,12 +191,12 @@ def test_the_sharding_of_params_is_taken(tmp_path):
   mesh = jax.sharding.Mesh(jax.devices(), ('a',))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('a'))
   params = {'w': jax.device_put(jnp.arange(8.0), split), 'b': jnp.ones(1)}
-  checkpoint.save_params(path, params)
+  params_lib.save_params(path, params)
   shapes = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding),
     params,
   )
-  loaded, _ = checkpoint.load_params(path, (shapes, ()))
+  loaded, _ = params_lib.load_params(path, (shapes, ()))
   assert loaded['w'].sharding == split
   assert_same(loaded, params)
 
@@ -214,21 +215,21 @@ def test_the_sharding_of_params_is_taken(tmp_path):
 def test_a_leaf_that_cannot_be_saved_is_named(tmp_path, params, message):
   path = str(tmp_path / 'params')
   with pytest.raises((TypeError, ValueError), match=message):
-    checkpoint.check_params(params)
+    params_lib.check_params(params)
   with pytest.raises((TypeError, ValueError), match=message):
-    checkpoint.save_params(path, params)
+    params_lib.save_params(path, params)
   assert os.listdir(tmp_path) == []
 
 
 def test_what_can_be_saved_is_told_from_shapes():
   plain = {k: v for k, v in any_params().items() if k != 'small'}
-  checkpoint.check_params(any_params(), STATISTICS)
-  checkpoint.check_params(*jax.eval_shape(lambda: (plain, STATISTICS)))
+  params_lib.check_params(any_params(), STATISTICS)
+  params_lib.check_params(*jax.eval_shape(lambda: (plain, STATISTICS)))
 
 
 def test_damaged_params_are_refused(tmp_path):
   path = tmp_path / 'params'
-  checkpoint.save_params(str(path), saved_params(), STATISTICS)
+  params_lib.save_params(str(path), saved_params(), STATISTICS)
   files = [p for p in path.rglob('*') if p.is_file()]
   assert {'leaves.json', 'manifest.json'} < {p.name for p in files}
   for file in files:
@@ -246,17 +247,17 @@ def test_damaged_params_are_refused(tmp_path):
         file.write_bytes(damaged)
       named = '' if file.name == 'manifest.json' else file.name
       with pytest.raises(ValueError, match=f'{path} is damaged: .*{named}'):
-        checkpoint.load_params(str(path))
+        params_lib.load_params(str(path))
     file.write_bytes(content)
-  checkpoint.load_params(str(path))
+  params_lib.load_params(str(path))
   store = saved_store(tmp_path / 'store', [1])
   with pytest.raises(ValueError, match=r'damaged: manifest.json is garbled'):
-    checkpoint.load_params(store.newest().path)
+    params_lib.load_params(store.newest().path)
   manifest = json.loads((path / 'manifest.json').read_text())
   manifest['format'] = 'ga_jax parameters 9'
   (path / 'manifest.json').write_text(json.dumps(manifest))
   with pytest.raises(ValueError, match='its manifest is of format ga_jax para'):
-    checkpoint.load_params(str(path))
+    params_lib.load_params(str(path))
 
 
 @pytest.mark.parametrize('function', ['mkdir', 'fsync', 'rename'])
@@ -270,9 +271,9 @@ def test_params_are_saved_whole_or_not_at_all(tmp_path, monkeypatch, function):
   with monkeypatch.context() as patch:
     patch.setattr(os, function, fail)
     with pytest.raises(OSError, match=r'params cannot be saved in .*nobody'):
-      checkpoint.save_params(path, saved_params())
+      params_lib.save_params(path, saved_params())
   assert os.listdir(tmp_path / 'folder') == []
-  checkpoint.save_params(path, saved_params())
+  params_lib.save_params(path, saved_params())
   assert os.listdir(tmp_path / 'folder') == ['params']
 
 
@@ -289,10 +290,10 @@ def test_params_of_0_1_are_loaded(tmp_path, model_state):
   params = {**saved_params(), 'all': (jnp.ones(2), Layer(jnp.ones(1), None))}
   save_as_0_1(path, params, model_state)
   like = jax.eval_shape(lambda: (params, model_state))
-  loaded = checkpoint.load_params(path, like)
+  loaded = params_lib.load_params(path, like)
   assert jax.tree.structure(loaded) == jax.tree.structure(like)
   assert cases.same_bits(loaded, (params, model_state))
-  plain, statistics = checkpoint.load_params(path)
+  plain, statistics = params_lib.load_params(path)
   assert plain['all'][1]['w'].shape == (1,)
   assert cases.same_bits(statistics, model_state)
   narrow = jax.eval_shape(lambda: params)
@@ -302,7 +303,7 @@ def test_params_of_0_1_are_loaded(tmp_path, model_state):
     ValueError,
     match=r'float32\[3, 4\] at params.Dense_0.kernel, not bfloat16\[3, 4\]',
   ):
-    checkpoint.load_params(path, (narrow, like[1]))
+    params_lib.load_params(path, (narrow, like[1]))
 
 
 # Checkpoints.
@@ -345,7 +346,7 @@ def assert_same(loaded, wanted):
 
 
 def saved_store(folder, steps, keep=3):
-  store = checkpoint.CheckpointStore(folder, keep)
+  store = checkpoints.CheckpointStore(folder, keep)
   for step in steps:
     store.save(step, values(step), {'step': step})
   return store
@@ -361,12 +362,12 @@ def assert_newest(store, step, warnings=0):
 
 
 def test_round_trip(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path / 'not' / 'there')
+  store = checkpoints.CheckpointStore(tmp_path / 'not' / 'there')
   assert store.newest() is None
   assert store.steps() == []
   host = {'deep': [(1, 2.5), {3}, b'4', None], 'array': np.arange(3)}
   store.save(np.int64(12), values(5), host)
-  newest = checkpoint.CheckpointStore(store.folder).newest()
+  newest = checkpoints.CheckpointStore(store.folder).newest()
   assert newest.step == 12
   assert newest.host.pop('array').tolist() == [0, 1, 2]
   assert newest.host == {'deep': host['deep']}
@@ -375,13 +376,13 @@ def test_round_trip(tmp_path):
 
 @pytest.mark.parametrize('arrays', [(), {'a': None}, {'a': np.zeros((2, 0))}])
 def test_round_trip_without_a_number(tmp_path, arrays):
-  store = checkpoint.CheckpointStore(tmp_path)
+  store = checkpoints.CheckpointStore(tmp_path)
   store.save(0, arrays)
   assert_same(store.newest().load(arrays), arrays)
 
 
 def test_shapes_and_shardings_are_taken(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path)
+  store = checkpoints.CheckpointStore(tmp_path)
   arrays = {'x': jnp.arange(4.0), 'key': jax.random.key(3), 'root': np.ones(2)}
   store.save(0, arrays)
   mesh = jax.sharding.Mesh(jax.devices(), ('a',))
@@ -401,7 +402,7 @@ def test_shapes_and_shardings_are_taken(tmp_path):
 
 
 def test_arrays_may_be_donated_afterwards(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path)
+  store = checkpoints.CheckpointStore(tmp_path)
   x = jnp.arange(100_000.0)
   wanted = np.array(x)
   store.save(0, {'x': x})
@@ -430,8 +431,8 @@ def test_arguments(tmp_path):
   with pytest.raises(
     ValueError, match='keep must be an integer of at least 1, got 0'
   ):
-    checkpoint.CheckpointStore(tmp_path, keep=0)
-  store = checkpoint.CheckpointStore(tmp_path)
+    checkpoints.CheckpointStore(tmp_path, keep=0)
+  store = checkpoints.CheckpointStore(tmp_path)
   with pytest.raises(
     ValueError, match='step must be an integer of at least 0, got -1'
   ):
@@ -441,8 +442,25 @@ def test_arguments(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
-def test_checkpoints_of_0_1_name_their_leaves_otherwise():
-  assert pickle.loads(b'cga_jax.checkpoint\nLeaf\n.') is saving.Leaf
+@pytest.mark.parametrize(
+  ('module', 'name'),
+  [
+    ('ga_jax.checkpoint', 'Leaf'),
+    ('ga_jax.ledger', 'Ticket'),
+    ('ga_jax.runtimes.live', 'Telemetry'),
+  ],
+)
+def test_checkpoints_of_0_1_name_other_modules(
+  module, name, tmp_path, monkeypatch
+):
+  old = types.ModuleType(module)
+  setattr(old, name, type(name, (), {'__module__': module}))
+  store = checkpoints.CheckpointStore(tmp_path)
+  with monkeypatch.context() as then:
+    then.setitem(sys.modules, module, old)
+    store.save(1, (), host=getattr(old, name))
+  assert store.newest().host.__name__ == name
+  assert store.newest().host.__module__ in sys.modules
 
 
 def test_the_last_few_are_kept(tmp_path):
@@ -584,7 +602,7 @@ def test_a_full_disk_leaves_the_others(tmp_path):
 
 def test_a_folder_that_cannot_be_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
-  store = checkpoint.CheckpointStore(tmp_path / 'file' / 'store')
+  store = checkpoints.CheckpointStore(tmp_path / 'file' / 'store')
   with pytest.raises(
     OSError, match=f'cannot be saved in {store.folder}: .*Not'
   ):
@@ -592,7 +610,7 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
 
 
 def test_a_host_value_that_cannot_be_pickled_writes_nothing(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path)
+  store = checkpoints.CheckpointStore(tmp_path)
   with pytest.raises((TypeError, AttributeError)):
     store.save(0, values(), lambda: None)
   assert os.listdir(tmp_path) == []
@@ -605,11 +623,11 @@ def test_a_host_value_that_cannot_be_pickled_writes_nothing(tmp_path):
 SAVER = """
 import os, sys
 import jax, numpy as np, orbax.checkpoint
-from ga_jax import checkpoint
+from ga_jax.record import checkpoints
 
 def save_for_ever():
   print('pid', os.getpid(), flush=True)
-  store = checkpoint.CheckpointStore(sys.argv[1], keep=1)
+  store = checkpoints.CheckpointStore(sys.argv[1], keep=1)
   newest = store.newest()
   count = newest.host['count'] if newest else 0
   while True:
@@ -631,7 +649,7 @@ for _ in sys.stdin:
   'kills', [8, pytest.param(200, marks=pytest.mark.slow)]
 )
 def test_killed_while_saving(tmp_path, kills):
-  store = checkpoint.CheckpointStore(tmp_path, keep=1)
+  store = checkpoints.CheckpointStore(tmp_path, keep=1)
   rng = random.Random(0)
   last = 0
   with subprocess.Popen(

@@ -14,23 +14,18 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import (
-  checkpoint,
-  checks,
-  clocks,
-  compression,
-  data,
-  models,
-  policies,
-  programs,
-  rules,
-)
+from ga_jax import clocks, compression, data, models, policies, programs, rules
 from ga_jax.data import base as data_base
 from ga_jax.data import corpus
-from ga_jax.runtimes import cluster, live, placement, threads
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes.checkpoints import Checkpoints
-from ga_jax.sharding import split
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.guards import checks
+from ga_jax.job import job as job_lib
+from ga_jax.live import server as server_lib
+from ga_jax.live import threads
+from ga_jax.record import checkpoints
+from ga_jax.server.split import split
+from ga_jax.simulation import virtual_cluster
+from ga_jax.workers import placement
 
 NO_NUMBERS = [
   '0.1',
@@ -114,7 +109,7 @@ def batches(size: int):
 
 
 def run_live(block: int | None = None):
-  live.Live(job(), RUN['policy'], None, num_workers=1, num_batches=2).run(
+  server_lib.Live(job(), RUN['policy'], None, num_workers=1, num_batches=2).run(
     block=block
   )
 
@@ -135,13 +130,13 @@ def add_to_a_server(worker_id: int):
 
 
 def add_to_a_run(worker_id: int):
-  live.Live(
+  server_lib.Live(
     job(), RUN['policy'], None, num_workers=1, num_batches=1
   ).add_worker(worker_id)
 
 
 def save(step: int):
-  checkpoint.CheckpointStore('nowhere').save(step, ())
+  checkpoints.CheckpointStore('nowhere').save(step, ())
 
 
 RATED = {'learning_rate': 0.1}
@@ -208,14 +203,14 @@ OTHERS = {
     {'policy': RUN['policy'], 'clock': clocks.constant(), **SIZES},
   ),
   'play': (
-    lambda **given: next(cluster.play(**given)),
+    lambda **given: next(virtual_cluster.play(**given)),
     {'policy': RUN['policy'], 'clock': clocks.constant(), **SIZES},
   ),
   'simulate': (ga_jax.simulate, {**SIMULATED, **STATISTICS}),
   'many': (many, {}),
   'run_on_threads': (ga_jax.run_on_threads, {**RUN, **STATISTICS}),
   'live': (
-    live.Live,
+    server_lib.Live,
     {'job': job(), 'policy': RUN['policy'], 'staff': None, **SIZES},
   ),
   'run_live': (run_live, {}),
@@ -230,7 +225,7 @@ OTHERS = {
     {'rule': ga_jax.gap_aware(0.1), 'params': np.zeros(1), **WORKERS},
   ),
   'checkpoints': (Checkpoints, {'store': None}),
-  'store': (checkpoint.CheckpointStore, {'folder': 'nowhere'}),
+  'store': (checkpoints.CheckpointStore, {'folder': 'nowhere'}),
   'save': (save, {'step': 0}),
 }
 # Under which name a parameter is told where it is not its own.

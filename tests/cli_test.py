@@ -11,10 +11,13 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import cli, control, usage
-from experiments import settings as settings_lib
-from ga_jax import data, ledger
-from ga_jax.runtimes import live
+from experiments.running import control
+from experiments.script import launch
+from experiments.settings import help_screens
+from experiments.settings import table as settings_lib
+from ga_jax import data
+from ga_jax.live import server
+from ga_jax.server import ledger
 from tests import idx_files, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -28,7 +31,8 @@ BENCHES = [
 ]
 SCRIPTS = [
   *('train', 'compare', 'survey', 'reproduce', 'replay', 'verify', 'report'),
-  *('methods', 'prepare', 'compatibility', 'digits_curves', 'screens'),
+  *('methods', 'prepare', 'documents.compatibility'),
+  *('documents.digits_curves', 'documents.screens'),
   *BENCHES,
 ]
 
@@ -65,7 +69,11 @@ def test_help_is_grouped_and_says_what_is_usual():
 def test_helpfull_names_every_flag_once(name):
   code, out, _ = scripts.call(name, '--helpfull')
   assert code == 0
-  titles = ['this script', 'of absl', *(group.title for group in usage.GROUPS)]
+  titles = [
+    'this script',
+    'of absl',
+    *(group.title for group in help_screens.GROUPS),
+  ]
   begins = min(i for t in titles if (i := out.find(f'\n{t}:\n')) >= 0)
   out = out[begins:]  # the docstring may name flags too
   named = [
@@ -177,7 +185,11 @@ def test_a_table_is_made_of_another_data_set():
 def test_names_of_other_libraries():
   found = settings_from('--lr=0.5', '--num_epochs=3', '--num_workers=2')
   assert (found.learning_rate, found.epochs, found.workers) == (0.5, 3.0, 2)
-  assert set(usage.ALIASES.values()) == {'learning_rate', 'epochs', 'workers'}
+  assert set(help_screens.ALIASES.values()) == {
+    'learning_rate',
+    'epochs',
+    'workers',
+  }
 
 
 # What is refused: (flag, arguments). Nothing is computed, since what comes last
@@ -316,14 +328,14 @@ REFUSED = {
     ('archive', ['--dataset=imagenet2012']),
     ('archive', ['--archive=/no/such']),
   ],
-  'screens': [
+  'documents.screens': [
     *COMMON,
     ('picture', ['--picture=x.png']),
     ('picture', ['--picture=/proc/none/x.svg']),
     ('epochs', ['--epochs=0']),
   ],
   'methods': COMMON,
-  'compatibility': COMMON,
+  'documents.compatibility': COMMON,
   'bench.against_torch': [
     *COMMON,
     ('models', ['--models=x']),
@@ -430,7 +442,7 @@ def fail(monkeypatch, capsys, error, **how):
 
   monkeypatch.setattr(sys, 'argv', ['script'])
   with scripts.own_flags('verify'), pytest.raises(BaseException) as ended:
-    cli.launch(main, lambda: None, **how)
+    launch.launch(main, lambda: None, **how)
   return ended.value, capsys.readouterr().err
 
 
@@ -439,7 +451,7 @@ def fail(monkeypatch, capsys, error, **how):
   [
     (data.DataError('a.jpg cannot be read'), 'a.jpg cannot be read'),
     (
-      live.WorkersLostError(
+      server.WorkersLostError(
         'all workers have died; the last one: Traceback\n  File "x"\n'
         'ga_jax.data.base.DataError: a.jpg cannot be read\n'
       ),
@@ -464,7 +476,7 @@ def test_an_example_that_cannot_be_read_ends_workers_that_are_threads(
       raise data.DataError('n01440764/a.jpg is no image')
     return np.ones(4, np.float32)
 
-  with pytest.raises(live.WorkersLostError) as lost:
+  with pytest.raises(server.WorkersLostError) as lost:
     ga_jax.run_on_threads(
       lambda params, state, x, key: (((x - params) ** 2).mean(), state),
       jnp.zeros(()),
@@ -480,14 +492,16 @@ def test_an_example_that_cannot_be_read_ends_workers_that_are_threads(
 
 
 def test_mistakes_keep_their_traceback(monkeypatch, capsys):
-  bug = live.WorkersLostError('Traceback\nZeroDivisionError: division by zero')
+  bug = server.WorkersLostError(
+    'Traceback\nZeroDivisionError: division by zero'
+  )
   ended, _ = fail(monkeypatch, capsys, bug)
   assert ended is bug
 
 
 def test_ctrl_c_says_how_to_go_on(monkeypatch, capsys):
   command = ['compare', '--note=a b', '--seeds=2']
-  monkeypatch.setattr(cli, 'command', lambda: shlex.join(command))
+  monkeypatch.setattr(launch, 'command', lambda: shlex.join(command))
   ended, err = fail(monkeypatch, capsys, KeyboardInterrupt(), goes_on=True)
   assert ended.code == 130
   assert err == (

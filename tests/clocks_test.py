@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, ledger, policies, snapshots, trace
-from ga_jax.policies.base import Kind
-from ga_jax.runtimes import slots
+from ga_jax import clocks, policies
+from ga_jax.executors import slots
+from ga_jax.policies.parts.base import Kind
+from ga_jax.record import trace
+from ga_jax.server import ledger, snapshots
 from tests import cluster
 
 

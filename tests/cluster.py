@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ga_jax import clocks, ledger
-from ga_jax.policies.base import Action, Decision, Event, Policy
+from ga_jax import clocks
+from ga_jax.policies.parts.base import Action, Decision, Event, Policy
+from ga_jax.server import ledger
 
 NEWCOMERS = 3  # workers that may join in the course of a run
 

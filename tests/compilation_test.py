@@ -13,7 +13,8 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
 import ga_jax
-from experiments import compilation, environment, progress, watch
+from experiments.running import compilation, environment, watch
+from experiments.screens import progress
 
 
 @pytest.fixture(autouse=True)
@@ -229,7 +230,7 @@ def test_a_program_is_known_by_the_size_of_the_thread_pool(tmp_path):
 ROUNDS_BY_ITS_PARTS = """
 import hashlib, sys
 import jax, jax.numpy as jnp, numpy as np
-from experiments import compilation
+from experiments.running import compilation
 compilation.keep(sys.argv[1])
 
 @jax.jit

@@ -8,7 +8,7 @@ import tempfile
 import jax
 import pytest
 
-from experiments import compilation
+from experiments.running import compilation
 
 # Tests are of the CPU, on a machine with an accelerator too, and in the
 # processes that they start; JAX_PLATFORMS=cuda tries them there.

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import settings as settings_lib
+from experiments.settings import table as settings_lib
 from ga_jax import data
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'

@@ -17,11 +17,11 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import settings as settings_lib
+from experiments.settings import table as settings_lib
 from ga_jax import clocks, models, policies, rules
+from ga_jax.executors import fast
+from ga_jax.job import job as job_lib
 from ga_jax.models import caffe, layers, resnet, wide_resnet
-from ga_jax.runtimes import fast
-from ga_jax.runtimes import job as job_lib
 from tests import cases
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from experiments import digests, record
-from experiments import settings as settings_lib
+from experiments.records import digests, record
+from experiments.settings import table as settings_lib
 from tests import scripts
 
 

@@ -7,13 +7,9 @@ import re
 import jax
 import pytest
 
-from experiments import (
-  digits_curves,
-  listing,
-  method_pictures,
-  methods,
-  parts,
-)
+from experiments.catalogue import methods, parts
+from experiments.documents import digits_curves, method_pictures
+from experiments.reporting import method_tables
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS, RESULTS = ROOT / 'docs', ROOT / 'results'
@@ -63,7 +59,7 @@ def test_a_page_names_the_flags_of_its_methods(family):
 @pytest.mark.parametrize('family', ['', *methods.FAMILIES])
 def test_a_page_holds_what_its_methods_cost(family):
   index = (DOCS / 'methods' / 'index.md').read_text()
-  assert listing.markdown(family) in PAGES.get(family, index)
+  assert method_tables.markdown(family) in PAGES.get(family, index)
 
 
 @pytest.mark.parametrize('family', methods.FAMILIES)

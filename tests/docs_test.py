@@ -18,7 +18,8 @@ import sys
 import jax
 import pytest
 
-from experiments import cli, tasks
+from experiments import tasks
+from experiments.script import launch as launch_lib
 from tests import scripts
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -117,7 +118,7 @@ def test_commands_are_accepted(name, monkeypatch, tmp_path):
     (tmp_path / folder).symlink_to(ROOT / folder)
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(tasks, 'source_of', lambda settings: None)
-  launch, prepared, wanted = cli.launch, [], []
+  launch, prepared, wanted = launch_lib.launch, [], []
 
   def parsed(main, prepare, **options):
     del main
@@ -130,8 +131,8 @@ def test_commands_are_accepted(name, monkeypatch, tmp_path):
     options['device_fn'] = lambda _: None
     launch(lambda nothing: None, checked, **options)
 
-  monkeypatch.setattr(cli, 'launch', parsed)
-  monkeypatch.setattr('experiments.devices.use', lambda settings: None)
+  monkeypatch.setattr(launch_lib, 'launch', parsed)
+  monkeypatch.setattr('experiments.running.devices.use', lambda settings: None)
   for script, given in ALL:
     if script != name or any(map(PLACEHOLDER.search, given)):
       continue
@@ -147,12 +148,12 @@ def test_commands_are_accepted(name, monkeypatch, tmp_path):
 
 NOT_RUN = {
   'bench.all': 'measures for minutes, alone on the machine',
-  'digits_curves': 'minutes; tests/docs_methods_test.py reads what it wrote',
+  'documents.digits_curves': 'minutes: tests/docs_methods_test.py reads it',
   'prepare': 'needs TensorFlow and archives: tests/prepare_test.py',
-  'compatibility': 'half an hour; a test makes the page again by parts',
+  'documents.compatibility': 'half an hour; a test makes it by parts',
   'survey': 'all methods: 11 minutes',
-  'pictures': 'writes over the pictures',
-  'screenshot': 'run by tests/report_browser_test.py',
+  'documents.pictures': 'writes over the pictures',
+  'documents.screenshot': 'run by tests/report_browser_test.py',
 }
 NOT_WITH = {
   '--address': 'a cluster',
@@ -224,8 +225,8 @@ def test_the_tables_of_the_papers_are_those_that_there_are():
 
 
 def test_the_pictures_are_those_that_are_made():
-  with scripts.own_flags('pictures'):
-    from experiments import pictures
+  with scripts.own_flags('documents.pictures'):
+    from experiments.documents import pictures
   there = sorted(path.name for path in (ROOT / 'docs' / 'pictures').iterdir())
   assert there == pictures.names()
   shown = re.findall(r'!\[[^\]]*\]\([./]*pictures/([^)]+)\)', str(PAGES))

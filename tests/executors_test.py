@@ -9,12 +9,15 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import clocks, models, policies, programs, rules, server, statistics
+from ga_jax import clocks, models, policies, programs, rules
+from ga_jax.executors import fast as fast_lib
+from ga_jax.executors import reference
+from ga_jax.job import job as job_lib
+from ga_jax.job import source
 from ga_jax.models.cnn import CNN
 from ga_jax.models.mlp import MLP
-from ga_jax.policies.base import Action, Decision, Kind, Policy
-from ga_jax.runtimes import fast, reference
-from ga_jax.runtimes import job as job_lib
+from ga_jax.policies.parts.base import Action, Decision, Kind, Policy
+from ga_jax.server import core, statistics
 from tests import cases
 
 BATCHES = 192  # three blocks
@@ -78,8 +81,8 @@ def run_reference(rule, policy, trace, dtype):
   loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
   job = job_lib.Job(
     loss_fn=jax.jit(loss_fn),  # or each gradient takes as long as a run
-    source=job_lib.Source(batch_fn),
-    rule_fn=server.fixed(cases.rule(rule, 0.02)),
+    source=source.Source(batch_fn),
+    rule_fn=core.fixed(cases.rule(rule, 0.02)),
     hparams=(),
     params=params,
     model_state=stats,
@@ -254,7 +257,7 @@ def test_batch_norm_statistics_stay_bounded_under_staleness():
 @pytest.mark.slow
 def test_hyper_parameters_compile_nothing_again():
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  fast.compiled_block.cache_clear()
+  fast_lib.compiled_block.cache_clear()
 
   def rule_fn(hparams):
     return rules.gap_aware(hparams['rate'], hparams['momentum'])
@@ -290,7 +293,7 @@ def test_hyper_parameters_compile_nothing_again():
     assert cases.distance(result.params, fixed.params) < 1e-4
   assert not cases.same_bits(finals[0], finals[1])
   assert not cases.same_bits(finals[1], finals[2])
-  assert fast.compiled_block.cache_info().misses == 4  # rule_fn and 3 fixed
+  assert fast_lib.compiled_block.cache_info().misses == 4  # rule_fn and 3 fixed
 
 
 def test_observe_stops_a_run_and_sees_its_metrics():
@@ -410,7 +413,7 @@ def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
     model_state=stats,
     stats_momentum=0.9,
   )
-  assert fast.convolutions(job) > 0
+  assert fast_lib.convolutions(job) > 0
   results = [
     ga_jax.simulate(
       loss_fn,
@@ -537,8 +540,8 @@ def test_weights_discards_restarts_and_keys_mean_the_same_to_all(x64):
   assert trace.applied()['attempt'].max() > 0
   job = job_lib.Job(
     loss_fn=loss_fn,
-    source=job_lib.Source(batch_fn),
-    rule_fn=server.fixed(rule),
+    source=source.Source(batch_fn),
+    rule_fn=core.fixed(rule),
     hparams=(),
     params=params,
     model_state=stats,

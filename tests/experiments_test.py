@@ -11,19 +11,15 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import cells as cells_lib
-from experiments import (
-  grid,
-  inputs,
-  methods,
-  record,
-  run,
-  schedules,
-  tables,
-  tasks,
-)
-from experiments import settings as settings_lib
-from ga_jax.policies.base import Kind
+from experiments import tasks
+from experiments.catalogue import methods, schedules
+from experiments.records import cells as cells_lib
+from experiments.records import record
+from experiments.reporting import tables
+from experiments.running import inputs, setup, train
+from experiments.settings import table as settings_lib
+from experiments.studies import rate_search
+from ga_jax.policies.parts.base import Kind
 from tests import scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -101,7 +97,7 @@ QUICK = ('ga', 'dana_slim', 'ssgd', 'abs', 'local_sgd', 'topk')
   ],
 )
 def test_every_method_trains(method):
-  done = run.train(
+  done = train.train(
     settings_of(method=method, workers=3, executor='exact', epochs=0.3)
   )
   trace = done.result.trace
@@ -126,7 +122,7 @@ def test_every_method_trains(method):
 @pytest.mark.slow
 def test_more_epochs_learn_more():
   few, many = (
-    run.train(settings_of(epochs=epochs, workers=3)).summary
+    train.train(settings_of(epochs=epochs, workers=3)).summary
     for epochs in (0.25, 4)
   )
   assert many['test_error'] < 0.15 < few['test_error']
@@ -135,7 +131,7 @@ def test_more_epochs_learn_more():
 @pytest.mark.parametrize('epochs', [3.0, 0.25])
 def test_a_huge_learning_rate_diverges(epochs):
   settings = settings_of(epochs=epochs, learning_rate=1e8, method='asgd')
-  summary = run.train(settings).summary
+  summary = train.train(settings).summary
   assert summary['diverged'] is True
   for name in ('test_error', 'validation_error', 'train_loss'):
     assert summary[name] is None
@@ -160,7 +156,7 @@ def test_train_says_that_it_diverged(train_script, tmp_path):
 
 def test_a_run_can_be_repeated():
   settings = settings_of(method='ga', workers=3, clock='heterogeneous', seed=2)
-  first, again = run.train(settings), run.train(settings)
+  first, again = train.train(settings), train.train(settings)
   assert untimed(first.summary) == untimed(again.summary)
   np.testing.assert_array_equal(
     first.result.trace.events, again.result.trace.events
@@ -182,7 +178,8 @@ def test_the_seed_is_of_everything(monkeypatch):
 
   monkeypatch.setattr(ga_jax, 'simulate', watched)
   one, other = (
-    run.train(settings_of(method='ga', workers=3, seed=seed)) for seed in (2, 3)
+    train.train(settings_of(method='ga', workers=3, seed=seed))
+    for seed in (2, 3)
   )
   a, b = one.result, other.result
   assert seeds == [2, 3]  # of the keys, which this model and data do not use
@@ -200,7 +197,7 @@ def test_the_seed_is_of_everything(monkeypatch):
 )
 def test_executors_agree(method, model):
   fast, exact = (
-    run.train(
+    train.train(
       settings_of(method=method, workers=3, executor=executor, model=model)
     )
     for executor in settings_lib.EXECUTORS
@@ -217,7 +214,7 @@ def test_executors_agree(method, model):
 
 def test_observers_see_every_batch():
   seen = []
-  run.train(settings_of(epochs=2.0), observe=seen.append)
+  train.train(settings_of(epochs=2.0), observe=seen.append)
   assert [now.batches for now in seen] == [44, 88]
   assert {now.total_batches for now in seen} == {88}
   assert [now.row['batches'] for now in seen] == [44, 88]
@@ -621,7 +618,7 @@ def test_a_cell_is_what_training_gives(comparison):
   settings = grid_settings()[-1]
   stored = cells.summary(settings)
   assert cells.computed == 0
-  trained = untimed(run.train(settings).summary)
+  trained = untimed(train.train(settings).summary)
   assert {**trained, **untimed(stored)} == trained | {
     'clock': settings.clock,
     'jax': jax.__version__,
@@ -667,7 +664,7 @@ def test_cells_of_other_settings_have_other_names():
 
 def test_one_worker_is_the_same_whatever_the_method():
   summaries = [
-    run.train(settings_of(method=method, epochs=0.5)).summary
+    train.train(settings_of(method=method, epochs=0.5)).summary
     for method in ('asgd', 'sa', 'ga')
   ]
   assert len({s['test_error'] for s in summaries}) == 1
@@ -678,7 +675,9 @@ def test_the_rate_is_scaled_by_the_gradients_of_a_round():
   base = settings_of(method='ssgd', workers=4, epochs=1.0, learning_rate=0.02)
   scaled = dataclasses.replace(base, scale_lr=True)
   larger = dataclasses.replace(base, learning_rate=0.08)
-  losses = [run.train(s).result.metrics['loss'] for s in (scaled, larger, base)]
+  losses = [
+    train.train(s).result.metrics['loss'] for s in (scaled, larger, base)
+  ]
   np.testing.assert_array_equal(losses[0], losses[1])
   assert not np.array_equal(losses[0], losses[2])
 
@@ -696,7 +695,7 @@ def test_a_rate_that_cannot_be_scaled_is_refused(method, why):
 
 def test_methods_are_paired():
   runs = [
-    run.train(settings_of(method=method, workers=3)).result
+    train.train(settings_of(method=method, workers=3)).result
     for method in ('asgd', 'sa', 'ga')
   ]
   for result in runs[1:]:
@@ -749,7 +748,7 @@ def fake_training(monkeypatch):
     def fake(settings, **_):
       trained.append(settings)
       error = error_of(settings)
-      return run.Run(
+      return setup.Run(
         {
           'validation_error': error,
           'diverged': error is None,
@@ -758,7 +757,7 @@ def fake_training(monkeypatch):
         None,
       )
 
-    monkeypatch.setattr(run, 'train', fake)
+    monkeypatch.setattr(train, 'train', fake)
     return trained
 
   return install
@@ -783,7 +782,7 @@ def test_best_rate_is_bracketed(tmp_path, fake_training, rates, tried):
   trained = fake_training(parabola)
   cells, _ = cells_in(tmp_path)
   base = settings_of(method='ga', parameters=(('momentum', 0.5),))
-  best, scores, found = grid.best_rate(cells, base, rates, (0, 1))
+  best, scores, found = rate_search.best_rate(cells, base, rates, (0, 1))
   assert found
   assert best == dataclasses.replace(base, learning_rate=0.01)
   assert set(scores) == tried
@@ -803,7 +802,9 @@ def test_best_rate_counts_a_diverged_run_as_all_wrong(tmp_path, fake_training):
   fake_training(error_of)
   cells, _ = cells_in(tmp_path)
   rates = (0.01, 0.1, 1.0)
-  best, scores, found = grid.best_rate(cells, settings_of(), rates, (0, 1))
+  best, scores, found = rate_search.best_rate(
+    cells, settings_of(), rates, (0, 1)
+  )
   assert found
   assert best.learning_rate == 0.1
   assert scores[1.0] == pytest.approx((0.2 + 1.0) / 2)
@@ -823,7 +824,7 @@ def test_best_rate_takes_the_smaller_of_equals(
   trained = fake_training(lambda settings: errors[settings.learning_rate])
   cells, _ = cells_in(tmp_path)
   rates = tuple(errors)
-  best, scores, found = grid.best_rate(cells, settings_of(), rates, (0,))
+  best, scores, found = rate_search.best_rate(cells, settings_of(), rates, (0,))
   assert found
   assert best.learning_rate == best_rate
   assert scores == errors
@@ -834,9 +835,11 @@ def test_best_rate_takes_the_smaller_of_equals(
 def test_best_rate_gives_up(tmp_path, fake_training, error):
   trained = fake_training(lambda settings: error)
   cells, _ = cells_in(tmp_path)
-  best, scores, found = grid.best_rate(cells, settings_of(), (0.1, 1.0), (0,))
+  best, scores, found = rate_search.best_rate(
+    cells, settings_of(), (0.1, 1.0), (0,)
+  )
   assert not found
-  assert len(trained) == 2 + grid.MAX_EXTENSIONS
+  assert len(trained) == 2 + rate_search.MAX_EXTENSIONS
   assert best.learning_rate == min(scores)
 
 
@@ -934,7 +937,7 @@ def test_schedules_are_in_epochs():
     workers=4,
     epochs=3.0,
   )
-  spec = run.assembled(settings, total=30, per_epoch=10).rule_fn
+  spec = setup.assembled(settings, total=30, per_epoch=10).rule_fn
   assert spec.schedule == schedules.Schedule(
     kind='step',
     warmup=5,
@@ -943,7 +946,7 @@ def test_schedules_are_in_epochs():
     factor=0.5,
     total=0,
   )
-  cosine = run.assembled(settings_of(schedule='cosine'), 30, 10).rule_fn
+  cosine = setup.assembled(settings_of(schedule='cosine'), 30, 10).rule_fn
   assert cosine.schedule.total == 30
 
 
@@ -952,7 +955,7 @@ def test_a_schedule_is_followed():
   cut = dataclasses.replace(
     settings, schedule='step', boundaries=(0.5,), decay_factor=1e-30
   )
-  plain, frozen = (run.train(s).result for s in (settings, cut))
+  plain, frozen = (train.train(s).result for s in (settings, cut))
   half = 22  # batches, of 44 in an epoch
   losses, stopped = plain.metrics['loss'], frozen.metrics['loss']
   np.testing.assert_allclose(losses[: half + 1], stopped[: half + 1], rtol=1e-5)

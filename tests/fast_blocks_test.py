@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from ga_jax import clocks, policies, rules
-from ga_jax.runtimes import cluster, fast, slots
-from ga_jax.runtimes import job as job_lib
+from ga_jax.executors import fast, slots
+from ga_jax.job import job as job_lib
+from ga_jax.simulation import virtual_cluster
 
 WORKERS, SIZE, LENGTH = 11, 4099, 2
 
@@ -29,7 +30,7 @@ def compiled(rule, unrolled):
     rule,
     policy=policy,
   )
-  trace = cluster.schedule(
+  trace = virtual_cluster.schedule(
     policy, clocks.homogeneous(0), num_workers=WORKERS, num_batches=99
   )
   plan = slots.plan(trace)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from experiments import settings as settings_lib
 from experiments import tasks
+from experiments.settings import table as settings_lib
 from ga_jax import data
 from ga_jax.data import fingerprint, stream
 from tests import tfds_sets

@@ -14,9 +14,11 @@ import time
 
 import pytest
 
-from experiments import folders, record, run
-from experiments import settings as settings_lib
-from ga_jax import checkpoint, locks, metrics, trace
+from experiments.records import folders, record
+from experiments.running import setup, train
+from experiments.settings import table as settings_lib
+from ga_jax.guards import locks
+from ga_jax.record import checkpoints, files, params, trace
 from tests import cases, scripts
 from tests.locks_test import snapshot
 
@@ -50,7 +52,7 @@ SECONDS = {  # what another process may start in a folder
 def begun(tmp_path_factory):
   """The folder of a run that has not ended."""
   folder = tmp_path_factory.mktemp('runs') / 'run'
-  (folder / run.CHECKPOINTS).mkdir(parents=True)
+  (folder / setup.CHECKPOINTS).mkdir(parents=True)
   record.save_config(str(folder), settings_lib.Settings(model='mlp'))
   (folder / 'metrics.jsonl').write_text('{"batches": 44}\n')
   return folder
@@ -84,9 +86,9 @@ def test_who_reads_and_who_shares_leave_each_other_alone(
     assert trained(begun, '--overwrite').code == 2
   grid = tmp_path / 'grid'
   grid.mkdir()
-  monkeypatch.setattr(run, 'train', nothing)
+  monkeypatch.setattr(train, 'train', nothing)
   with locks.FolderLock(str(grid), shared=True):
-    with pytest.raises(run.NothingDoneError):  # it has begun
+    with pytest.raises(setup.NothingDoneError):  # it has begun
       scripts.call('compare', '--methods=asgd', '--quiet', f'--workdir={grid}')
     assert os.listdir(grid) == [locks.FILE]
   assert not os.listdir(grid)
@@ -94,7 +96,7 @@ def test_who_reads_and_who_shares_leave_each_other_alone(
 
 def nothing(*_, **__):
   """Instead of training."""
-  raise run.NothingDoneError('stopped')
+  raise setup.NothingDoneError('stopped')
 
 
 def test_a_run_that_has_not_ended_is_not_replaced_in_passing(begun):
@@ -125,7 +127,7 @@ def test_runs_and_grids_have_folders_of_their_own(more, begun, tmp_path):
 
 def test_default_folders_are_made_once(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr(run, 'train', nothing)
+  monkeypatch.setattr(train, 'train', nothing)
   monkeypatch.setattr(time, 'strftime', lambda *_: '20260101-000000')
   for _ in range(2):
     code, out, _ = scripts.call('train', *SMALL)
@@ -198,13 +200,13 @@ def test_a_run_whose_folder_is_lost_says_so(
   runtime, take, more, tmp_path, monkeypatch
 ):
   folder = tmp_path / 'run'
-  write = metrics.JsonLines.write
+  write = files.JsonLines.write
 
   def then_lost(self, row):
     write(self, row)
     take(folder)
 
-  monkeypatch.setattr(metrics.JsonLines, 'write', then_lost)
+  monkeypatch.setattr(files.JsonLines, 'write', then_lost)
   more = [more] if more else []
   code, out, err = trained(folder, '--epochs=3', f'--runtime={runtime}', *more)
   assert (code, out) == (1, '')
@@ -225,7 +227,7 @@ def test_a_folder_that_is_lost_at_the_end_is_no_run(
   name, tmp_path, monkeypatch
 ):
   folder = tmp_path / 'run'
-  where = record if name == 'save_arrivals' else checkpoint
+  where = record if name == 'save_arrivals' else params
   save = getattr(where, name)
 
   def lost(*arguments):
@@ -346,7 +348,7 @@ def test_two_processes_want_one_folder_and_are_killed(runtime, tmp_path):
   ]
   rivals, stop = Rivals(workdir), threading.Event()
   rivals.start('train', *arguments, f'--workdir={workdir}')
-  store = checkpoint.CheckpointStore(os.path.join(workdir, run.CHECKPOINTS))
+  store = checkpoints.CheckpointStore(os.path.join(workdir, setup.CHECKPOINTS))
   while not store.steps():
     time.sleep(0.01)
   with open(os.path.join(workdir, 'config.json'), 'rb') as file:
@@ -357,7 +359,7 @@ def test_two_processes_want_one_folder_and_are_killed(runtime, tmp_path):
   try:
     for _ in range(KILLS):
       rivals.kill(rng.uniform(0.0, 4.0))
-      rows = trace.read_rows(os.path.join(workdir, run.ROWS))
+      rows = trace.read_rows(os.path.join(workdir, setup.ROWS))
       assert rows[: len(written)] == written
       written = rows
       rivals.start('train', '--resume', f'--workdir={workdir}')

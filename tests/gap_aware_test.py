@@ -9,8 +9,10 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import kernel, rules, statistics
-from ga_jax.rules import base
+from ga_jax import rules
+from ga_jax.rules.parts import penalties as penalties_lib
+from ga_jax.server import statistics
+from ga_jax.server import update as update_lib
 from tests import cases
 
 
@@ -470,14 +472,22 @@ def test_kernel_metrics_are_of_all_parameters():
   )
   distance = drawn(4)
   zero, two = jnp.int32(0), jnp.int32(2)
-  arrival = kernel.Arrival(
-    first, (), kernel.Snapshot(params, ()), zero, zero, jnp.float32(1), zero + 1
+  arrival = update_lib.Arrival(
+    first,
+    (),
+    update_lib.Snapshot(params, ()),
+    zero,
+    zero,
+    jnp.float32(1),
+    zero + 1,
   )
-  apply = jax.jit(lambda *given: kernel.apply(rule, *given, statistics.NOTHING))
-  state, _ = apply(jax.jit(lambda p: kernel.init(rule, p))(params), arrival)
+  apply = jax.jit(
+    lambda *given: update_lib.apply(rule, *given, statistics.NOTHING)
+  )
+  state, _ = apply(jax.jit(lambda p: update_lib.init(rule, p))(params), arrival)
   stale = jax.tree.map(lambda p, d: p - jnp.float32(d), state.params, distance)
   arrival = arrival._replace(
-    grads=second, sent=kernel.Snapshot(stale, ()), staleness=two
+    grads=second, sent=update_lib.Snapshot(stale, ()), staleness=two
   )
   _, seen = apply(state, arrival)
   squares, penalties = by_hand(distance, drawn(2))
@@ -532,7 +542,7 @@ def test_the_names_of_groups_say_where_they_are():
 
 def test_links_that_do_not_say_what_they_divide_are_not_mixed():
   own = ga_jax.GapMetrics(
-    jnp.ones([]), base.Penalty(jnp.ones([]), jnp.ones([]))
+    jnp.ones([]), penalties_lib.Penalty(jnp.ones([]), jnp.ones([]))
   )
   with pytest.raises(ValueError, match='ask gap_metrics_by_group'):
     ga_jax.gap_metrics((own, ga_jax.gap_aware(0.1).init(jnp.ones(2))))

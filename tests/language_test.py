@@ -9,8 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import record, run, tasks
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.records import record
+from experiments.running import train
+from experiments.settings import table as settings_lib
 from experiments.tasks import language
 from ga_jax import data, models
 from ga_jax.models.transformer_xl import TransformerXL, language_model
@@ -97,7 +99,7 @@ def of_preset(preset, folder, **own):
 @pytest.mark.slow
 def test_wikitexts_preset_with_a_small_network(folder):
   settings = of_preset('wikitext103_transformer_xl', folder, model='shallow')
-  summary = run.train(settings).summary
+  summary = train.train(settings).summary
   assert summary['updates'] == summary['batches'] == 2
   assert 1 < summary['test_perplexity'] < 100
   assert 1 < summary['validation_perplexity'] < 100
@@ -108,7 +110,7 @@ def test_wikitexts_preset_with_a_small_network(folder):
   'preset', ['text_transformer_xl_small', 'wikitext103_transformer_xl']
 )
 def test_two_updates_of_a_preset(preset, folder):
-  summary = run.train(of_preset(preset, folder)).summary
+  summary = train.train(of_preset(preset, folder)).summary
   assert summary['updates'] == 2
   assert 1 < summary['test_perplexity'] < 100
 
@@ -125,7 +127,7 @@ def test_the_texts_preset_brings_perplexity_down(folder, tmp_path):
     learning_rate=0.01,
   )
   rows = []
-  done = run.train(
+  done = train.train(
     settings, observe=lambda now: rows.append(now.row) if now.row else None
   )
   assert tasks.batches_per_epoch(settings) == 600 // (2 * LENGTH)

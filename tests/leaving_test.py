@@ -9,11 +9,12 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import clocks, policies, rules, sharded
-from ga_jax.policies.base import Kind
-from ga_jax.rules import base
-from ga_jax.runtimes import exact, reference
-from ga_jax.runtimes import job as job_lib
+from ga_jax import clocks, policies, rules
+from ga_jax.executors import exact, execution, reference
+from ga_jax.job import job as job_lib
+from ga_jax.policies.parts.base import Kind
+from ga_jax.rules.parts import optimizer
+from ga_jax.server import shards
 from tests import cases
 
 WORKERS = 4
@@ -92,7 +93,9 @@ def test_half_of_the_workers_leave_and_the_rest_arrive(name, x64):
 def test_the_rules_that_know_workers():
   params = problem()['params']
   keeping = [
-    name for name in rules.RULES if base.per_worker(rule_of(name).init(params))
+    name
+    for name in rules.RULES
+    if optimizer.per_worker(rule_of(name).init(params))
   ]
   assert tuple(keeping) == PER_WORKER
 
@@ -110,7 +113,7 @@ def test_who_left_is_out_of_every_executors_state(name, x64):
   for state in (fast.state, whole.state):
     assert cases.distance(state.params, plain.params) < 1e-12
     assert cases.distance(state.opt_state, plain.opt_state) < 1e-12
-    (kept,) = base.per_worker(state.opt_state)
+    (kept,) = optimizer.per_worker(state.opt_state)
     left, there = np.split(np.asarray(kept.traces['p']), 2)
     assert not left.any()
     assert there.all()
@@ -122,7 +125,7 @@ def test_leaves_before_the_first_and_after_the_last_gradient(x64):
   del x64
   rule, end = rule_of('dana_zero'), simulated('dana_zero', half_die(0.0))
   server = hand_driven(rule, [2, 3, 2], then_leave=[3])
-  (kept,) = base.per_worker(server.state.opt_state)
+  (kept,) = optimizer.per_worker(server.state.opt_state)
   assert [bool(row.any()) for row in np.asarray(kept.traces['p'])] == [
     *(False, False, True, False)
   ]
@@ -159,7 +162,7 @@ def test_a_worker_that_comes_back_begins_anew(x64):
   ticket, params, _ = server.ticket(2)
   grads = {'p': jnp.ones(3)}
   server.submit(ticket, grads, loss=1.0)
-  (kept,) = base.per_worker(server.state.opt_state)
+  (kept,) = optimizer.per_worker(server.state.opt_state)
   assert np.asarray(kept.traces['p'])[2].tolist() == [1.0, 1.0, 1.0]
   moved = np.asarray(server.params['p']) - np.asarray(params['p'])
   np.testing.assert_allclose(moved, -0.01)
@@ -175,7 +178,7 @@ def test_what_was_sent_of_a_version_stays_as_it_was(x64):
   again = server.ticket(3)
   assert np.array_equal(before, again.params['p'])
   server.submit(again.ticket, {'p': jnp.zeros(3)}, loss=1.0)
-  momentum = base.per_worker(server.state.opt_state)[0].traces['p'][2]
+  momentum = optimizer.per_worker(server.state.opt_state)[0].traces['p'][2]
   np.testing.assert_allclose(
     server.ticket(3).params['p'],
     server.params['p'] - 0.01 * 0.9 * momentum,
@@ -187,7 +190,7 @@ def test_a_wrapper_hides_nobody(x64):
   del x64
   wrapped = optax.chain(optax.clip(1e9), rules.multi_asgd(0.01, WORKERS))
   server = hand_driven(wrapped, [2, 3, 2], then_leave=[2])
-  (kept,) = base.per_worker(server.state.opt_state)
+  (kept,) = optimizer.per_worker(server.state.opt_state)
   assert not np.asarray(kept.traces['p'])[2].any()
 
 
@@ -211,7 +214,9 @@ def test_shards_are_told_too(x64):
   job = job_lib.build(
     **problem(), rule=rule_of(name), policy=policies.asynchronous()
   )
-  assert isinstance(exact.Execution(job, shards=2)._core, sharded.ShardedCore)
+  assert isinstance(
+    execution.Execution(job, shards=2)._core, shards.ShardedCore
+  )
   whole, _, _ = exact.execute(job, trace)
   pieces, _, _ = exact.execute(job, trace, shards=2)
   assert cases.distance(pieces.params, whole.params) < 1e-12

@@ -8,8 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ga_jax
-from ga_jax import clocks, ledger, policies, recovery, trace
-from ga_jax.policies.base import Action, Decision, Kind, Policy
+from ga_jax import clocks, policies
+from ga_jax.policies.parts.base import Action, Decision, Kind, Policy
+from ga_jax.record import trace
+from ga_jax.server import ledger, recovery
 from tests import cluster
 
 

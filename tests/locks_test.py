@@ -14,10 +14,12 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import checkpoint, clocks, locks, policies, rules, trace
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import threads
-from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax import clocks, policies, rules
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.guards import locks
+from ga_jax.job import job as job_lib
+from ga_jax.live import threads
+from ga_jax.record import checkpoints, trace
 
 # Takes a folder, has children that outlive it, and waits to be killed. Without
 # `ga_jax`, so that JAX is not imported.
@@ -202,7 +204,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch):
 
 
 def test_one_process_saves_checkpoints(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path)
+  store = checkpoints.CheckpointStore(tmp_path)
   store.save(1, {'x': np.ones(3)})
   with locks.FolderLock(str(tmp_path)):  # as if of another process
     before = snapshot(tmp_path)
@@ -213,13 +215,13 @@ def test_one_process_saves_checkpoints(tmp_path):
     assert snapshot(tmp_path) == before
   with store.owned(), store.owned():
     with pytest.raises(locks.OccupiedError):
-      checkpoint.CheckpointStore(tmp_path).save(2, {'x': np.zeros(3)})
+      checkpoints.CheckpointStore(tmp_path).save(2, {'x': np.zeros(3)})
     store.save(2, {'x': np.zeros(3)})
   assert store.steps() == [1, 2]
 
 
 def test_a_store_that_is_taken_away_is_not_made_again(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path / 'store')
+  store = checkpoints.CheckpointStore(tmp_path / 'store')
   with store.owned():
     store.save(1, {'x': np.ones(3)})
     shutil.rmtree(tmp_path / 'store')
@@ -265,10 +267,10 @@ def test_runs_begin_alone(tmp_path):
     rules.asgd(0.1),
   )
   how = {'policy': policy, 'num_workers': 2, 'num_batches': 4}
-  store = Checkpoints(checkpoint.CheckpointStore(tmp_path / 'store'))
+  store = Checkpoints(checkpoints.CheckpointStore(tmp_path / 'store'))
   with store.owned():
     before = snapshot(tmp_path)
-    other = Checkpoints(checkpoint.CheckpointStore(tmp_path / 'store'))
+    other = Checkpoints(checkpoints.CheckpointStore(tmp_path / 'store'))
     with pytest.raises(locks.OccupiedError, match='store'):
       ga_jax.simulate(*what, clock=clocks.constant(), checkpoints=other, **how)
     path = str(tmp_path / 'rows')

@@ -5,12 +5,13 @@ import os
 
 import numpy as np
 
-from experiments import record, run
-from experiments import runs as runs_lib
-from experiments import settings as settings_lib
+from experiments.records import finished as runs_lib
+from experiments.records import record
 from experiments.reporting import figures, history, lines, page, timeline
-from ga_jax import metrics
-from ga_jax.runtimes import cluster
+from experiments.running import setup
+from experiments.settings import table as settings_lib
+from ga_jax.record import files
+from ga_jax.simulation import virtual_cluster
 
 PER_EPOCH = 10  # batches
 
@@ -23,9 +24,9 @@ def settings_of(**given) -> settings_lib.Settings:
 def schedule(settings: settings_lib.Settings):
   """The trace of a run."""
   total = round(settings.epochs * PER_EPOCH)
-  made = run.assembled(settings, total, PER_EPOCH)
-  clock = run.clock_of(settings, run.MessageBytes(0, 0))
-  return cluster.schedule(
+  made = setup.assembled(settings, total, PER_EPOCH)
+  clock = setup.clock_of(settings, setup.MessageBytes(0, 0))
+  return virtual_cluster.schedule(
     made.policy, clock, num_workers=settings.workers, num_batches=total
   )
 
@@ -61,15 +62,15 @@ def trained(folder, *, losses=None, error: float = 0.1, **given) -> str:
   trace.save(os.path.join(folder, 'trace.npz'))
   np.savez(os.path.join(folder, 'arrivals.npz'), **arrivals)
   summary = summary_of(settings, arrivals, error)
-  metrics.write_json(os.path.join(folder, 'summary.json'), summary)
-  with metrics.JsonLines(os.path.join(folder, 'metrics.jsonl')) as log:
+  files.write_json(os.path.join(folder, 'summary.json'), summary)
+  with files.JsonLines(os.path.join(folder, 'metrics.jsonl')) as log:
     for row in rows_of(arrivals, error):
       log.write(row)
   return str(folder)
 
 
 def summary_of(settings, arrivals, error: float):
-  """What `run.train` sums up."""
+  """What `train.train` sums up."""
   batches = int(arrivals['num_batches'].sum())
   diverged = not np.isfinite(arrivals['loss']).all()
   return {
@@ -141,7 +142,7 @@ def grid(folder, runs) -> str:
         summary |= {'validation_error': None}
       chosen = {**given, 'epochs': settings.epochs}
       row = {'cell': f'cell-{i}', **summary, 'settings': chosen}
-      file.write(json.dumps(metrics.to_json(row)) + '\n')
+      file.write(json.dumps(files.to_json(row)) + '\n')
   return str(folder)
 
 

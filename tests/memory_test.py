@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import assembly, listing, methods
-from ga_jax import kernel, rules, server, statistics
-from ga_jax.runtimes import fast, slots
-from ga_jax.runtimes import job as job_lib
+from experiments.catalogue import assembly, facts, methods
+from ga_jax import rules
+from ga_jax.executors import fast, slots
+from ga_jax.job import job as job_lib
+from ga_jax.server import compiled, core, statistics, update
 
 WORKERS, SIZE = 8, 1 << 16
 COPY = 4 * SIZE  # bytes
@@ -51,8 +52,8 @@ def prepared(name):
     program=made.program_fn,
   )
   program = job_lib.program_of(job)
-  plan = slots.plan(listing.schedule(made.policy, program, WORKERS))
-  counted = listing.resident(methods.METHODS[name], params, WORKERS)
+  plan = slots.plan(facts.schedule(made.policy, program, WORKERS))
+  counted = facts.resident(methods.METHODS[name], params, WORKERS)
   return job, plan, counted
 
 
@@ -131,7 +132,7 @@ def test_live_arrays_are_what_was_counted():
     seen.append(sum(x.nbytes for x in jax.live_arrays()) - before)
     return False
 
-  trace = listing.schedule(
+  trace = facts.schedule(
     ga_jax.policies.asynchronous(), job_lib.program_of(job), WORKERS
   )
   fast.execute(job, trace, observe=observe, block=32)
@@ -152,11 +153,11 @@ def test_live_arrays_are_what_was_counted():
 )
 def test_the_kernel_gives_away_the_state_and_keeps_the_parameters(make, kept):
   rule = make()
-  functions = kernel.compiled(server.fixed(rule), statistics.NOTHING, False)
+  functions = compiled.compiled(core.fixed(rule), statistics.NOTHING, False)
   state = jax.eval_shape(lambda p: functions.init((), p, ()), jnp.zeros(SIZE))
   counted = ga_jax.resident(rule, state.params, num_workers=1)
   assert abs(counted.state - kept * COPY) < SLACK
-  arrival = jax.eval_shape(kernel._any_arrival, state)
+  arrival = jax.eval_shape(update.any_arrival, state)
   rest = state._replace(opt_state=())
   memory = (
     functions.apply.jitted.lower((), state.opt_state, rest, arrival, None)

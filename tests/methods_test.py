@@ -8,9 +8,11 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import compatibility, listing, methods, parts, run
-from experiments import settings as settings_lib
-from ga_jax.policies.base import Kind
+from experiments.catalogue import facts, methods, parts
+from experiments.documents import compatibility
+from experiments.running import train as train_lib
+from experiments.settings import table as settings_lib
+from ga_jax.policies.parts.base import Kind
 
 DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'docs')
 
@@ -92,7 +94,7 @@ def test_local_programs_take_the_learning_rate_and_its_schedule():
 
   def train(**fields):
     settings = settings_of(method='local_sgd', workers=1, **fields)
-    return run.train(settings, evaluate_epochs=False).result.params
+    return train_lib.train(settings, evaluate_epochs=False).result.params
 
   frozen = train(
     epochs=16 / 44,
@@ -120,7 +122,7 @@ def test_deaths_stalls_and_messages_reach_the_clock(executor):
     method='asgd',
     executor=executor,
   )
-  done = run.train(settings, evaluate_epochs=False)
+  done = train_lib.train(settings, evaluate_epochs=False)
   events = done.result.trace.events
   assert (events['worker_id'][events['event'] == Kind.LEAVE] == [2]).all()
   first = events[events['event'] == Kind.ARRIVE][:2]
@@ -131,10 +133,10 @@ def test_deaths_stalls_and_messages_reach_the_clock(executor):
 
 
 def test_a_recorded_clock_plays_a_trace(tmp_path):
-  done = run.train(settings_of(workers=3), evaluate_epochs=False)
+  done = train_lib.train(settings_of(workers=3), evaluate_epochs=False)
   path = str(tmp_path / 'trace.npz')
   done.result.trace.save(path)
-  again = run.train(
+  again = train_lib.train(
     settings_of(workers=3, clock='recorded', clock_times=path),
     evaluate_epochs=False,
   )
@@ -166,7 +168,7 @@ def test_a_recorded_clock_plays_a_trace(tmp_path):
   ],
 )
 def test_the_listing_measures(method, expected):
-  assert listing.facts(methods.METHODS[method]) == expected
+  assert facts.facts(methods.METHODS[method]) == expected
 
 
 def kinds(text: str) -> dict[tuple[str, str], str]:
@@ -213,13 +215,14 @@ def test_the_documentation_says_what_goes_with_what(rules):
 
 SURVEY = """
 import os, sys
-from experiments import cli, survey
+from experiments import survey
+from experiments.script import launch
 
 workdir, *sys.argv = sys.argv[1:]
 
 def call():
   try:
-    cli.launch(survey.main, survey.prepare)
+    launch.launch(survey.main, survey.prepare)
   except SystemExit as stopped:
     assert not stopped.code
   with open(os.path.join(workdir, 'metrics.jsonl')) as file:

@@ -15,12 +15,15 @@ import pytest
 from tensorboardX.proto import event_pb2
 
 import ga_jax
-from experiments import record, run, tensorboard
-from experiments import settings as settings_lib
+from experiments.records import record
+from experiments.running import setup, summaries, train
+from experiments.screens import tensorboard
+from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, rules
-from ga_jax.rules import base, layers
-from ga_jax.runtimes import exact
-from ga_jax.runtimes import job as job_lib
+from ga_jax.executors import execution
+from ga_jax.job import job as job_lib
+from ga_jax.rules.parts import layer_penalties, optimizer
+from ga_jax.rules.parts import penalties as penalties_lib
 from tests import cases, scripts
 from tests.oracles import rules as oracles
 
@@ -155,7 +158,7 @@ def test_layers_change_no_bits():
 )
 def test_layers_are_those_of_the_formula(executor):
   result = on_linear(True, executor)
-  assert layers.names(LINEAR) == ('a', 'b/c')
+  assert layer_penalties.names(LINEAR) == ('a', 'b/c')
   oracle = oracles.GA(np.zeros(7), 0.01, 0.9, wd=1e-3)
   versions, gaps, penalties = [oracle.sent()], [], []
   for row in result.trace.applied():
@@ -191,7 +194,9 @@ def test_a_masked_penalty_is_of_its_layers_alone():
   stale = np.maximum(seen['staleness'], 1)
   assert stale.max() > 1
   for name, values in zip(
-    layers.names(result.params), seen['layer_mean_penalty'].T, strict=True
+    layer_penalties.names(result.params),
+    seen['layer_mean_penalty'].T,
+    strict=True,
   ):
     expected = stale if name in ('w', 'v') else np.ones(len(stale))
     np.testing.assert_array_equal(values, expected)
@@ -199,8 +204,8 @@ def test_a_masked_penalty_is_of_its_layers_alone():
 
 def silent():
   """A rule that keeps a penalty and tells nobody of it."""
-  return base.correction(
-    lambda params: base.no_penalty(),
+  return optimizer.correction(
+    lambda params: penalties_lib.no_penalty(),
     lambda grads, state, params=None, **extra: (grads, state),
   )
 
@@ -209,7 +214,7 @@ def silent():
   ('rule', 'why'),
   [
     (optax.apply_if_finite(rules.gap_aware(0.1), 3), 'inside lax.cond'),
-    (rules.chain(silent(), rules.asgd(0.1)), 'rules.layers.tell'),
+    (rules.chain(silent(), rules.asgd(0.1)), 'layer_penalties.tell'),
   ],
 )
 def test_a_penalty_that_is_not_told_is_refused(rule, why):
@@ -230,7 +235,7 @@ def test_no_layers_on_shards():
     layer_metrics=True,
   )
   with pytest.raises(ValueError, match='one server shard'):
-    exact.check_shards(job, 2)
+    execution.check_shards(job, 2)
   wrong = settings_lib.Settings(
     runtime='ray', server_shards=2, layer_metrics=True
   )
@@ -240,7 +245,7 @@ def test_no_layers_on_shards():
 
 def test_histograms_count_every_value_once():
   gaps = np.array([0.0, 1e-9, 1e-8, 0.5, 1.0, 2e9])
-  found = run.histogram(gaps, run.decades(gaps))
+  found = summaries.histogram(gaps, summaries.decades(gaps))
   assert found['edges'] == [0.0, *(float(f'1e{k}') for k in range(-9, 10))]
   by_edge = dict(zip(found['edges'], found['counts'], strict=True))
   assert {e: c for e, c in by_edge.items() if c} == {
@@ -252,12 +257,16 @@ def test_histograms_count_every_value_once():
     1e9: 1,
   }
   for power in (-12, 12):  # in another unit: the same counts
-    other = run.histogram(gaps * 10.0**power, run.decades(gaps * 10.0**power))
+    other = summaries.histogram(
+      gaps * 10.0**power, summaries.decades(gaps * 10.0**power)
+    )
     assert other['counts'] == found['counts']
   nothing = np.zeros(3)
-  found = run.histogram(nothing, run.decades(nothing))
+  found = summaries.histogram(nothing, summaries.decades(nothing))
   assert found == {'edges': [0.0], 'counts': [3]}
-  found = run.histogram(np.array([0.5, 1.0, 1.9, 2.0, 1e6]), run.PENALTY_EDGES)
+  found = summaries.histogram(
+    np.array([0.5, 1.0, 1.9, 2.0, 1e6]), summaries.PENALTY_EDGES
+  )
   assert found['counts'] == [1, 2, 1, *[0] * 8, 1]
 
 
@@ -432,7 +441,7 @@ def test_a_resumed_run_shows_every_row_once(tmp_path):
   more = '--tensorboard', '--checkpoint_every=16'
   assert script(*SCRIPT, where, *more) == 0
   before = rows_of(workdir)
-  store = os.path.join(workdir, run.CHECKPOINTS)
+  store = os.path.join(workdir, setup.CHECKPOINTS)
   for name in sorted(os.listdir(store))[1:]:  # it goes on with the oldest
     shutil.rmtree(os.path.join(store, name))
   assert script('--resume', where, '--quiet') == 0
@@ -532,7 +541,7 @@ def test_the_page_names_what_live_runs_write():
     if now.row:
       rows.append((now.row, now.arrivals))
 
-  done = run.train(settings_lib.check(settings), observe=observe)
+  done = train.train(settings_lib.check(settings), observe=observe)
   page = names_on_page()
   assert set(done.summary) == page['summary.json'] - SIMULATED
   assert set(done.result.metrics) | {'layers'} == page['arrivals.npz']

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import devices as devices_lib
-from experiments import record, run
-from experiments import settings as settings_lib
+from experiments.records import record
+from experiments.running import devices as devices_lib
+from experiments.running import train
+from experiments.settings import table as settings_lib
 from ga_jax import clocks, compression, policies, programs, rules
-from ga_jax.checkpoint import CheckpointStore
-from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.record.checkpoints import CheckpointStore
 from tests import cases
 
 WORKERS = 6
@@ -253,7 +254,7 @@ def test_more_devices_than_there_are():
 def test_the_flag_gives_the_bits_of_the_exact_executor():
   common = {'workers': 4, 'epochs': 0.4, 'model': 'mlp'}
   one, several = (
-    run.train(
+    train.train(
       settings_lib.check(settings_lib.Settings(**common, **fields)),
       evaluate_epochs=False,
     )

@@ -8,9 +8,11 @@ import optax
 import pytest
 
 from ga_jax import models, policies, programs, rules
+from ga_jax.executors import exact
+from ga_jax.job import job as job_lib
+from ga_jax.live import threads
 from ga_jax.models.mlp import MLP
-from ga_jax.runtimes import exact, placement, threads
-from ga_jax.runtimes import job as job_lib
+from ga_jax.workers import placement
 from tests import cases
 
 BATCH = 8

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ga_jax
-from ga_jax import clocks, ledger, policies, trace
-from ga_jax.policies.base import Action, Decision, Event, Kind
+from ga_jax import clocks, policies
+from ga_jax.policies.parts.base import Action, Decision, Event, Kind
+from ga_jax.record import trace
+from ga_jax.server import ledger
 from tests import cluster
 
 ODD_LOSSES = (

@@ -15,8 +15,10 @@ import jax
 import pytest
 import tensorflow_datasets as tfds
 
-from experiments import parts, run
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.catalogue import parts
+from experiments.running import train
+from experiments.settings import table as settings_lib
 from ga_jax import data
 from tests import idx_files
 
@@ -92,12 +94,12 @@ def two_updates(preset, folder, **own):
     fields |= {'data_path': str(folder), 'holdout': 40}
   chosen = {'workers': 2, 'batch_size': 4, 'executor': 'exact', **own}
   with tfds.testing.mock_data(num_examples=8):
-    per_epoch = run.tasks.batches_per_epoch(
+    per_epoch = tasks.batches_per_epoch(
       settings_lib.Settings(**fields | chosen)
     )
     chosen['epochs'] = 2 / per_epoch
     settings = settings_lib.check(settings_lib.Settings(**fields | chosen))
-    return run.train(settings).summary
+    return train.train(settings).summary
 
 
 @pytest.mark.parametrize('preset', names())

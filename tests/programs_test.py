@@ -9,20 +9,14 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import (
-  clocks,
-  compression,
-  kernel,
-  policies,
-  programs,
-  rules,
-  statistics,
-)
+from ga_jax import clocks, compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
-from ga_jax.policies.base import Action, Decision, Kind, Policy
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import reference
-from ga_jax.server import fixed
+from ga_jax.executors import reference
+from ga_jax.job import job as job_lib
+from ga_jax.job import source as source_lib
+from ga_jax.policies.parts.base import Action, Decision, Kind, Policy
+from ga_jax.server import statistics, update
+from ga_jax.server.core import fixed
 from tests import cases
 
 RATE = 0.05
@@ -124,7 +118,7 @@ def test_executors_agree(name, stage, x64):
 
   job = job_lib.Job(
     loss_fn=loss_fn,
-    source=job_lib.Source(batch_fn),
+    source=source_lib.Source(batch_fn),
     rule_fn=fixed(outer(name)),
     hparams=(),
     params=params,
@@ -251,7 +245,7 @@ def test_laga_sums_gradients_and_hides_messages():
   assert laga.trace.events['time'][-1] == 60  # hidden behind 3 batches
   loss_fn, params, stats, batch_fn = cases.tiny_problem(np.float32)
   program = make('laga')(loss_fn)
-  sent = kernel.Snapshot(params, stats)
+  sent = update.Snapshot(params, stats)
   host = jax.tree.map(lambda *x: np.stack(x), *[batch_fn(i) for i in range(3)])
   work = job_lib.work(jax.random.key(0), host, 0, 0)
   submission, _ = program.run((), sent, work)
@@ -479,7 +473,7 @@ def test_complex_parameters_go_downhill(name):
   )
   rule = outer(name)
   of_complex, of_parts = complex_problem()
-  source = job_lib.Source(lambda i: np.zeros(1, np.float32), streams=1)
+  source = source_lib.Source(lambda i: np.zeros(1, np.float32), streams=1)
   common = {'policy': policies.asynchronous(), 'num_batches': 120}
 
   def trained(loss_fn, params, run, **own):

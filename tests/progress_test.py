@@ -19,9 +19,10 @@ import pytest
 from rich.console import Console
 
 import ga_jax
-from experiments import accelerators, panel, progress, utilisation, watch
+from experiments.running import accelerators, utilisation, watch
+from experiments.screens import panel, progress
 from ga_jax import clocks, policies
-from ga_jax.runtimes import cluster
+from ga_jax.simulation import virtual_cluster
 from tests import scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -182,7 +183,9 @@ def test_a_grid_in_lines(capsys):
 @pytest.mark.slow
 def test_the_picture_of_the_panel_is_of_a_run(tmp_path):
   path = tmp_path / 'pictures' / 'panel.svg'
-  code, out, err = scripts.call('screens', '--epochs=4', f'--picture={path}')
+  code, out, err = scripts.call(
+    'documents.screens', '--epochs=4', f'--picture={path}'
+  )
   assert (code, err) == (0, f'device: {accelerators.here()}\n')
   assert out == f'written to {path}\n'
   text = html.unescape(path.read_text()).replace('\xa0', ' ')
@@ -213,7 +216,7 @@ def by_hand(events, num_workers, until):
   'policy', ['asynchronous', 'synchronous', 'backup_workers', 'ringmaster']
 )
 def test_utilisation_is_what_the_trace_says(policy):
-  trace = cluster.schedule(
+  trace = virtual_cluster.schedule(
     policies.make(policy, 4),
     clocks.heterogeneous(1),
     num_workers=4,

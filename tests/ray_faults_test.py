@@ -18,14 +18,16 @@ from typing import NamedTuple
 import pytest
 import ray
 
-from ga_jax import compression, locks, policies, programs, rules, trace
-from ga_jax.checkpoint import CheckpointStore
+from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
-from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import ray as runtime
-from ga_jax.runtimes import remote
-from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.guards import locks
+from ga_jax.job import job as job_lib
+from ga_jax.live.ray import actors as runtime
+from ga_jax.live.ray import handle
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.record import trace
+from ga_jax.record.checkpoints import CheckpointStore
 from tests import cases, ray_runs
 
 pytestmark = pytest.mark.ray
@@ -295,7 +297,7 @@ class Owner:
 
 def lossy(folder, name):
   """Makes a job in a process that loses the object of one version."""
-  stored = remote._Packed.stored
+  stored = handle._Packed.stored
 
   def lost(packed):
     lose = folder / 'lose'
@@ -311,7 +313,7 @@ def lossy(folder, name):
         time.sleep(0.05)
     return packed.ref
 
-  remote._Packed.stored = lost
+  handle._Packed.stored = lost
   return make(name)
 
 

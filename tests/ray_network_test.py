@@ -25,8 +25,8 @@ import time
 
 import pytest
 
-from ga_jax import trace
-from ga_jax.policies.base import Action, Kind
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.record import trace
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -137,7 +137,7 @@ class Namespaces:
     self._alive.pop(number).wait()
 
   def workers(self, number: int) -> int:
-    """How many `remote.Station`s are on a machine."""
+    """How many `worker.RayWorker`s are on a machine."""
     listed = subprocess.run(
       ['ip', 'netns', 'pids', self._name(number)],
       check=True,
@@ -243,7 +243,7 @@ def stations(pids) -> int:
   for pid in pids:
     with contextlib.suppress(OSError):
       title = pathlib.Path(f'/proc/{pid}/cmdline').read_bytes()
-      found += title.startswith(b'ray::Station')
+      found += title.startswith(b'ray::RayWorker')
   return found
 
 

@@ -16,11 +16,12 @@ import ray
 from ray import cluster_utils
 from ray._private import authentication_test_utils as authentication
 
-from experiments import environment
-from ga_jax import trace
-from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import exact, remote
-from ga_jax.runtimes import ray as runtime
+from experiments.running import environment
+from ga_jax.executors import exact
+from ga_jax.live.ray import actors as runtime
+from ga_jax.live.ray import messages
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.record import trace
 from tests import cases
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -132,10 +133,10 @@ class Run:
     last = {row[2]: row[1] for row in self.rows() if row[3] >= 0}
     return {worker for worker, kind in last.items() if kind == Kind.ISSUE}
 
-  def facts(self, worker_id: int) -> remote.Facts:
+  def facts(self, worker_id: int) -> messages.Facts:
     """Who a worker is; told while it computes, too."""
     facts = self.actors.workers[worker_id].facts
-    asked = facts.options(concurrency_group=remote.STATES).remote()
+    asked = facts.options(concurrency_group=messages.STATES).remote()
     return ray.get(asked, timeout=SECONDS)
 
   def kill_server(self):

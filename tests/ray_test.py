@@ -11,9 +11,11 @@ import pytest
 
 from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import live, placement, wire
-from ga_jax.runtimes import ray as runtime
+from ga_jax.job import job as job_lib
+from ga_jax.live import server
+from ga_jax.live.ray import actors as runtime
+from ga_jax.live.ray import wire
+from ga_jax.workers import placement
 from tests import cases, ray_runs
 
 WORKERS = 2
@@ -219,7 +221,7 @@ def fails_at(batch_id, failing):
 @pytest.mark.ray
 def test_when_all_workers_fail_their_error_is_shown(nodes):
   loss_fn, params, stats, _ = cases.tiny_problem()
-  with pytest.raises(live.WorkersLostError) as caught:
+  with pytest.raises(server.WorkersLostError) as caught:
     runtime.run_on_ray(
       loss_fn,
       params,

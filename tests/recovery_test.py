@@ -7,8 +7,10 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ga_jax import ledger, policies, recovery, trace
-from ga_jax.policies.base import Action, Kind
+from ga_jax import policies
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.record import trace
+from ga_jax.server import ledger, recovery
 
 WORKERS, BATCHES, PER_TICKET = 4, 101, 2
 SEEDS = (0, 1)

@@ -8,11 +8,15 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, compression, kernel, policies, programs
+from ga_jax import clocks, compression, policies, programs
 from ga_jax.compression import base as compression_base
-from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import exact, reference, threads
-from ga_jax.runtimes import job as job_lib
+from ga_jax.executors import exact, reference
+from ga_jax.executors import execution as execution_lib
+from ga_jax.job import job as job_lib
+from ga_jax.job import source
+from ga_jax.live import threads
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.server import update
 from tests import cases
 
 STREAMS, ROWS, WIDTH = 4, 3, 5
@@ -38,7 +42,7 @@ def batch_fn(batch_id):
   return rng.normal(size=(ROWS, WIDTH))
 
 
-SOURCE = job_lib.Source(batch_fn, streams=STREAMS)
+SOURCE = source.Source(batch_fn, streams=STREAMS)
 
 
 def program(loss_fn):
@@ -62,7 +66,7 @@ def answers(made, batch_ids, state=None):
   for batch_id in batch_ids:
     batches = batch_fn(batch_id)[None].astype('f')
     work = job_lib.work(jax.random.key(0), batches, batch_id, 0)
-    sent = kernel.Snapshot(*jax.tree.map(jnp.asarray, (params, stats)))
+    sent = update.Snapshot(*jax.tree.map(jnp.asarray, (params, stats)))
     submission, state = made.run(state, sent, work)
     assert np.isfinite(submission.loss)
     found.append(int(state.memory['length']))
@@ -170,7 +174,7 @@ def test_memory_matters_and_a_lost_worker_begins_anew(x64):
     policies.asynchronous(),
     clocks.with_fault(clocks.homogeneous(0), worker_id=2, time=7.5),
   )
-  execution = exact.Execution(job_of(policy))
+  execution = execution_lib.Execution(job_of(policy))
   trace = simulated('exact', policy, clock, num_batches=90).trace
   last, lengths, longest = {}, collections.Counter(), 0
   for row in trace.events.tolist():
@@ -268,7 +272,7 @@ def test_streams_of_program_and_batches_must_agree():
 @pytest.mark.ray
 def test_a_run_on_ray_replays_to_the_same_bits():
   """The memories stay with the workers' processes."""
-  from ga_jax.runtimes import ray as runtime
+  from ga_jax.live.ray import actors as runtime
   from tests import ray_runs
 
   params, stats = problem(np.float32)

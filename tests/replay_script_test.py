@@ -14,12 +14,14 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import environment, methods, record, run
-from experiments import settings as settings_lib
-from ga_jax import checkpoint
-from ga_jax.policies.base import Kind
-from ga_jax.runtimes import exact
-from ga_jax.runtimes import job as job_lib
+from experiments.catalogue import methods
+from experiments.records import record
+from experiments.running import environment, setup, train
+from experiments.settings import table as settings_lib
+from ga_jax.executors import exact
+from ga_jax.job import job as job_lib
+from ga_jax.policies.parts.base import Kind
+from ga_jax.record import params as params_lib
 from tests import cases
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -118,7 +120,7 @@ VERIFIED = [
 CALLS = """
 import contextlib, importlib, io, json, sys
 from absl.testing import flagsaver
-from experiments import cli
+from experiments.script import launch
 
 script = importlib.import_module(f'experiments.{sys.argv[1]}')
 calls, results = json.load(sys.stdin), {}
@@ -128,7 +130,7 @@ for name, arguments in calls.items():
   with flagsaver.flagsaver(), contextlib.redirect_stdout(out):
     with contextlib.redirect_stderr(err):
       try:
-        cli.launch(script.main, script.prepare)
+        launch.launch(script.main, script.prepare)
       except SystemExit as stopped:
         results[name] = stopped.code or 0, out.getvalue(), err.getvalue()
 print(json.dumps(results))
@@ -153,7 +155,9 @@ def folder(tmp_path_factory):
     for name, settings in SETTINGS.items():
       (root / name).mkdir()
       record.save_config(str(root / name), settings_lib.check(settings))
-      record.save(str(root / name), run.train(settings, evaluate_epochs=False))
+      record.save(
+        str(root / name), train.train(settings, evaluate_epochs=False)
+      )
   damage(root)
   return root
 
@@ -192,10 +196,10 @@ def damage(root):
 def scheduled(settings) -> ga_jax.Trace:
   """All that would have happened."""
   return ga_jax.schedule(
-    run.method_of(settings).policy,
-    run.clock_of(settings, run.MessageBytes(0, 0)),
+    setup.method_of(settings).policy,
+    setup.clock_of(settings, setup.MessageBytes(0, 0)),
     num_workers=settings.workers,
-    num_batches=run.total_batches(settings),
+    num_batches=setup.total_batches(settings),
   )
 
 
@@ -206,7 +210,7 @@ def flip_a_bit(workdir):
   weights.view(np.uint32)[3, 5] ^= 1
   params['Dense_1']['kernel'] = jnp.asarray(weights)
   shutil.rmtree(workdir / 'params')
-  checkpoint.save_params(str(workdir / 'params'), params, model_state)
+  params_lib.save_params(str(workdir / 'params'), params, model_state)
 
 
 def change_json(path, **values):
@@ -321,7 +325,7 @@ def test_every_method_is_computed_again_to_its_bits(tmp_path):
     )
     record.save_config(str(tmp_path / name), settings_lib.check(settings))
     record.save(
-      str(tmp_path / name), run.train(settings, evaluate_epochs=False)
+      str(tmp_path / name), train.train(settings, evaluate_epochs=False)
     )
   calls = {name: [name] for name in methods.METHODS}
   results = results_of(started(['-c', CALLS, 'replay'], tmp_path, calls), 600)
@@ -394,14 +398,14 @@ def test_the_state_at_an_update_is_saved(folder, replayed):
   saved = folder / 'ga' / f'replay-{UNTIL}'
   assert str(saved) in out
   trace = record.load_trace(str(folder / 'ga'))
-  job = job_lib.build(**run.arguments(GA, run.method_of(GA)))
+  job = job_lib.build(**setup.arguments(GA, setup.method_of(GA)))
   state, seen, _ = exact.execute(
     job, trace, observe=lambda batches, *_: batches >= UNTIL, block=1
   )
-  like = jax.eval_shape(lambda: run.initial(GA))
+  like = jax.eval_shape(lambda: setup.initial(GA))
   now = state.params, state.model_state
   assert cases.same_bits(
-    checkpoint.load_params(str(saved / 'params'), like), now
+    params_lib.load_params(str(saved / 'params'), like), now
   )
   with open(saved / 'summary.json') as file:
     summary = json.load(file)
@@ -418,9 +422,9 @@ def test_the_state_at_an_update_is_saved(folder, replayed):
 def test_the_last_update_gives_what_was_saved(folder, replayed):
   assert replayed['until the end'][0] == 0
   last = updates_of(folder / 'abs')
-  like = jax.eval_shape(lambda: run.initial(SETTINGS['abs']))
+  like = jax.eval_shape(lambda: setup.initial(SETTINGS['abs']))
   saved, again = (
-    checkpoint.load_params(str(folder / 'abs' / name), like)
+    params_lib.load_params(str(folder / 'abs' / name), like)
     for name in ('params', f'replay-{last}/params')
   )
   assert cases.same_bits(saved, again)

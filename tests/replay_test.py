@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, policies, programs, rules, statistics
-from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import exact, fast, reference
-from ga_jax.runtimes import job as job_lib
-from ga_jax.server import fixed
+from ga_jax import clocks, policies, programs, rules
+from ga_jax.executors import exact, fast, reference
+from ga_jax.job import job as job_lib
+from ga_jax.job import source
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.server import statistics
+from ga_jax.server.core import fixed
 from tests import cases, cluster
 
 WORKERS = 4
@@ -25,7 +27,7 @@ def job_of(accumulates: bool, dtype=np.float32, program=programs.dana_slim):
   loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
   return job_lib.Job(
     loss_fn=loss_fn,
-    source=job_lib.Source(batch_fn),
+    source=source.Source(batch_fn),
     rule_fn=fixed(rules.gap_aware(0.02, momentum=0.0)),
     hparams=(),
     params=params,

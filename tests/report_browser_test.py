@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from experiments import runs as runs_lib
+from experiments.records import finished as runs_lib
 from experiments.reporting import browser
 from tests import made_runs
 

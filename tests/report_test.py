@@ -13,9 +13,8 @@ import numpy as np
 import pytest
 from absl import flags
 
-from experiments import cli, record
-from experiments import runs as runs_lib
-from experiments import settings as settings_lib
+from experiments.records import finished as runs_lib
+from experiments.records import record
 from experiments.reporting import (
   about,
   commands,
@@ -26,6 +25,8 @@ from experiments.reporting import (
   table,
   timeline,
 )
+from experiments.script import shared_flags
+from experiments.settings import table as settings_lib
 from ga_jax import plots
 from tests import made_runs, scripts
 
@@ -470,7 +471,7 @@ def test_commands_make_the_same_settings(given):
     values = flags.FLAGS
     assert values.workdir == 'a folder'
     momentum = values.momentum
-    again = cli.run_settings(
+    again = shared_flags.run_settings(
       values.method,
       workers=values.workers,
       learning_rate=values.learning_rate,

@@ -15,17 +15,12 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import (
-  cells,
-  grid,
-  pages,
-  papers,
-  protocols,
-  run,
-  studies,
-  tables,
-)
-from experiments import settings as settings_lib
+from experiments.records import cells
+from experiments.reporting import tables
+from experiments.running import setup, train
+from experiments.settings import table as settings_lib
+from experiments.studies import papers, protocols, rate_search, study_page
+from experiments.studies import study as study_lib
 from tests import idx_files, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -56,7 +51,9 @@ def call(*arguments, **how):
 EVERY_CELL = """
 import sys
 from absl import flags
-from experiments import cli, papers, reproduce, studies, tasks
+from experiments import reproduce, tasks
+from experiments.script import launch
+from experiments.studies import papers, study
 
 tasks.source_of = lambda settings: None  # the data is not here
 for name, table in papers.TABLES.items():
@@ -172,9 +169,9 @@ def tiny(**fields):
 )
 def test_one_worker_of_these_is_another_method(method):
   settings = settings_lib.check(tiny(method=method, clock='heterogeneous'))
-  stand_in = studies.canonical(settings)
+  stand_in = study_lib.canonical(settings)
   assert stand_in == tiny(method=papers.ALONE[method])
-  ours, theirs = (run.train(s).result for s in (settings, stand_in))
+  ours, theirs = (train.train(s).result for s in (settings, stand_in))
   np.testing.assert_allclose(
     ours.metrics['loss'], theirs.metrics['loss'], rtol=2e-5
   )
@@ -182,7 +179,7 @@ def test_one_worker_of_these_is_another_method(method):
 
 def test_several_workers_stand_for_themselves():
   settings = tiny(method='ga', workers=2, clock='heterogeneous')
-  assert studies.canonical(settings) == settings
+  assert study_lib.canonical(settings) == settings
 
 
 def test_the_name_of_a_cell_knows_no_folder_and_no_default():
@@ -211,7 +208,7 @@ def test_a_full_disk_is_said(tmp_path, monkeypatch):
 
 
 def test_the_half_decades():
-  rates = [float(f'{rate:.3g}') for rate in grid.half_decades(0.0316)]
+  rates = [float(f'{rate:.3g}') for rate in rate_search.half_decades(0.0316)]
   assert rates == [0.01, 0.0316, 0.1]
 
 
@@ -222,11 +219,11 @@ def test_a_search_begins_where_the_last_one_ended(monkeypatch, tmp_path):
     tried.append((settings.workers, settings.learning_rate))
     best = {1: -1.0, 4: -1.5, 8: -3.0}[settings.workers]
     error = abs(math.log10(settings.learning_rate) - best)
-    return run.Run(
+    return setup.Run(
       {'validation_error': error, 'test_error': error, 'diverged': False}, None
     )
 
-  monkeypatch.setattr(run, 'train', fake)
+  monkeypatch.setattr(train, 'train', fake)
   numbers = (1, 4, 8)
   plan = protocols.Plan(
     {('ga', n): tiny(workers=n) for n in numbers},
@@ -364,8 +361,8 @@ def study_of(table, clock='homogeneous'):
       parameters=tuple(sorted(parameters.items())),
     )
 
-  plan = studies.plan_of(table, table.columns, table.seeds, make, clock)
-  return studies.Study('x', table, {clock: plan}, '')
+  plan = study_lib.plan_of(table, table.columns, table.seeds, make, clock)
+  return study_lib.Study('x', table, {clock: plan}, '')
 
 
 def test_published_figures_stand_beside_ours(tmp_path):
@@ -390,7 +387,7 @@ def test_published_figures_stand_beside_ours(tmp_path):
     },
   }
   found = {'homogeneous': [protocols.Outcome('fixed', results)]}
-  text = pages.page(study, found, 'python x')
+  text = study_page.page(study, found, 'python x')
   assert text.startswith('`python x` made this page.\n')
   assert '| asgd   | 10.00 ± 0.00 [1: 8.37] | diverged ' in text
   assert '| ga     | 10.00 ± 0.00 [1: 8.37] | 12.00 ± 1.41 [2: 9.1] |' in text
@@ -412,18 +409,21 @@ def test_the_time_to_a_target():
     'a': [run_of((0.3, 0.2, 0.1), 10)],
     'b': [run_of((0.3, 0.104, 0.11), 7)],
   }
-  target = pages.target_of(runs)
+  target = study_page.target_of(runs)
   assert target == pytest.approx(0.105)
-  assert pages.reaches(runs['a'][0], target) == 30
-  assert pages.reaches(runs['b'][0], target) == 14
-  assert pages.reaches(runs['b'][0], 0.01) is None
-  assert pages.reaches(summary(None), target) is None
+  assert study_page.reaches(runs['a'][0], target) == 30
+  assert study_page.reaches(runs['b'][0], target) == 14
+  assert study_page.reaches(runs['b'][0], 0.01) is None
+  assert study_page.reaches(summary(None), target) is None
 
 
 AGAIN = """
 import os, shlex, sys
 from absl import flags
-from experiments import cli, pages, reproduce, run, tasks
+from experiments import reproduce, tasks
+from experiments.running import train
+from experiments.script import launch
+from experiments.studies import study_page
 from ga_jax import plots
 
 folder, here, *sys.argv = sys.argv[1:]
@@ -435,12 +435,12 @@ def never(*args, **kwargs):
   raise AssertionError('a run is missing')
 
 def again(study):
-  run.train = never
+  train.train = never
   command = shlex.join(a for a in sys.argv[1:] if a != here)
   command = f'python -m experiments.reproduce {command}'
-  pages.write(study._replace(folder=folder), command)
+  study_page.write(study._replace(folder=folder), command)
 
-cli.launch(again, reproduce.prepare)
+launch.launch(again, reproduce.prepare)
 """
 
 

@@ -9,19 +9,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 
-from ga_jax import (
-  checkpoint,
-  clocks,
-  policies,
-  programs,
-  recovery,
-  rules,
-  server,
-  statistics,
-)
-from ga_jax.policies.base import Kind
-from ga_jax.runtimes import checkpoints, cluster, exact, fast, slots
-from ga_jax.runtimes import job as job_lib
+from ga_jax import clocks, policies, programs, rules
+from ga_jax.executors import exact, fast, saving, slots
+from ga_jax.job import job as job_lib
+from ga_jax.job import source
+from ga_jax.policies.parts.base import Kind
+from ga_jax.record import checkpoints
+from ga_jax.server import core, recovery, statistics
+from ga_jax.simulation import virtual_cluster
 from tests import cases
 
 BLOCK = 8
@@ -73,8 +68,8 @@ def prepared(name):
   policy = policies.make(case.policy, cases.WORKERS)
   job = job_lib.Job(
     loss_fn=loss_fn,
-    source=job_lib.Source(batch_fn),
-    rule_fn=server.fixed(case.rule),
+    source=source.Source(batch_fn),
+    rule_fn=core.fixed(case.rule),
     hparams=(),
     params=params,
     model_state=stats,
@@ -83,7 +78,7 @@ def prepared(name):
     accumulates=policy.accumulates,
     seed=0,
   )
-  trace = cluster.schedule(
+  trace = virtual_cluster.schedule(
     policy,
     case.clock,
     num_workers=cases.WORKERS,
@@ -109,7 +104,7 @@ class Watcher:
 
 
 def execute(name, store=None, observe=None):
-  where = checkpoints.Checkpoints(store, EVERY) if store else None
+  where = saving.Checkpoints(store, EVERY) if store else None
   return fast.execute(*prepared(name), observe, BLOCK, checkpoints=where)
 
 
@@ -149,7 +144,7 @@ def blocks_done(store, seen):
 )
 def test_resumed_has_the_same_bits(name, how, tmp_path):
   wanted, all_seen = uninterrupted(name)
-  store = checkpoint.CheckpointStore(tmp_path, keep=1)
+  store = checkpoints.CheckpointStore(tmp_path, keep=1)
   for block in (0, len(all_seen) // 2, len(all_seen) - 2):
     start = blocks_done(store, all_seen)
     watcher = Watcher(**{how: all_seen[block][0]})
@@ -176,7 +171,7 @@ def test_the_cases_are_what_they_say():
 
 
 def test_checkpoints_change_nothing_and_fall_on_blocks(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path, keep=9)
+  store = checkpoints.CheckpointStore(tmp_path, keep=9)
   watcher = Watcher()
   result = execute('plain', store, watcher)
   assert_same_run(result, uninterrupted('plain')[0])
@@ -192,7 +187,7 @@ def test_checkpoints_change_nothing_and_fall_on_blocks(tmp_path):
 
 
 def test_a_damaged_checkpoint_costs_only_time(tmp_path, capsys):
-  store = checkpoint.CheckpointStore(tmp_path)
+  store = checkpoints.CheckpointStore(tmp_path)
   execute('plain', store, Watcher(stop_at=40))
   assert store.steps() == [24, 32, 40]
   pathlib.Path(store.newest().path, 'host.pickle').unlink()
@@ -204,8 +199,8 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path, capsys):
 
 
 def test_another_run_is_refused(tmp_path):
-  store = checkpoint.CheckpointStore(tmp_path)
-  where = checkpoints.Checkpoints(store, EVERY)
+  store = checkpoints.CheckpointStore(tmp_path)
+  where = saving.Checkpoints(store, EVERY)
   job, trace = prepared('plain')
   fast.execute(job, trace, block=BLOCK, checkpoints=where)
   _, other = prepared('rounds')
@@ -215,7 +210,7 @@ def test_another_run_is_refused(tmp_path):
     fast.execute(job, trace, block=BLOCK + 1, checkpoints=where)
   with pytest.raises(ValueError, match=r'holds .* at \.state\.opt_state'):
     fast.execute(
-      job._replace(rule_fn=server.fixed(cases.rule('dana_ga', 0.02))),
+      job._replace(rule_fn=core.fixed(cases.rule('dana_ga', 0.02))),
       trace,
       block=BLOCK,
       checkpoints=where,
@@ -224,8 +219,8 @@ def test_another_run_is_refused(tmp_path):
 
 def saved_with(tmp_path, **given):
   """The store of a run that has ended."""
-  store = checkpoint.CheckpointStore(tmp_path)
-  where = checkpoints.Checkpoints(store, EVERY, **given)
+  store = checkpoints.CheckpointStore(tmp_path)
+  where = saving.Checkpoints(store, EVERY, **given)
   fast.execute(*prepared('plain'), block=BLOCK, checkpoints=where)
   return store
 
@@ -251,7 +246,7 @@ def saved_with(tmp_path, **given):
 def test_what_is_other_of_a_run_is_named(other, about, said, tmp_path):
   store = saved_with(tmp_path, about={'rate': 0.01})
   job, trace = prepared('plain')
-  where = checkpoints.Checkpoints(store, EVERY, about={'rate': 0.01, **about})
+  where = saving.Checkpoints(store, EVERY, about={'rate': 0.01, **about})
   with pytest.raises(ValueError, match=f'is of a run with {said}resume with'):
     fast.execute(job._replace(**other), trace, block=BLOCK, checkpoints=where)
 
@@ -261,10 +256,10 @@ def test_of_an_older_checkpoint_less_is_compared(tmp_path):
   job, trace = prepared('plain')
   newest = store.newest()
   arrays = newest.load(fast.first_carry(job, slots.plan(trace), cases.WORKERS))
-  old = {'trace': checkpoints.digest(trace), 'block length': BLOCK}
+  old = {'trace': saving.digest(trace), 'block length': BLOCK}
   host = {k: v for k, v in newest.host.items() if k != 'about'}
   store.save(newest.step, arrays, {**host, 'run': old})
-  where = checkpoints.Checkpoints(store, EVERY, about={'rate': 0.01})
+  where = saving.Checkpoints(store, EVERY, about={'rate': 0.01})
   result = fast.execute(job, trace, pytest.fail, BLOCK, checkpoints=where)
   assert_same_run(result, uninterrupted('plain')[0])
 
@@ -272,11 +267,11 @@ def test_of_an_older_checkpoint_less_is_compared(tmp_path):
 def test_a_trace_that_ends_before_the_checkpoint_is_refused(tmp_path):
   """Nothing would be computed, and the start be saved as the newest."""
   job, trace = prepared('plain')
-  store = checkpoint.CheckpointStore(tmp_path)
-  exact.execute(job, trace, checkpoints=checkpoints.Checkpoints(store, EVERY))
+  store = checkpoints.CheckpointStore(tmp_path)
+  exact.execute(job, trace, checkpoints=saving.Checkpoints(store, EVERY))
   newest = store.newest()
   with pytest.raises(recovery.RecoveryError, match=r'there are only \d+'):
     exact.execute(
-      job, trace.until(10, 10), checkpoints=checkpoints.Checkpoints(store)
+      job, trace.until(10, 10), checkpoints=saving.Checkpoints(store)
     )
   assert store.newest().path == newest.path

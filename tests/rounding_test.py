@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import record, rounding
+from experiments.records import record, rounding
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])

@@ -12,7 +12,8 @@ import orbax.checkpoint as ocp
 import pytest
 
 import ga_jax
-from ga_jax import kernel, rules
+from ga_jax import rules
+from ga_jax.server import update as update_lib
 from tests import cases
 from tests.oracles import rules as oracles
 
@@ -673,13 +674,13 @@ def test_which_rules_average_a_round():
     rule = cases.RULES[name](0.1)
     if name in buffers:
       with pytest.raises(ValueError, match='cannot be averaged'):
-        kernel.check_rule(rule, accumulates=True)
+        update_lib.check_rule(rule, accumulates=True)
       with pytest.raises(ValueError, match='multi_steps averages'):
         rules.multi_steps(rule, 2)
     else:
-      kernel.check_rule(rule, accumulates=True)
+      update_lib.check_rule(rule, accumulates=True)
   with pytest.raises(ValueError, match='keeps 3 momentum buffers'):
-    kernel.check_rule(cases.RULES['dana_slim'](0.1), True, num_workers=4)
+    update_lib.check_rule(cases.RULES['dana_slim'](0.1), True, num_workers=4)
 
 
 @pytest.mark.parametrize('name', ['dana_slim', 'ormo'])
@@ -705,17 +706,17 @@ def test_multi_steps_of_corrected_gradients(name):
 @every_rule
 def test_a_hidden_look_ahead_is_refused(name):
   params, rule = params_of('float32'), cases.RULES[name](0.1)
-  kernel.init(ga_jax.chain(optax.clip(1.0), rule), params)
+  update_lib.init(ga_jax.chain(optax.clip(1.0), rule), params)
   for wrap in (
     optax.chain(optax.clip(1.0), rule),
     optax.apply_if_finite(rule, 2),
   ):
     hidden = ga_jax.lift(wrap)
     if not rule.looks_ahead:
-      kernel.init(hidden, params)
+      update_lib.init(hidden, params)
       continue
     with pytest.raises(ValueError, match=r'ga_jax\.chain'):
-      kernel.init(hidden, params)
+      update_lib.init(hidden, params)
 
 
 @every_rule

@@ -19,7 +19,6 @@ _TABLES = ('__flags', '__flags_by_module', '__flags_by_module_id')
 # Modules that define flags when they are first imported, and whose they are.
 _IMPORTED = {
   'experiments.bench.timing': 'bench.',
-  'experiments.listing': 'methods',
 }
 _kept = {}  # their flags: {module: [flag]}
 

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, ledger, policies, rules, snapshots
-from ga_jax.policies.base import Action
-from ga_jax.runtimes import job as job_lib
+from ga_jax import clocks, policies, rules
+from ga_jax.job import job as job_lib
+from ga_jax.job import source
+from ga_jax.policies.parts.base import Action
+from ga_jax.server import ledger, snapshots
 from tests import cases
 
 
@@ -264,7 +266,7 @@ def test_what_a_job_was_given_is_copied():
   job = job_lib.build(
     lambda params, model_state, batch, key: (jnp.sum(params), model_state),
     params,
-    job_lib.Source(lambda i: np.zeros(1), resident=resident),
+    source.Source(lambda i: np.zeros(1), resident=resident),
     lambda hparams: rules.asgd(hparams),
     policy=policies.asynchronous(),
     hparams=(hparam := np.array(0.1)),

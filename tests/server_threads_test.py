@@ -11,11 +11,16 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import checkpoint, locks, policies, rules, snapshots
-from ga_jax import trace as trace_lib
-from ga_jax.policies.base import Action
-from ga_jax.runtimes import exact, threads
-from ga_jax.runtimes import job as job_lib
+from ga_jax import policies, rules
+from ga_jax.executors import exact
+from ga_jax.guards import locks
+from ga_jax.job import compiled, source
+from ga_jax.job import job as job_lib
+from ga_jax.live import threads
+from ga_jax.policies.parts.base import Action
+from ga_jax.record import checkpoints
+from ga_jax.record import trace as trace_lib
+from ga_jax.server import snapshots
 from tests import cases
 
 THREADS = 8
@@ -75,7 +80,7 @@ def test_a_server_that_eight_threads_call(policy, of_updates):
     params, rule, policy, num_workers=THREADS, num_batches=200
   )
   job = job_lib.build(loss_fn, params, batch_fn, rule, policy=policy)
-  program = exact.compiled_program(
+  program = compiled.compiled_program(
     job.program_fn, job.loss_fn, job.source.load_fn
   )
 
@@ -86,7 +91,7 @@ def test_a_server_that_eight_threads_call(policy, of_updates):
         continue
       ticket = work.ticket
       sent = ga_jax.Snapshot(work.params, ())
-      batches = job_lib.host_batches(job.source, ticket.first_batch, 1)
+      batches = source.host_batches(job.source, ticket.first_batch, 1)
       (grads, _, loss), _ = program.answer(
         (), (), sent, batches, (), jax.random.key(0), ticket
       )
@@ -181,7 +186,7 @@ def test_what_a_writer_in_memory_returned_is_the_callers():
 
 
 def test_a_store_of_checkpoints_that_threads_save_to(tmp_path):
-  store = checkpoint.CheckpointStore(str(tmp_path), keep=3)
+  store = checkpoints.CheckpointStore(str(tmp_path), keep=3)
 
   def work(i):
     for step in range(3):
@@ -200,7 +205,7 @@ def test_a_store_of_checkpoints_that_threads_save_to(tmp_path):
     (snapshots.SnapshotStore(), copy.deepcopy),
     # Ray sends them to other processes.
     (
-      checkpoint.CheckpointStore('/somewhere', keep=2),
+      checkpoints.CheckpointStore('/somewhere', keep=2),
       lambda store: pickle.loads(pickle.dumps(store)),
     ),
   ],
@@ -216,7 +221,7 @@ def test_a_copy_has_a_lock_of_its_own(one, copied):
 
 def test_a_store_is_owned_by_one_thread(tmp_path):
   """Another one is refused, and lets nobody in when it goes."""
-  store = checkpoint.CheckpointStore(str(tmp_path), keep=3)
+  store = checkpoints.CheckpointStore(str(tmp_path), keep=3)
 
   def another(i):
     with pytest.raises(locks.OccupiedError, match='at work in'), store.owned():

@@ -13,18 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ga_jax
-from ga_jax import (
-  kernel,
-  ledger,
-  programs,
-  rules,
-  server,
-  sharded,
-  sharding,
-  statistics,
-)
-from ga_jax.policies.base import Action
-from ga_jax.rules import reductions
+from ga_jax import programs, rules
+from ga_jax.policies.parts.base import Action
+from ga_jax.rules.parts import global_sums
+from ga_jax.server import compiled, ledger, statistics
+from ga_jax.server import core as core_lib
+from ga_jax.server import shards as shards_lib
+from ga_jax.server import split as split_lib
 from tests import cases
 
 WORKERS = cases.WORKERS
@@ -44,12 +39,12 @@ def params_of(dtype='float32'):
 @functools.cache
 def fixed(rule):
   """The same function for the same rule, so that it is compiled once."""
-  return server.fixed(rule)
+  return core_lib.fixed(rule)
 
 
 def core(rule, shards, *, dtype='float32', accumulates=False, **options):
   stats = {'mean': np.zeros(3, dtype)}
-  return sharded.core(
+  return shards_lib.core(
     fixed(rule),
     statistics.Averages(0.9),
     accumulates,
@@ -178,9 +173,9 @@ def test_pieces_join_to_the_same_bits(shapes, shards):
     with pytest.raises(
       ValueError, match=f'shards must be .* 1 to .*={max(number, 1)},'
     ):
-      sharding.split(tree, shards)
+      split_lib.split(tree, shards)
     return
-  split = sharding.split(tree, shards)
+  split = split_lib.split(tree, shards)
   assert sum(split.sizes) == number
   assert max(split.sizes) - min(split.sizes) <= 1
   pieces = split.pieces(tree)
@@ -210,9 +205,9 @@ def test_pieces_are_checked_and_cut_in_compiled_code():
     'b': jnp.bfloat16(7),
     'c': jnp.zeros((0, 2)),
   }
-  split = sharding.split(tree, 3)
+  split = split_lib.split(tree, 3)
   assert split.sizes == (2, 2, 3)
-  assert hash(split) == hash(sharding.split(tree, 3))
+  assert hash(split) == hash(split_lib.split(tree, 3))
   cut = jax.jit(split.pieces)(tree)
   assert cut[0]['b'] is None
   assert cut[2]['a'].shape == (1, 2)
@@ -228,7 +223,7 @@ def test_pieces_are_checked_and_cut_in_compiled_code():
     with pytest.raises(
       ValueError, match=r'shards must be an integer from 1 to .*=7'
     ):
-      sharding.split(tree, shards)
+      split_lib.split(tree, shards)
 
 
 # What rules are told of the other shards.
@@ -236,26 +231,26 @@ def test_pieces_are_checked_and_cut_in_compiled_code():
 
 def test_a_sum_is_what_it_is_given_where_the_server_is_whole():
   one = jnp.float32(3.0)
-  assert reductions.global_sum(one) is one
-  np.testing.assert_array_equal(reductions.global_mean(one, 0), 3.0)
-  np.testing.assert_array_equal(reductions.global_mean(one, 4), 0.75)
+  assert global_sums.global_sum(one) is one
+  np.testing.assert_array_equal(global_sums.global_mean(one, 0), 3.0)
+  np.testing.assert_array_equal(global_sums.global_mean(one, 4), 0.75)
 
   def mean_of_means(x):
-    first = reductions.global_mean(x.sum(), x.size)
-    return reductions.global_mean(jnp.sum(x - first), x.size), first
+    first = global_sums.global_mean(x.sum(), x.size)
+    return global_sums.global_mean(jnp.sum(x - first), x.size), first
 
-  assert reductions.number(mean_of_means, jnp.ones(3)) == 2
+  assert global_sums.count_sums(mean_of_means, jnp.ones(3)) == 2
   a, b = jnp.float32([1, 2, 3]), jnp.float32([6])
   totals = ()
   for _ in range(2):
-    part = reductions.part(mean_of_means)
-    totals += (reductions.total([part(x, totals=totals) for x in (a, b)]),)
+    part = global_sums.part(mean_of_means)
+    totals += (global_sums.total([part(x, totals=totals) for x in (a, b)]),)
   for x in (a, b):
-    found = reductions.with_totals(mean_of_means)(x, totals=totals)
+    found = global_sums.with_totals(mean_of_means)(x, totals=totals)
     np.testing.assert_allclose(found, (0.0, 3.0), atol=1e-6)
 
 
-class Counted(sharded.Shard):
+class Counted(shards_lib.Shard):
   """A shard that counts what it is asked."""
 
   def __init__(self, *args):
@@ -292,7 +287,7 @@ def test_only_who_looks_at_all_parameters_pays_for_it(accumulates, x64):
 def test_which_rules_ask_for_sums():
   asks = {'ga_global': (2, 0), 'penalize_gap': (1, 0)}
   for name in cases.RULES:
-    shard = sharded.Shard(
+    shard = shards_lib.Shard(
       fixed(cases.rule(name, 0.02)), statistics.NOTHING, False, (), params_of()
     )
     assert shard.sums() == asks.get(name, (0, 0)), name
@@ -350,7 +345,7 @@ def factored(rate):
 def asks_per_leaf(rate):
   def update(grads, state, params=None):
     del params
-    asked = jax.tree.map(lambda g: reductions.global_sum(g.sum()), grads)
+    asked = jax.tree.map(lambda g: global_sums.global_sum(g.sum()), grads)
     return jax.tree.map(lambda g, s: -rate * g * s, grads, asked), state
 
   return optax.GradientTransformation(optax.init_empty_state, update)
@@ -395,29 +390,31 @@ def test_what_a_shard_cannot_do_alone_is_refused(name):
   rule, message = REFUSED[name]
   params = {'w': np.ones((8, 8), np.float32), 's': np.float32(1)}
   rule = ga_jax.lift(rule)
-  sharded.check(1, rule, params)
+  shards_lib.check(1, rule, params)
   with pytest.raises(ValueError, match=message):
-    sharded.core(fixed(rule), statistics.NOTHING, False, (), params, shards=2)
+    shards_lib.core(
+      fixed(rule), statistics.NOTHING, False, (), params, shards=2
+    )
 
 
 def test_two_scalars_are_looked_at_together_too():
   params = {'a': 1.0, 'b': 2.0}
-  sharded.check(2, optax.sgd(0.1), params)
+  shards_lib.check(2, optax.sgd(0.1), params)
   with pytest.raises(ValueError, match='several parameters together'):
-    sharded.check(2, REFUSED['clip'][0], params)
+    shards_lib.check(2, REFUSED['clip'][0], params)
 
 
 def test_exchanges_and_too_many_shards_are_refused():
   rule, params = rules.asgd(0.1), params_of()
   program = programs.easgd(lambda *args: args, 0.1, 2)
-  sharded.check(1, rule, params, program)
+  shards_lib.check(1, rule, params, program)
   with pytest.raises(ValueError, match='exchanges with the whole'):
-    sharded.check(2, rule, params, program)
+    shards_lib.check(2, rule, params, program)
   with pytest.raises(
     ValueError, match=r'shards must be an integer from 1 to .*=16'
   ):
     core(rule, 17)
-  assert isinstance(core(rule, 1), server.ServerCore)
+  assert isinstance(core(rule, 1), core_lib.ServerCore)
 
 
 # Where shards are.
@@ -428,7 +425,7 @@ class Actor:
 
   def __init__(self, *args):
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
-    self._shard = self._pool.submit(sharded.Shard, *args).result()
+    self._shard = self._pool.submit(shards_lib.Shard, *args).result()
 
   def __getattr__(self, method):
     return lambda *args: self._pool.submit(
@@ -523,7 +520,7 @@ def test_warm_up_compiles_all_and_changes_nothing():
   before = made.state
   made.warm_up(made.snapshot().params, made.snapshot().model_state)
   assert cases.same_bits(before, made.state)
-  functions = kernel.compiled(fixed(rule), statistics.Averages(0.9), True)
+  functions = compiled.compiled(fixed(rule), statistics.Averages(0.9), True)
   jitted = [f for f in functions if hasattr(f, '_cache_size')]
   sizes = [f._cache_size() for f in jitted]
   assert made._shards[0].sums() == (1, 1)

@@ -10,9 +10,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import ga_jax
-from ga_jax import clocks, ledger, plots, policies
+from ga_jax import clocks, plots, policies
 from ga_jax.plots import spans as spans_lib
-from ga_jax.policies.base import Action, Kind
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.server import ledger
 
 
 def test_the_numbers_of_kinds_and_actions_are_those_of_the_policies():

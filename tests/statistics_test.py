@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import clocks, policies, rules, statistics
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import reference
+from ga_jax import clocks, policies, rules
+from ga_jax.executors import reference
+from ga_jax.job import job as job_lib
+from ga_jax.server import statistics
 from tests import cases
 
 BATCHES = 40

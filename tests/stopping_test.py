@@ -14,16 +14,17 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments import control as control_lib
-from experiments import record, run
-from experiments import settings as settings_lib
+from experiments.records import record
+from experiments.running import control as control_lib
+from experiments.running import setup, train
+from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, programs, rules
-from ga_jax.checkpoint import CheckpointStore
-from ga_jax.policies.base import Kind
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes import simulate
-from ga_jax.runtimes.checkpoints import Checkpoints
-from ga_jax.trace import read_rows
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.job import job as job_lib
+from ga_jax.policies.parts.base import Kind
+from ga_jax.record.checkpoints import CheckpointStore
+from ga_jax.record.trace import read_rows
+from ga_jax.simulation import simulate
 from tests import cases, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -154,7 +155,7 @@ def test_a_stopped_run_tells_of_what_was_done(relaxed):
     )
   )
   control = control_lib.Control()
-  done = run.train(
+  done = train.train(
     settings, observe=lambda now: now.row and control.stop(), control=control
   )
   summary, seen = done.summary, done.result.metrics
@@ -163,7 +164,7 @@ def test_a_stopped_run_tells_of_what_was_done(relaxed):
   assert summary['simulated_time'] == 15
   assert summary['simulated_speedup'] == 44 / 15
   assert summary['wasted_work'] == 0
-  params, _ = run.initial(settings)
+  params, _ = setup.initial(settings)
   size = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
   assert summary['bytes_pushed'] == 44 * size
   assert summary['bytes_pulled'] == (3 + 43) * size  # one after every arrival
@@ -210,7 +211,7 @@ def test_a_run_that_is_told_to_stop_goes_on(
       }
     )
   )
-  keeping = run.Keeping(str(tmp_path), every_updates)
+  keeping = setup.Keeping(str(tmp_path), every_updates)
   rows, control = [], control_lib.Control()
 
   def observe(now):
@@ -219,11 +220,13 @@ def test_a_run_that_is_told_to_stop_goes_on(
       control.stop()
 
   if settings.straggler:
-    run.train(settings)  # or all is done before the first row is evaluated
-  first = run.train(settings, observe=observe, keeping=keeping, control=control)
+    train.train(settings)  # or all is done before the first row is evaluated
+  first = train.train(
+    settings, observe=observe, keeping=keeping, control=control
+  )
   assert first.summary['stopped']
   assert len(rows) == 1
-  second = run.train(
+  second = train.train(
     settings,
     observe=lambda now: now.row and rows.append(now.row),
     keeping=keeping._replace(resume=True),
@@ -235,7 +238,7 @@ def test_a_run_that_is_told_to_stop_goes_on(
   epochs = [round(row['epoch']) for row in rows]
   assert epochs == ([1, 2, 3] if every_updates else [1, 1, 2, 3])
   if settings.runtime == 'simulate':
-    whole = run.train(settings)
+    whole = train.train(settings)
     assert cases.same_bits(whole.result.state, second.result.state)
     assert whole.summary['test_error'] == second.summary['test_error']
   else:
@@ -326,7 +329,7 @@ def test_stopped_before_a_gradient_was_applied(tmp_path, monkeypatch):
 @pytest.mark.parametrize('devices_per_worker', [1, 2])
 def test_killed_before_any_checkpoint(devices_per_worker, tmp_path):
   """The record is enough: all of it is computed again."""
-  workdir, path = str(tmp_path), str(tmp_path / run.ROWS)
+  workdir, path = str(tmp_path), str(tmp_path / setup.ROWS)
   process = script(
     '--runtime=threads',
     '--workers=2',
@@ -339,7 +342,7 @@ def test_killed_before_any_checkpoint(devices_per_worker, tmp_path):
   process.kill()
   process.communicate()
   written = read_rows(path)
-  assert not os.path.exists(tmp_path / run.CHECKPOINTS)
+  assert not os.path.exists(tmp_path / setup.CHECKPOINTS)
   process = script('--resume', f'--workdir={workdir}')
   _, err = process.communicate(timeout=300)
   assert process.returncode == 0, err
@@ -385,7 +388,7 @@ def test_killed_again_and_again(runtime, tmp_path):
       _, err = process.communicate(timeout=600)
       assert process.returncode == 0, err
       break
-    folder = os.path.join(workdir, run.CHECKPOINTS)
+    folder = os.path.join(workdir, setup.CHECKPOINTS)
     while not (os.path.isdir(folder) and os.listdir(folder)):
       assert process.poll() is None, process.communicate()
       time.sleep(0.01)
@@ -393,7 +396,7 @@ def test_killed_again_and_again(runtime, tmp_path):
     process.kill()
     process.communicate()
     kills += 1
-    rows = read_rows(os.path.join(workdir, run.ROWS))
+    rows = read_rows(os.path.join(workdir, setup.ROWS))
     assert rows[: len(written)] == written  # nothing is lost
     written = rows
     begin = ['--resume', '--checkpoint_every=25']
@@ -411,9 +414,9 @@ def test_killed_again_and_again(runtime, tmp_path):
     process = script(*arguments, f'--workdir={whole}')
     _, err = process.communicate(timeout=600)
     assert process.returncode == 0, err
-    like = jax.eval_shape(lambda: run.initial(settings))
+    like = jax.eval_shape(lambda: setup.initial(settings))
     both = [
-      ga_jax.checkpoint.load_params(os.path.join(folder, 'params'), like)
+      ga_jax.record.params.load_params(os.path.join(folder, 'params'), like)
       for folder in (workdir, whole)
     ]
     assert cases.same_bits(*both)

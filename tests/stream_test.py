@@ -18,12 +18,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 import ga_jax
-from experiments import run, tasks
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.running import train as train_lib
+from experiments.settings import table as settings_lib
 from experiments.tasks import classification
 from ga_jax import data
 from ga_jax.data import ahead, imagenet, stream
-from ga_jax.runtimes import job
+from ga_jax.job import source as source_lib
 from tests import tfds_sets
 
 
@@ -483,7 +484,9 @@ def test_a_simulation_has_the_bits_of_one_without_looking_ahead(executor):
     expect_fn=lambda ids: (told.extend(ids), source.expect_fn(ids))
   )
   without = numbered(30).source(4, 0, True)
-  without = without._replace(expect_fn=job.Source._field_defaults['expect_fn'])
+  without = without._replace(
+    expect_fn=source_lib.Source._field_defaults['expect_fn']
+  )
   ours, theirs = trained(watched, executor), trained(without, executor)
   assert np.array_equal(ours.params, theirs.params)
   assert told == ours.trace.applied()['first_batch'].tolist()
@@ -528,7 +531,7 @@ def test_two_updates(small, tmp_path, name, executor, runtime):
       executor=executor,
       runtime=runtime,
     )
-    summary = run.train(settings).summary
+    summary = train_lib.train(settings).summary
   assert summary['updates'] == summary['batches'] == 2
   assert not summary['diverged']
   assert 0 <= summary['test_error'] <= 1

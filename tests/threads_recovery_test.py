@@ -10,12 +10,15 @@ import jax
 import numpy as np
 import pytest
 
-from ga_jax import compression, policies, programs, recovery, rules, trace
-from ga_jax.checkpoint import CheckpointStore
-from ga_jax.policies.base import Kind
-from ga_jax.runtimes import exact, threads
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax import compression, policies, programs, rules
+from ga_jax.executors import exact
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.job import job as job_lib
+from ga_jax.live import threads
+from ga_jax.policies.parts.base import Kind
+from ga_jax.record import trace
+from ga_jax.record.checkpoints import CheckpointStore
+from ga_jax.server import recovery
 from tests import cases
 
 WORKERS, TICKETS = 3, 100  # a ticket has two rows or more

@@ -10,12 +10,15 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import compression, data, ledger, models, policies, programs, rules
-from ga_jax.checkpoint import CheckpointStore
-from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import exact, live, threads, worker
-from ga_jax.runtimes import job as job_lib
-from ga_jax.runtimes.checkpoints import Checkpoints
+from ga_jax import compression, data, models, policies, programs, rules
+from ga_jax.executors import exact
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.job import job as job_lib
+from ga_jax.live import server, threads
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.record.checkpoints import CheckpointStore
+from ga_jax.server import ledger
+from ga_jax.workers import worker
 from tests import cases
 
 WORKERS = 4
@@ -324,7 +327,7 @@ def test_when_all_workers_die_the_last_error_is_shown():
   def delay(worker_id, seconds):
     raise RuntimeError(f'worker {worker_id} is gone')
 
-  with pytest.raises(live.WorkersLostError, match=r'worker \d is gone'):
+  with pytest.raises(server.WorkersLostError, match=r'worker \d is gone'):
     run(tiny_job(cases.rule('ga', 0.02), policy), policy, delay_fn=delay)
 
 
@@ -567,7 +570,7 @@ def test_arguments_are_checked(change, message):
 
 def test_batches_are_prepared_while_the_device_computes():
   """A reserved batch is taken from whoever holds it where none is left."""
-  from ga_jax import ledger
+  from ga_jax.server import ledger
 
   book = ledger.Ledger(policies.asynchronous(), num_batches=3)
   book.join(0)

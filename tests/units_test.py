@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import run, tasks
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.running import train
+from experiments.settings import table as settings_lib
 from ga_jax import clocks, data, policies, rules
-from ga_jax.runtimes import cluster
+from ga_jax.simulation import virtual_cluster
 from tests import cases, data_test
 
 
@@ -43,7 +44,7 @@ def trained(arrays, folder, **own):
       **own,
     )
   )
-  done = run.train(settings)
+  done = train.train(settings)
   task, state = tasks.task_of(settings), done.result.state
   logits = task.predict(state.params, state.model_state, arrays['x_test'])
   wrong = np.argmax(logits, -1) != arrays['y_test']
@@ -103,7 +104,7 @@ def played(policy, unit, loss_unit=1.0):
     noise = np.random.default_rng(ticket.first_batch).uniform(0.5, 2.0)
     return loss_unit * noise / (1.0 + 0.1 * ticket.first_batch)
 
-  books = cluster.play(
+  books = virtual_cluster.play(
     policy, clock, num_workers=6, num_batches=150, loss_fn=loss_fn
   )
   *_, book = books

@@ -11,7 +11,10 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import kernel, policies, rules, server, statistics
+from ga_jax import policies, rules
+from ga_jax.server import compiled as compiled_lib
+from ga_jax.server import core as core_lib
+from ga_jax.server import server, statistics, update
 
 SIZE = 1 << 20
 RATE, MOMENTUM, DECAY, EPS = 0.1, 0.9, 0.999, 1e-8
@@ -198,10 +201,10 @@ def test_the_optimiser_state_is_given_away_and_nothing_else(make):
 
 
 def test_the_kernel_writes_the_state_where_it_was():
-  rule = server.fixed(ga_jax.gap_aware(RATE))
-  functions = kernel.compiled(rule, statistics.NOTHING, False)
+  rule = core_lib.fixed(ga_jax.gap_aware(RATE))
+  functions = compiled_lib.compiled(rule, statistics.NOTHING, False)
   state = functions.init((), jnp.zeros(SIZE), ())
-  arrival = kernel._any_arrival(state)
+  arrival = update.any_arrival(state)
   rest = state._replace(opt_state=())
   memory = (
     functions.apply.jitted.lower((), state.opt_state, rest, arrival, None)
@@ -236,7 +239,7 @@ def test_the_benchmark_runs(tmp_path):
 
 
 def test_processes_of_a_ray_run_get_large_pages_unless_told(monkeypatch):
-  ray = pytest.importorskip('ga_jax.runtimes.ray')
+  ray = pytest.importorskip('ga_jax.live.ray.actors')
   name = 'GLIBC_TUNABLES'
   monkeypatch.delenv(name, raising=False)
   assert ray.environment(1, None)[name] == 'glibc.malloc.hugetlb=1'

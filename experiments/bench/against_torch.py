@@ -26,12 +26,14 @@ import jax.numpy as jnp
 from absl import flags
 
 import ga_jax
-from experiments import cli, environment
-from experiments import settings as settings_lib
 from experiments.bench import timing, twin_problems
+from experiments.running import environment
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
 from experiments.tasks import classification
 from ga_jax import clocks, data, policies, rules
-from ga_jax.runtimes import cluster, job
+from ga_jax.job import source
+from ga_jax.simulation import virtual_cluster
 
 LIMITS = """
 Where a gradient is short, PyTorch pays for dispatching each small operation,
@@ -64,8 +66,8 @@ _COMPILE = flags.DEFINE_bool('torch_compile', False, 'also torch.compile')
 
 def prepare():
   """Checks the flags, and that PyTorch is there."""
-  cli.check_names('models', _MODELS.value, twin_problems.PROBLEMS)
-  cli.check_positive(_SCALE)
+  shared_flags.check_names('models', _MODELS.value, twin_problems.PROBLEMS)
+  shared_flags.check_positive(_SCALE)
   if importlib.util.find_spec('torch') is None:
     raise settings_lib.SettingError(
       'models', ','.join(_MODELS.value), NEEDS_TORCH
@@ -149,7 +151,7 @@ class Ours:
       del key
       return jax.tree.map(lambda x: x[indices], resident)
 
-    self.source = job.Source(
+    self.source = source.Source(
       data.base.shuffled(
         twin_problems.EXAMPLES, problem.batch_size, twin_problems.SEED
       ),
@@ -191,7 +193,7 @@ class Ours:
 
     # The events are played before anything is computed: a share is added.
     start = time.perf_counter()
-    cluster.schedule(num_batches=num_updates, **self._schedule)
+    virtual_cluster.schedule(num_batches=num_updates, **self._schedule)
     events = (time.perf_counter() - start) / num_updates
     self.run(num_updates, observe)
     (n0, t0), (n1, t1) = ends[0], ends[-1]
@@ -262,4 +264,4 @@ def timed(simulation, num_updates: int) -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

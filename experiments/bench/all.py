@@ -20,8 +20,9 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import cli, tables
 from experiments.bench import timing
+from experiments.reporting import tables
+from experiments.script import launch, shared_flags
 
 
 class Bench(NamedTuple):
@@ -72,7 +73,9 @@ maximum.
 def prepare():
   """Checks what was asked for."""
   if _ONLY.value:
-    cli.check_names('only', _ONLY.value, [bench.name for bench in BENCHES])
+    shared_flags.check_names(
+      'only', _ONLY.value, [bench.name for bench in BENCHES]
+    )
 
 
 def main(_):
@@ -165,4 +168,4 @@ def about(bench: Bench) -> tuple[str, str]:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

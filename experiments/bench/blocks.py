@@ -9,13 +9,14 @@ import jax
 
 from experiments.bench import timing
 from ga_jax import clocks, policies
-from ga_jax.runtimes import cluster, fast, slots
-from ga_jax.runtimes import job as job_lib
+from ga_jax.executors import fast, slots
+from ga_jax.job import job as job_lib
+from ga_jax.simulation import virtual_cluster
 
 
 def schedule(num_workers: int, num_updates: int):
   """The plan of a run, see `slots.plan`."""
-  trace = cluster.schedule(
+  trace = virtual_cluster.schedule(
     policies.asynchronous(),
     clocks.homogeneous(0),
     num_workers=num_workers,

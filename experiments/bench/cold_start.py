@@ -17,9 +17,10 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments import cli, compilation
-from experiments import settings as settings_lib
 from experiments.bench import timing
+from experiments.running import compilation
+from experiments.script import launch
+from experiments.settings import table as settings_lib
 
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'pairs of starts')
 
@@ -116,4 +117,4 @@ def start(folder: str) -> Start:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

@@ -16,8 +16,8 @@ from concurrent import futures
 import numpy as np
 from absl import flags
 
-from experiments import cli
 from experiments.bench import timing
+from experiments.script import launch, shared_flags
 from ga_jax.data import ahead, imagenet, stream
 
 _IMAGES = flags.DEFINE_integer('images', 256, 'JPEGs', 1)
@@ -106,8 +106,8 @@ def waited(number: int, told: bool) -> list[float]:
 
 def prepare():
   """Checks what was asked for."""
-  cli.check_positive(_STEP)
-  return cli.counts(_WORKERS) or [ahead.cores()]
+  shared_flags.check_positive(_STEP)
+  return shared_flags.counts(_WORKERS) or [ahead.cores()]
 
 
 def main(sizes):
@@ -147,4 +147,4 @@ def main(sizes):
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

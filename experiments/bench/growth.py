@@ -20,10 +20,11 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from experiments import cli, settings
 from experiments.bench import blocks, timing
+from experiments.script import launch
+from experiments.settings import table
 from ga_jax import rules
-from ga_jax.runtimes import job as job_lib
+from ga_jax.job import source as source_lib
 
 LIMITS = """
 The work per update is the same for every N and linear in the parameters; what
@@ -51,7 +52,7 @@ _LARGEST = flags.DEFINE_integer(
 def prepare() -> tuple[int, ...]:
   """The numbers of parameters."""
   if _LARGEST.value <= SIZES[1]:
-    raise settings.SettingError(
+    raise table.SettingError(
       'largest', _LARGEST.value, f'must be above {SIZES[1]}'
     )
   return (*SIZES[:-1], _LARGEST.value)
@@ -132,7 +133,7 @@ def run(num_workers: int, size: int, updates: int) -> Callable[[], float]:
     lambda params, grads: (jnp.zeros([]), grads),
     lambda grads, _: (grads, jnp.zeros_like(grads)),
   )
-  source = job_lib.Source(
+  source = source_lib.Source(
     lambda batch_id: np.zeros([], np.float32),
     lambda resident, host_batch, key: resident,
     jnp.full(size, 1e-6),
@@ -160,4 +161,4 @@ def _us(ms) -> timing.Figure:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

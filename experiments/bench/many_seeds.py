@@ -21,9 +21,9 @@ import jax.numpy as jnp
 from absl import flags
 
 import ga_jax
-from experiments import cli
-from experiments import settings as settings_lib
 from experiments.bench import random_images, timing
+from experiments.script import launch
+from experiments.settings import table as settings_lib
 from experiments.tasks import classification
 from ga_jax import clocks, models, policies, rules
 
@@ -203,4 +203,4 @@ def loss_of(name: str):
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

@@ -20,9 +20,10 @@ import numpy as np
 from absl import flags
 
 import ga_jax
-from experiments import assembly, cli, listing, methods
-from experiments import settings as settings_lib
 from experiments.bench import timing
+from experiments.catalogue import assembly, facts, methods
+from experiments.script import launch, shared_flags
+from experiments.settings import table as settings_lib
 from ga_jax import clocks
 
 _METHODS = flags.DEFINE_list('methods', ['ga'], 'of experiments.methods')
@@ -51,7 +52,7 @@ a block read, which XLA keeps for the metrics until its end. A barrier
 
 def prepare():
   """Checks what was asked for."""
-  cli.check_names('methods', _METHODS.value, methods.METHODS)
+  shared_flags.check_names('methods', _METHODS.value, methods.METHODS)
   for name, least in (('workers', 1), ('side', 8), ('rounds', 1)):
     value = flags.FLAGS[name].value
     if value < least:
@@ -112,7 +113,7 @@ def measured(name: str, workers: int) -> dict[str, int]:
   train(name, params, workers)
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   unit = 1 if sys.platform == 'darwin' else 1024
-  found = listing.resident(methods.METHODS[name], params, workers)
+  found = facts.resident(methods.METHODS[name], params, workers)
   return {'peak': peak * unit - before, 'sum': found.total}
 
 
@@ -148,4 +149,4 @@ def held() -> int:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

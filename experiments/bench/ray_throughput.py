@@ -28,12 +28,12 @@ import ray
 from absl import flags
 
 import ga_jax
-from experiments import cli
 from experiments.bench import timing
+from experiments.script import launch, shared_flags
 from experiments.tasks import classification
 from ga_jax import models, policies
-from ga_jax.runtimes import job
-from ga_jax.runtimes import ray as runtime
+from ga_jax.job import job
+from ga_jax.live.ray import actors as runtime
 
 _SECONDS = flags.DEFINE_float('seconds', 4.0, 'of each measurement, about')
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'measurements of each', 1)
@@ -67,8 +67,8 @@ BATCH, PIXELS, CLASSES = 128, (28, 28, 1), 10
 
 def prepare():
   """Starts Ray before JAX."""
-  cli.check_positive(_SECONDS)
-  most = max(cli.counts(_WORKERS), default=1)
+  shared_flags.check_positive(_SECONDS)
+  most = max(shared_flags.counts(_WORKERS), default=1)
   runtime.connect('local', num_cpus=most)
 
 
@@ -76,7 +76,7 @@ def main(_):
   where = timing.machine()
   rows = []
   for size in SIZES:
-    for workers in cli.counts(_WORKERS):
+    for workers in shared_flags.counts(_WORKERS):
       candidates = {
         'ray.put, ray.get': functools.partial(plain_rate, size, workers),
         **{
@@ -341,4 +341,4 @@ def documented_rate() -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

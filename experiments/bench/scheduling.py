@@ -13,10 +13,10 @@ import collections
 
 from absl import flags
 
-from experiments import cli
 from experiments.bench import timing
+from experiments.script import launch, shared_flags
 from ga_jax import clocks, policies
-from ga_jax.runtimes import cluster
+from ga_jax.simulation import virtual_cluster
 
 AIM = 100_000  # arrivals per second
 AIMED = ('asynchronous', 'softsync', 'ssp', 'abs')
@@ -45,7 +45,7 @@ _POLICIES = flags.DEFINE_list('policies', [], 'to schedule, all by default')
 def prepare():
   """Checks which policies were asked for."""
   if _POLICIES.value:
-    cli.check_names('policies', _POLICIES.value, policies.POLICIES)
+    shared_flags.check_names('policies', _POLICIES.value, policies.POLICIES)
 
 
 def main(_):
@@ -70,7 +70,7 @@ def rate(policy: str) -> float:
   """Arrivals per second of one run, its trace included."""
 
   def run():
-    played = cluster.play(
+    played = virtual_cluster.play(
       policies.make(policy, _WORKERS.value),
       clocks.homogeneous(0),
       num_workers=_WORKERS.value,
@@ -88,4 +88,4 @@ def falling(ticket) -> float:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

@@ -20,9 +20,9 @@ import numpy as np
 from absl import flags
 
 import ga_jax
-from experiments import cli
-from experiments import settings as settings_lib
 from experiments.bench import timing
+from experiments.script import launch
+from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, rules
 
 _DEVICES = flags.DEFINE_integer(
@@ -185,4 +185,4 @@ def check_same_bits(one: ga_jax.Result, other: ga_jax.Result):
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

@@ -27,8 +27,9 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments import cli, compilation
 from experiments.bench import blocks, random_images, timing
+from experiments.running import compilation
+from experiments.script import launch, shared_flags
 from experiments.tasks import classification
 from ga_jax import models, rules
 
@@ -87,7 +88,7 @@ compilation.define_flag()
 
 def prepare():
   """Checks which problems were asked for."""
-  cli.check_names('problems', _PROBLEMS.value, PROBLEMS)
+  shared_flags.check_names('problems', _PROBLEMS.value, PROBLEMS)
 
 
 def main(_):
@@ -194,4 +195,4 @@ class Task:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare, device_fn=lambda _: None)  # `timing` says it
+  launch.launch(main, prepare, device_fn=lambda _: None)  # `timing` says it

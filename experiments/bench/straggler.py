@@ -17,8 +17,8 @@ import numpy as np
 from absl import flags
 
 import ga_jax
-from experiments import cli
 from experiments.bench import timing
+from experiments.script import launch, shared_flags
 from ga_jax import plots, policies
 
 _SECONDS = flags.DEFINE_float('gradient_seconds', 0.02, 'of a fast worker')
@@ -44,7 +44,7 @@ price of one more step of staleness.
 
 def prepare():
   """Makes a CPU device per worker before JAX starts."""
-  cli.check_positive(_SECONDS, _FACTOR)
+  shared_flags.check_positive(_SECONDS, _FACTOR)
   jax.config.update('jax_num_cpu_devices', _WORKERS.value)
 
 
@@ -159,4 +159,4 @@ def computing(depth: int, workers: int = 2, size: int = 448, products: int = 8):
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

@@ -21,8 +21,8 @@ from typing import NamedTuple
 import jax
 from absl import flags
 
-from experiments import accelerators
-from ga_jax import metrics
+from experiments.running import accelerators
+from ga_jax.record import files
 
 _JSON = flags.DEFINE_string('json', '', 'also write the figures here')
 _SAID: list[str] = []
@@ -142,7 +142,7 @@ def finish(where: dict[str, object], rows: list[dict], targets=()):
       'targets': met,
       'rows': rows,
     }
-    metrics.write_json(_JSON.value, results)
+    files.write_json(_JSON.value, results)
 
 
 def _command() -> str:

@@ -28,8 +28,9 @@ import optax
 from absl import flags
 
 import ga_jax
-from experiments import cli, settings
 from experiments.bench import timing
+from experiments.script import launch, shared_flags
+from experiments.settings import table
 from ga_jax import rules
 
 RATE, WORKERS = 1e-3, 4
@@ -129,14 +130,12 @@ def resnet50_shapes() -> list[tuple[int, ...]]:
 
 def prepare():
   """Checks what was asked for."""
-  cli.check_positive(_SCALE)
+  shared_flags.check_positive(_SCALE)
   known = (_RULES, list(RULES)), (_SHAPES, SHAPES), (_DTYPES, DTYPES)
   for flag, accepted in known:
     for value in flag.value:
       if value not in accepted:
-        raise settings.SettingError(
-          flag.name, value, f'accepted are {accepted}'
-        )
+        raise table.SettingError(flag.name, value, f'accepted are {accepted}')
 
 
 def main(_):
@@ -295,4 +294,4 @@ def _seconds(run: Callable[[], object]) -> tuple[float, float]:
 
 
 if __name__ == '__main__':
-  cli.launch(main, prepare)
+  launch.launch(main, prepare)

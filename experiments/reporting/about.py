@@ -2,8 +2,8 @@
 
 import dataclasses
 
-from experiments import settings as settings_lib
 from experiments.reporting import lines, markup
+from experiments.settings import table as settings_lib
 
 _SHOWN = ('dataset', 'model', 'epochs', 'batch_size', 'clock', 'runtime')
 

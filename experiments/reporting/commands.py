@@ -5,9 +5,9 @@ import os
 import re
 import shlex
 
-from experiments import runs as runs_lib
-from experiments import settings as settings_lib
+from experiments.records import finished as runs_lib
 from experiments.reporting import lines, markup
+from experiments.settings import table as settings_lib
 
 _PAGE = 'table.md'  # of a grid; it says which command made it
 _MADE_BY = re.compile(

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from experiments import runs as runs_lib
+from experiments.records import finished as runs_lib
 from experiments.reporting import commands, history, lines, markup
-from ga_jax.policies.base import Action
+from ga_jax.policies.parts.base import Action
 
 _BEFORE = 5  # losses that are shown before the first that is not finite
 

@@ -11,13 +11,14 @@ from typing import NamedTuple
 import numpy as np
 
 import ga_jax
-from experiments import assembly, tasks
-from experiments import run as run_lib
-from experiments import runs as runs_lib
-from experiments import settings as settings_lib
+from experiments import tasks
+from experiments.catalogue import assembly
+from experiments.records import finished as runs_lib
 from experiments.reporting import lines
-from ga_jax.policies.base import Action, Kind
-from ga_jax.runtimes import cluster
+from experiments.running import setup as run_lib
+from experiments.settings import table as settings_lib
+from ga_jax.policies.parts.base import Action, Kind
+from ga_jax.simulation import virtual_cluster
 
 
 class History(NamedTuple):
@@ -151,7 +152,7 @@ def _played(one) -> History:
     messages = _messages(s, made)
     clock = run_lib.clock_of(s, messages)
     program = made.program(assembly.no_loss)
-    trace = cluster.schedule(
+    trace = virtual_cluster.schedule(
       made.policy,
       clock,
       num_workers=s.workers,

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from experiments import runs as runs_lib
-from experiments import settings as settings_lib
 from experiments import tasks
+from experiments.records import finished as runs_lib
+from experiments.settings import table as settings_lib
 
 AXES = ('workers', 'learning_rate', 'seed')
 MISSING = ''  # a parameter that was not given

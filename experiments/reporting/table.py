@@ -4,8 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments import tables
-from experiments.reporting import lines, markup
+from experiments.reporting import lines, markup, tables
 
 Columns = dict[str, Callable[[lines.Cell], str]]
 SYNCHRONOUS = 'ssgd'  # what speed-ups are measured against, beside one worker

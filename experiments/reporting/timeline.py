@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from experiments import runs as runs_lib
+from experiments.records import finished as runs_lib
 from experiments.reporting import history as history_lib
 from experiments.reporting import lines, markup
 from ga_jax import plots

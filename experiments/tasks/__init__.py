@@ -6,11 +6,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from experiments import settings as settings_lib
+from experiments.settings import table as settings_lib
 from experiments.tasks import classification, language
 from experiments.tasks.base import ERROR, METRICS, PERPLEXITY, Metric, Task
 from ga_jax import data
-from ga_jax.runtimes import job
+from ga_jax.job import source as source_lib
 
 __all__ = [
   'ERROR',
@@ -36,7 +36,7 @@ def task_of(settings: settings_lib.Settings) -> Task:
   return _task(_data_key(settings), settings.model, options)
 
 
-def source_of(settings: settings_lib.Settings) -> job.Source:
+def source_of(settings: settings_lib.Settings) -> source_lib.Source:
   """The training batches of a run; the data is on the device only once.
 
   Raises:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from experiments import settings as settings_lib
+from experiments.settings import table as settings_lib
 from experiments.tasks import base
 from ga_jax import data, models
 from ga_jax.data import scaling

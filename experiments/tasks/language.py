@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import settings as settings_lib
+from experiments.settings import table as settings_lib
 from experiments.tasks import base
 from ga_jax import data, models
 

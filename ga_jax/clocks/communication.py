@@ -1,7 +1,7 @@
 """The time that messages take, on top of any clock."""
 
-from ga_jax import checks
 from ga_jax.clocks import base
+from ga_jax.guards import checks
 
 
 def with_communication(

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from ga_jax import checks
 from ga_jax.clocks import base
+from ga_jax.guards import checks
 
 
 def constant(seed: int = 0, *, mean: float = 1.0) -> base.Clock:

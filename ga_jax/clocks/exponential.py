@@ -8,8 +8,8 @@ References:
   <https://arxiv.org/abs/1803.01113>`_, AISTATS 2018.
 """
 
-from ga_jax import checks
 from ga_jax.clocks import base
+from ga_jax.guards import checks
 
 
 def exponential(seed: int = 0, *, mean: float = 1.0) -> base.Clock:

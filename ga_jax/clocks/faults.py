@@ -2,8 +2,8 @@
 
 import math
 
-from ga_jax import checks
 from ga_jax.clocks import base
+from ga_jax.guards import checks
 
 
 def with_fault(

@@ -10,8 +10,8 @@ References:
   Heterogeneous Computing Systems, HCW 2000.
 """
 
-from ga_jax import checks
 from ga_jax.clocks import base
+from ga_jax.guards import checks
 
 _MACHINES = 2**31  # a stream apart from every worker's tasks
 

@@ -9,8 +9,8 @@ References:
   Communications of the ACM, 2013.
 """
 
-from ga_jax import checks
 from ga_jax.clocks import base
+from ga_jax.guards import checks
 
 
 def pareto(

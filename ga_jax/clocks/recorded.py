@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from ga_jax import checks
 from ga_jax.clocks import base
+from ga_jax.guards import checks
 
 _ISSUE, _ARRIVE = 0, 1  # policies.Kind, which clocks do not import
 

@@ -17,9 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ga_jax import checks
 from ga_jax.compression import base
-from ga_jax.rules.base import float_dtype, tree_size
+from ga_jax.guards import checks
+from ga_jax.rules.parts.numbers import float_dtype, tree_size
 
 
 class Sparse(NamedTuple):

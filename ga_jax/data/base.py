@@ -8,9 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import checks
 from ga_jax.data import fingerprint, scaling
-from ga_jax.runtimes.job import Source
+from ga_jax.guards import checks
+from ga_jax.job.source import Source
 
 LAYOUTS = ('NHWC', 'NCHW')
 SPLITS = ('train', 'validation', 'test')

@@ -20,9 +20,10 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax import checks, metrics
 from ga_jax.data import base, fingerprint
-from ga_jax.runtimes.job import Source
+from ga_jax.guards import checks
+from ga_jax.job.source import Source
+from ga_jax.record import files as files_lib
 
 SPLITS = base.SPLITS
 END, UNKNOWN = '<eos>', '<unk>'
@@ -301,7 +302,7 @@ def _keep(path: str, built: Corpus):
   vocabulary = json.dumps(built.vocabulary._asdict()).encode()
   try:
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    with metrics.replacing(path) as partial, open(partial, 'wb') as file:
+    with files_lib.replacing(path) as partial, open(partial, 'wb') as file:
       np.savez(
         file,
         vocabulary=np.frombuffer(vocabulary, np.uint8),

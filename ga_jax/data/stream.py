@@ -5,9 +5,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax import checks
 from ga_jax.data import ahead, base, fingerprint, prepared, scaling
-from ga_jax.runtimes.job import Source
+from ga_jax.guards import checks
+from ga_jax.job.source import Source
 
 AHEAD_BYTES = 2**28  # of batches made ahead
 _PART = 8  # examples that a thread takes at a time

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 
-from ga_jax import checks
+from ga_jax.guards import checks
 
 
 def classes(num_classes: int) -> int:

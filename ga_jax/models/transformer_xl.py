@@ -25,7 +25,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from ga_jax import checks
+from ga_jax.guards import checks
 from ga_jax.models import adaptive_softmax, base, language, layers
 
 _normal = nn.initializers.normal(0.02)

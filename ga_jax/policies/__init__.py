@@ -6,11 +6,11 @@ from ga_jax.policies.abs import adaptive_bounded_staleness
 from ga_jax.policies.adasync import adasync
 from ga_jax.policies.asynchronous import asynchronous
 from ga_jax.policies.backup_workers import backup_workers
-from ga_jax.policies.base import Action, Decision, Event, Kind, Policy
 from ga_jax.policies.fedbuff import fedbuff
 from ga_jax.policies.gba import gba
 from ga_jax.policies.k_async import k_async
 from ga_jax.policies.k_sync import k_sync
+from ga_jax.policies.parts.base import Action, Decision, Event, Kind, Policy
 from ga_jax.policies.rennala import rennala
 from ga_jax.policies.ringmaster import ringmaster
 from ga_jax.policies.ringmaster_stops import ringmaster_stops

@@ -21,8 +21,8 @@ References:
 import math
 from typing import NamedTuple
 
-from ga_jax import checks
-from ga_jax.policies import adaptive, barrier, base
+from ga_jax.guards import checks
+from ga_jax.policies.parts import adaptive, barrier, base
 
 
 class ABSState(NamedTuple):

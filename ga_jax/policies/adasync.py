@@ -14,8 +14,8 @@ References:
 
 from typing import NamedTuple
 
-from ga_jax import checks
-from ga_jax.policies import adaptive, barrier, base
+from ga_jax.guards import checks
+from ga_jax.policies.parts import adaptive, barrier, base
 
 
 class AdaSyncState(NamedTuple):

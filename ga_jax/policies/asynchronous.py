@@ -4,7 +4,7 @@ References:
   Dean et al., Large Scale Distributed Deep Networks, NIPS 2012.
 """
 
-from ga_jax.policies import base, buffer
+from ga_jax.policies.parts import base, buffer
 
 
 def asynchronous() -> base.Policy:

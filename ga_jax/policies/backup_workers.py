@@ -10,8 +10,8 @@ References:
   <https://arxiv.org/abs/1604.00981>`_, 2016.
 """
 
-from ga_jax import checks
-from ga_jax.policies import barrier, base
+from ga_jax.guards import checks
+from ga_jax.policies.parts import barrier, base
 
 
 def backup_workers(num_workers: int, backups: int | None = None) -> base.Policy:

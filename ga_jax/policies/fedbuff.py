@@ -11,8 +11,8 @@ References:
   AISTATS 2022.
 """
 
-from ga_jax import checks
-from ga_jax.policies import base, buffer
+from ga_jax.guards import checks
+from ga_jax.policies.parts import base, buffer
 
 
 def fedbuff(num_workers: int, buffer_size: int | None = None) -> base.Policy:

@@ -15,8 +15,8 @@ References:
   <https://arxiv.org/abs/2205.11048>`_, NeurIPS 2022.
 """
 
-from ga_jax import checks
-from ga_jax.policies import base, buffer
+from ga_jax.guards import checks
+from ga_jax.policies.parts import base, buffer
 
 
 def gba(num_workers: int, max_staleness: int = 3) -> base.Policy:

@@ -10,7 +10,7 @@ References:
   <https://arxiv.org/abs/1803.01113>`_, AISTATS 2018.
 """
 
-from ga_jax.policies import barrier, base
+from ga_jax.policies.parts import barrier, base
 
 
 def k_async(num_workers: int, wait_for: int | None = None) -> base.Policy:

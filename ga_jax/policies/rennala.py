@@ -10,8 +10,8 @@ References:
   <https://arxiv.org/abs/2305.12387>`_, NeurIPS 2023.
 """
 
-from ga_jax import checks
-from ga_jax.policies import base, buffer
+from ga_jax.guards import checks
+from ga_jax.policies.parts import base, buffer
 
 
 def rennala(

@@ -10,8 +10,8 @@ References:
   with Optimal Time Complexity <https://arxiv.org/abs/2501.16168>`_, ICML 2025.
 """
 
-from ga_jax import checks
-from ga_jax.policies import base, buffer
+from ga_jax.guards import checks
+from ga_jax.policies.parts import base, buffer
 
 
 def ringmaster(num_workers: int, max_delay: int | None = None) -> base.Policy:

@@ -10,7 +10,7 @@ References:
   with Optimal Time Complexity <https://arxiv.org/abs/2501.16168>`_, ICML 2025.
 """
 
-from ga_jax.policies import base
+from ga_jax.policies.parts import base
 from ga_jax.policies.ringmaster import delay
 
 

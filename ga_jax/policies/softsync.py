@@ -13,8 +13,8 @@ References:
   Learning <https://arxiv.org/abs/1511.05950>`_, IJCAI 2016.
 """
 
-from ga_jax import checks
-from ga_jax.policies import base, buffer
+from ga_jax.guards import checks
+from ga_jax.policies.parts import base, buffer
 
 
 def softsync(num_workers: int, softsync_n: int = 1) -> base.Policy:

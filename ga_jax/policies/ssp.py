@@ -14,8 +14,8 @@ References:
 
 from typing import NamedTuple
 
-from ga_jax import checks
-from ga_jax.policies import base
+from ga_jax.guards import checks
+from ga_jax.policies.parts import base
 
 
 class SSPState(NamedTuple):

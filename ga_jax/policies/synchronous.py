@@ -9,7 +9,7 @@ References:
   <https://arxiv.org/abs/1604.00981>`_, 2016.
 """
 
-from ga_jax.policies import barrier, base
+from ga_jax.policies.parts import barrier, base
 
 
 def synchronous() -> base.Policy:

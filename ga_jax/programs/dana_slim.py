@@ -17,7 +17,8 @@ import optax
 
 from ga_jax.programs import base
 from ga_jax.programs.gradient import gradient
-from ga_jax.rules.base import check_number, decayed_weights
+from ga_jax.rules.parts.arguments import check_number
+from ga_jax.rules.parts.links import decayed_weights
 
 
 def dana_slim(

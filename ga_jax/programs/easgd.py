@@ -20,15 +20,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax import checks
+from ga_jax.guards import checks
 from ga_jax.programs import base
-from ga_jax.rules.base import (
-  check_number,
-  decayed_weights,
-  descend,
-  float_scalar,
-  rate_at,
-)
+from ga_jax.rules.parts.arguments import check_number
+from ga_jax.rules.parts.links import decayed_weights, descend, rate_at
+from ga_jax.rules.parts.numbers import float_scalar
 
 
 class EasgdState(NamedTuple):

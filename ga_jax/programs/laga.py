@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from ga_jax import checks
+from ga_jax.guards import checks
 from ga_jax.programs import base
 
 

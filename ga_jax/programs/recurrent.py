@@ -4,7 +4,7 @@ The memory (of Transformer-XL: hidden states of the segment before) stays with
 the worker. It is what it was where a submission is refused, and empty, all
 zeros, where the batch is not the one that continues it: a worker that was lost,
 or that takes over another's stream, begins a new one. Batches come from S
-streams: batch b continues batch b − S (`job.Source.streams`).
+streams: batch b continues batch b − S (`source.Source.streams`).
 
 References:
   Dai et al., `Transformer-XL <https://arxiv.org/abs/1901.02860>`_, ACL 2019.
@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ga_jax import checks
+from ga_jax.guards import checks
 from ga_jax.programs import base
 
 

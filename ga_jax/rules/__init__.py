@@ -5,12 +5,6 @@ One method, one file; one line in `RULES`.
 
 from ga_jax.rules.adam import adam
 from ga_jax.rules.asgd import asgd
-from ga_jax.rules.base import (
-  AsyncOptimizer,
-  chain,
-  lift,
-  scale_by_learning_rate,
-)
 from ga_jax.rules.clip_by_global_norm import clip_by_global_norm
 from ga_jax.rules.dana_dc import dana_dc
 from ga_jax.rules.dana_ga import dana_ga
@@ -21,12 +15,14 @@ from ga_jax.rules.dc_asgd_a import dc_asgd_adaptive
 from ga_jax.rules.delay_adaptive import delay_adaptive
 from ga_jax.rules.delayed_nesterov import delayed_nesterov
 from ga_jax.rules.dynsgd import dynsgd
-from ga_jax.rules.gap import GapMetrics, gap_metrics, gap_metrics_by_group
 from ga_jax.rules.gap_aware import gap_aware, gap_aware_adam, scale_by_gap
 from ga_jax.rules.lwp import lwp
 from ga_jax.rules.multi_asgd import multi_asgd
 from ga_jax.rules.multi_steps import multi_steps
 from ga_jax.rules.ormo import ormo
+from ga_jax.rules.parts.gap import GapMetrics, gap_metrics, gap_metrics_by_group
+from ga_jax.rules.parts.links import scale_by_learning_rate
+from ga_jax.rules.parts.optimizer import AsyncOptimizer, chain, lift
 from ga_jax.rules.penalize_gap import penalize_gap
 from ga_jax.rules.smega2 import smega2
 from ga_jax.rules.staleness_aware import scale_by_staleness, staleness_aware

@@ -10,7 +10,7 @@ References:
 
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules.parts import arguments, links, optimizer
 
 
 def adam(
@@ -20,7 +20,7 @@ def adam(
   adam_eps: float = 1e-8,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Asynchronous Adam: `optax.adamw`, lifted to a rule.
 
   Args:
@@ -34,11 +34,11 @@ def adam(
   Returns:
     An `AsyncOptimizer`; with one worker `optax.adamw` bit for bit.
   """
-  base.check_number('b1', b1, low=0.0, below=1.0)
-  base.check_number('b2', b2, low=0.0, below=1.0)
-  base.check_number('adam_eps', adam_eps, low=0.0)
-  return base.chain(
+  arguments.check_number('b1', b1, low=0.0, below=1.0)
+  arguments.check_number('b2', b2, low=0.0, below=1.0)
+  arguments.check_number('adam_eps', adam_eps, low=0.0)
+  return optimizer.chain(
     optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps),
-    base.decayed_weights(weight_decay, weight_decay_mask),
-    base.scale_by_learning_rate(learning_rate),
+    links.decayed_weights(weight_decay, weight_decay_mask),
+    links.scale_by_learning_rate(learning_rate),
   )

@@ -11,7 +11,7 @@ References:
 
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules.parts import links, optimizer
 
 
 def asgd(
@@ -20,7 +20,7 @@ def asgd(
   nesterov: bool = False,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Asynchronous SGD: `optax.sgd` with L2 decay, lifted to a rule.
 
   Args:
@@ -37,8 +37,8 @@ def asgd(
     >>> import ga_jax
     >>> rule = ga_jax.rules.asgd(0.1, momentum=0.9)
   """
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
-    base.momentum_trace(momentum, nesterov),
-    base.scale_by_learning_rate(learning_rate),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
+    links.momentum_trace(momentum, nesterov),
+    links.scale_by_learning_rate(learning_rate),
   )

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, reductions
+from ga_jax.rules.parts import arguments, global_sums, numbers
 
 
 def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
@@ -21,12 +21,12 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     >>> rule = ga_jax.chain(
     ...     ga_jax.rules.clip_by_global_norm(1.0), ga_jax.gap_aware(0.1))
   """
-  base.check_number('max_norm', max_norm, above=0.0)
+  arguments.check_number('max_norm', max_norm, above=0.0)
 
   def update(grads, state, params=None):
     del params
-    squares = [jnp.sum(base.abs_sq(g)) for g in jax.tree.leaves(grads)]
-    norm = jnp.sqrt(reductions.global_sum(base.tree_sum(squares)))
+    squares = [jnp.sum(numbers.abs_sq(g)) for g in jax.tree.leaves(grads)]
+    norm = jnp.sqrt(global_sums.global_sum(numbers.tree_sum(squares)))
 
     def clip(g):
       clipped = (g / norm.astype(g.dtype)) * jnp.asarray(max_norm, g.dtype)

@@ -16,10 +16,10 @@ References:
 
 import optax
 
-from ga_jax.rules import base
 from ga_jax.rules.dana_zero import dana_lookahead
 from ga_jax.rules.dc_asgd import compensate_delay
 from ga_jax.rules.multi_asgd import trace_per_worker
+from ga_jax.rules.parts import links, optimizer
 
 
 def dana_dc(
@@ -29,7 +29,7 @@ def dana_dc(
   weight_decay: float = 0.0,
   weight_decay_mask=None,
   dc_lambda: float = 2.0,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """DANA-Zero whose arriving gradients are compensated for their delay.
 
   Args:
@@ -44,10 +44,10 @@ def dana_dc(
     An `AsyncOptimizer`; `update` requires `stale_params=` and `worker_id=`, and
     workers must be sent `lookahead(params, state)`. It cannot average a round.
   """
-  rule = base.chain(
+  rule = optimizer.chain(
     compensate_delay(dc_lambda),
-    base.decayed_weights(weight_decay, weight_decay_mask),
+    links.decayed_weights(weight_decay, weight_decay_mask),
     trace_per_worker(momentum, num_workers, keep_total=True),
-    base.scale_by_learning_rate(learning_rate),
+    links.scale_by_learning_rate(learning_rate),
   )
-  return base.with_lookahead(rule, dana_lookahead(momentum))
+  return optimizer.with_lookahead(rule, dana_lookahead(momentum))

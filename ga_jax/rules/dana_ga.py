@@ -13,10 +13,10 @@ References:
 
 import optax
 
-from ga_jax.rules import base
 from ga_jax.rules.dana_zero import dana_lookahead
 from ga_jax.rules.gap_aware import scale_by_gap
 from ga_jax.rules.multi_asgd import trace_per_worker
+from ga_jax.rules.parts import arguments, links, optimizer
 
 
 def dana_ga(
@@ -28,7 +28,7 @@ def dana_ga(
   decay: float = 0.999,
   eps: float = 1e-8,
   granularity: str = 'parameter',
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """DANA-Zero whose arriving gradients are penalised by their gap.
 
   Args:
@@ -46,7 +46,7 @@ def dana_ga(
     fresh gradient is at a look-ahead too and must not be penalised for it) and
     `worker_id=`. It cannot average a round.
   """
-  rate = base.scale_by_learning_rate(learning_rate)
+  rate = links.scale_by_learning_rate(learning_rate)
   link = scale_by_gap(
     trace_per_worker(momentum, num_workers, keep_total=True),
     max_learning_rate=learning_rate,
@@ -56,12 +56,16 @@ def dana_ga(
   )
 
   def correct(grads, state, params=None, *, staleness=None, **extra):
-    base.require('dana_ga', 'staleness', staleness, base.STALENESS)
+    arguments.require('dana_ga', 'staleness', staleness, arguments.STALENESS)
     return link.correct(grads, state, params, staleness=staleness, **extra)
 
-  rule = base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
-    base.AsyncOptimizer(link.init, correct, link.step, num_workers=num_workers),
+  rule = optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
+    optimizer.AsyncOptimizer(
+      link.init, correct, link.step, num_workers=num_workers
+    ),
     rate,
   )
-  return base.with_lookahead(rule, dana_lookahead(momentum, link='direction'))
+  return optimizer.with_lookahead(
+    rule, dana_lookahead(momentum, link='direction')
+  )

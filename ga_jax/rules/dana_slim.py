@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base
 from ga_jax.rules.multi_asgd import trace_per_worker
+from ga_jax.rules.parts import links, optimizer
 
 
-def worker_momentum(momentum: float, num_workers: int) -> base.AsyncOptimizer:
+def worker_momentum(
+  momentum: float, num_workers: int
+) -> optimizer.AsyncOptimizer:
   """What a DANA-Slim worker makes of its gradient, γ v_w + g.
 
   Args:
@@ -43,7 +45,7 @@ def worker_momentum(momentum: float, num_workers: int) -> base.AsyncOptimizer:
     )
     return ahead, state
 
-  return base.correction(traces.init, correct, num_workers)
+  return optimizer.correction(traces.init, correct, num_workers)
 
 
 def dana_slim(
@@ -52,7 +54,7 @@ def dana_slim(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """DANA-Slim: each worker's gradients with its own Nesterov momentum.
 
   Args:
@@ -65,8 +67,8 @@ def dana_slim(
   Returns:
     An `AsyncOptimizer`; `update` requires `worker_id=`.
   """
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     worker_momentum(momentum, num_workers),
-    base.scale_by_learning_rate(learning_rate),
+    links.scale_by_learning_rate(learning_rate),
   )

@@ -12,8 +12,8 @@ References:
 
 import optax
 
-from ga_jax.rules import base
 from ga_jax.rules.multi_asgd import trace_per_worker
+from ga_jax.rules.parts import links, optimizer
 
 
 def dana_lookahead(momentum: float, link: str | None = None):
@@ -32,7 +32,7 @@ def dana_lookahead(momentum: float, link: str | None = None):
     *_, direction, rate = state
     traces = direction if link is None else getattr(direction, link)
     step = rate.learning_rate * momentum
-    return base.descend(params, step, traces.total)  # θ − η γ Σ_j v_j
+    return links.descend(params, step, traces.total)  # θ − η γ Σ_j v_j
 
   return lookahead
 
@@ -43,7 +43,7 @@ def dana_zero(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """DANA-Zero: a buffer per worker and a look-ahead over all of them.
 
   Args:
@@ -57,9 +57,9 @@ def dana_zero(
     An `AsyncOptimizer`; `update` requires `worker_id=`, and workers must be
     sent `lookahead(params, state)`. It cannot average a round.
   """
-  rule = base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  rule = optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     trace_per_worker(momentum, num_workers, keep_total=True),
-    base.scale_by_learning_rate(learning_rate),
+    links.scale_by_learning_rate(learning_rate),
   )
-  return base.with_lookahead(rule, dana_lookahead(momentum))
+  return optimizer.with_lookahead(rule, dana_lookahead(momentum))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap
+from ga_jax.rules.parts import arguments, gap, links, optimizer
 
 
 def compensated(g, dc_lambda, p, ps) -> jax.Array:
@@ -34,7 +34,7 @@ def compensated(g, dc_lambda, p, ps) -> jax.Array:
   return g + scale * g * jnp.conj(g) * moved  # eq. 10
 
 
-def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:
+def compensate_delay(dc_lambda: float) -> optimizer.AsyncOptimizer:
   """Adds λ g ⊙ g ⊙ (θ − θs) to an arriving gradient.
 
   Args:
@@ -43,7 +43,7 @@ def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:
   Returns:
     An `AsyncOptimizer`; `update` requires `stale_params=`.
   """
-  base.check_number('dc_lambda', dc_lambda, low=0.0)
+  arguments.check_number('dc_lambda', dc_lambda, low=0.0)
 
   def init(params):
     del params
@@ -61,7 +61,7 @@ def compensate_delay(dc_lambda: float) -> base.AsyncOptimizer:
     )
     return grads, state
 
-  return base.correction(init, correct)
+  return optimizer.correction(init, correct)
 
 
 def dc_asgd(
@@ -71,7 +71,7 @@ def dc_asgd(
   weight_decay: float = 0.0,
   weight_decay_mask=None,
   dc_lambda: float = 0.04,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Delay-compensated asynchronous SGD with a constant λ.
 
   Args:
@@ -85,9 +85,9 @@ def dc_asgd(
   Returns:
     An `AsyncOptimizer`; `update` requires `stale_params=`.
   """
-  return base.chain(
+  return optimizer.chain(
     compensate_delay(dc_lambda),
-    base.decayed_weights(weight_decay, weight_decay_mask),
-    base.momentum_trace(momentum, nesterov),
-    base.scale_by_learning_rate(learning_rate),
+    links.decayed_weights(weight_decay, weight_decay_mask),
+    links.momentum_trace(momentum, nesterov),
+    links.scale_by_learning_rate(learning_rate),
   )

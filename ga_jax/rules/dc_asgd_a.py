@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap
 from ga_jax.rules.dc_asgd import compensated
+from ga_jax.rules.parts import arguments, gap, links, numbers, optimizer
 
 EPS = 1e-7  # of a squared gradient
 
@@ -32,7 +32,7 @@ class CompensateDelayAdaptivelyState(NamedTuple):
 
 def compensate_delay_adaptively(
   dc_lambda: float = 2.0, dc_decay: float = 0.95
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Adds λ_t g ⊙ g ⊙ (θ − θs) to an arriving gradient.
 
   Args:
@@ -42,13 +42,13 @@ def compensate_delay_adaptively(
   Returns:
     An `AsyncOptimizer`; `update` requires `stale_params=`.
   """
-  base.check_number('dc_lambda', dc_lambda, low=0.0)
-  base.check_number('dc_decay', dc_decay, low=0.0, below=1.0)
+  arguments.check_number('dc_lambda', dc_lambda, low=0.0)
+  arguments.check_number('dc_decay', dc_decay, low=0.0, below=1.0)
 
   def init(params):
     return CompensateDelayAdaptivelyState(
       jax.tree.map(
-        lambda p: jnp.zeros(jnp.shape(p), base.float_dtype(p)), params
+        lambda p: jnp.zeros(jnp.shape(p), numbers.float_dtype(p)), params
       )
     )
 
@@ -58,7 +58,7 @@ def compensate_delay_adaptively(
 
     def observe(ms, g):  # MS ← m MS + (1 − m) g ⊙ g
       m = jnp.asarray(dc_decay, ms.dtype)
-      return m * ms + (1 - m) * base.abs_sq(g)
+      return m * ms + (1 - m) * numbers.abs_sq(g)
 
     def compensate(g, p, ps, ms):  # λ_t = λ0 / sqrt(MS + 1e-7)
       scale = jnp.asarray(dc_lambda, ms.dtype) / jnp.sqrt(ms + EPS)
@@ -68,7 +68,7 @@ def compensate_delay_adaptively(
     grads = jax.tree.map(compensate, grads, params, stale_params, mean_square)
     return grads, CompensateDelayAdaptivelyState(mean_square)
 
-  return base.correction(init, correct)
+  return optimizer.correction(init, correct)
 
 
 def dc_asgd_adaptive(
@@ -79,7 +79,7 @@ def dc_asgd_adaptive(
   weight_decay_mask=None,
   dc_lambda: float = 2.0,
   dc_decay: float = 0.95,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Delay-compensated asynchronous SGD with an adaptive λ.
 
   Args:
@@ -94,9 +94,9 @@ def dc_asgd_adaptive(
   Returns:
     An `AsyncOptimizer`; `update` requires `stale_params=`.
   """
-  return base.chain(
+  return optimizer.chain(
     compensate_delay_adaptively(dc_lambda, dc_decay),
-    base.decayed_weights(weight_decay, weight_decay_mask),
-    base.momentum_trace(momentum, nesterov),
-    base.scale_by_learning_rate(learning_rate),
+    links.decayed_weights(weight_decay, weight_decay_mask),
+    links.momentum_trace(momentum, nesterov),
+    links.scale_by_learning_rate(learning_rate),
   )

@@ -14,8 +14,8 @@ References:
 import jax.numpy as jnp
 import optax
 
-from ga_jax import checks
-from ga_jax.rules import base
+from ga_jax.guards import checks
+from ga_jax.rules.parts import links, optimizer
 from ga_jax.rules.staleness_aware import scale_by_staleness
 
 
@@ -26,7 +26,7 @@ def delay_adaptive(
   nesterov: bool = False,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SGD whose gradients are divided where they are later than N updates.
 
   Args:
@@ -45,9 +45,9 @@ def delay_adaptive(
   def divisor(tau):
     return jnp.maximum(tau, num_workers) / num_workers  # η_τ = η N / max(N, τ)
 
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     scale_by_staleness(divisor),
-    base.momentum_trace(momentum, nesterov),
-    base.scale_by_learning_rate(learning_rate),
+    links.momentum_trace(momentum, nesterov),
+    links.scale_by_learning_rate(learning_rate),
   )

@@ -20,11 +20,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax import checks
-from ga_jax.rules import base, cycle
+from ga_jax.guards import checks
+from ga_jax.rules.parts import arguments, cycle, links, optimizer
 
 
-def trace_delayed(momentum: float, num_workers: int) -> base.AsyncOptimizer:
+def trace_delayed(
+  momentum: float, num_workers: int
+) -> optimizer.AsyncOptimizer:
   """Delayed Nesterov momentum as a direction (no learning rate).
 
   Args:
@@ -34,7 +36,7 @@ def trace_delayed(momentum: float, num_workers: int) -> base.AsyncOptimizer:
   Returns:
     An `AsyncOptimizer` whose state is a `cycle.CycleState`.
   """
-  base.check_number('momentum', momentum, low=0.0, below=1.0)
+  arguments.check_number('momentum', momentum, low=0.0, below=1.0)
   num_workers = checks.integer('num_workers', num_workers, 1)
 
   def step(grads, state, params=None, **extra):
@@ -49,7 +51,7 @@ def trace_delayed(momentum: float, num_workers: int) -> base.AsyncOptimizer:
 
     return jax.tree.map(direction, grads, state.velocity), state
 
-  return base.lift(optax.GradientTransformationExtraArgs(cycle.init, step))
+  return optimizer.lift(optax.GradientTransformationExtraArgs(cycle.init, step))
 
 
 def delayed_nesterov(
@@ -58,7 +60,7 @@ def delayed_nesterov(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SGD with delayed Nesterov momentum.
 
   Args:
@@ -71,8 +73,8 @@ def delayed_nesterov(
   Returns:
     An `AsyncOptimizer`.
   """
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     trace_delayed(momentum, num_workers),
-    base.scale_by_learning_rate(learning_rate),
+    links.scale_by_learning_rate(learning_rate),
   )

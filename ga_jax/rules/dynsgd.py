@@ -11,7 +11,7 @@ References:
 
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules.parts import links, optimizer
 from ga_jax.rules.staleness_aware import scale_by_staleness
 
 
@@ -21,7 +21,7 @@ def dynsgd(
   nesterov: bool = False,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SGD whose gradients are divided by their staleness plus one.
 
   Args:
@@ -38,9 +38,9 @@ def dynsgd(
   def divisor(tau):
     return tau + 1.0  # η_τ = η / (τ + 1)
 
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     scale_by_staleness(divisor),
-    base.momentum_trace(momentum, nesterov),
-    base.scale_by_learning_rate(learning_rate),
+    links.momentum_trace(momentum, nesterov),
+    links.scale_by_learning_rate(learning_rate),
   )

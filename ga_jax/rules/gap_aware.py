@@ -35,7 +35,15 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap, layers, reductions
+from ga_jax.rules.parts import (
+  arguments,
+  gap,
+  global_sums,
+  layer_penalties,
+  links,
+  numbers,
+  optimizer,
+)
 
 GRANULARITIES = ('parameter', 'global')
 
@@ -64,7 +72,7 @@ def scale_by_gap(
   decay: float = 0.999,
   eps: float = 1e-8,
   granularity: str = 'parameter',
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Wraps a learning-rate-free transformation with the Gap-Aware penalty.
 
   Args:
@@ -104,38 +112,38 @@ def _scale_by_gap(
   granularity,
   decoupled_decay,
   decay_mask,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """`scale_by_gap`, with a decoupled decay that is penalised too."""
   if granularity not in GRANULARITIES:
     raise ValueError(
       f"granularity must be 'parameter' or 'global', got {granularity!r}"
     )
-  base.check_number('decay', decay, above=0.0, below=1.0)
-  base.check_number('eps', eps, above=0.0)
-  base.check_number(
+  arguments.check_number('decay', decay, above=0.0, below=1.0)
+  arguments.check_number('eps', eps, above=0.0)
+  arguments.check_number(
     'max_learning_rate', max_learning_rate, low=0.0, schedule=True
   )
-  direction = base.lift(direction)
+  direction = optimizer.lift(direction)
   log_decay = jnp.log if isinstance(decay, jax.Array) else math.log
   per_parameter = granularity == 'parameter'
 
   def init(params):
     if per_parameter:
       moment = jax.tree.map(
-        lambda p: jnp.zeros(jnp.shape(p), base.float_dtype(p)), params
+        lambda p: jnp.zeros(jnp.shape(p), numbers.float_dtype(p)), params
       )
     else:
-      moment = base.float_scalar(0.0)
+      moment = numbers.float_scalar(0.0)
     return ScaleByGapState(
       count=jnp.zeros([], jnp.int32),
-      max_learning_rate=base.float_scalar(0.0),
+      max_learning_rate=numbers.float_scalar(0.0),
       second_moment=moment,
       direction=direction.init(params),
       metrics=gap.no_gap_metrics(params),
     )
 
   def penalties_of(state, params, stale_params, peak, staleness):
-    bias = -jnp.expm1(base.float_scalar(state.count) * log_decay(decay))
+    bias = -jnp.expm1(numbers.float_scalar(state.count) * log_decay(decay))
     active = (bias > 0) & (peak > 0)  # 1 − Γ^n, so n > 0
     if staleness is not None:
       active &= jnp.asarray(staleness) != 0
@@ -153,10 +161,12 @@ def _scale_by_gap(
     distance = gap.global_gap_rms(params, stale_params)
     g = gap.penalty(distance, scale(state.second_moment), active)
     penalties = jax.tree.map(
-      lambda p: jnp.broadcast_to(g.astype(base.float_dtype(p)), jnp.shape(p)),
+      lambda p: jnp.broadcast_to(
+        g.astype(numbers.float_dtype(p)), jnp.shape(p)
+      ),
       params,
     )
-    layers.tell(penalties)
+    layer_penalties.tell(penalties)
     return penalties, state.metrics._replace(
       mean_gap=gap.gap_rms(params, stale_params),
       penalty=state.metrics.penalty._replace(mean=g, max=g),
@@ -177,14 +187,14 @@ def _scale_by_gap(
     count = state.count if count is None else count
     peak = jnp.maximum(
       state.max_learning_rate,
-      base.float_scalar(base.rate_at(max_learning_rate, count)),
+      numbers.float_scalar(links.rate_at(max_learning_rate, count)),
     )
     penalties, metrics = penalties_of(
       state, params, stale_params, peak, staleness
     )
     corrected = gap.penalize(grads, penalties)
     if decoupled_decay is not None:
-      link = base.decayed_weights(decoupled_decay, decay_mask)
+      link = links.decayed_weights(decoupled_decay, decay_mask)
       zeros = jax.tree.map(jnp.zeros_like, grads)
       decayed, _ = link.update(zeros, link.init(params), params)
       corrected = GradAndDecay(corrected, gap.penalize(decayed, penalties))
@@ -203,12 +213,12 @@ def _scale_by_gap(
 
     if per_parameter:
       second = jax.tree.map(
-        lambda s, u: moment(s, base.abs_sq(u)), state.second_moment, updates
+        lambda s, u: moment(s, numbers.abs_sq(u)), state.second_moment, updates
       )
     else:
-      squares = [jnp.sum(base.abs_sq(u)) for u in jax.tree.leaves(updates)]
-      mean = reductions.global_mean(
-        base.tree_sum(squares), base.tree_size(updates)
+      squares = [jnp.sum(numbers.abs_sq(u)) for u in jax.tree.leaves(updates)]
+      mean = global_sums.global_mean(
+        numbers.tree_sum(squares), numbers.tree_size(updates)
       )
       second = moment(state.second_moment, mean)
     state = state._replace(
@@ -218,7 +228,7 @@ def _scale_by_gap(
     )
     return updates, state
 
-  return base.AsyncOptimizer(
+  return optimizer.AsyncOptimizer(
     init, correct, step, num_workers=direction.num_workers
   )
 
@@ -232,7 +242,7 @@ def gap_aware(
   decay: float = 0.999,
   eps: float = 1e-8,
   granularity: str = 'parameter',
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SGD with momentum and the Gap-Aware penalty: the complete optimiser.
 
   Args:
@@ -260,11 +270,11 @@ def gap_aware(
     ...     jnp.ones(3), state, params, stale_params=stale_params)
     >>> params = optax.apply_updates(params, updates)
   """
-  rate = base.scale_by_learning_rate(learning_rate)
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  rate = links.scale_by_learning_rate(learning_rate)
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     scale_by_gap(
-      base.momentum_trace(momentum, nesterov),
+      links.momentum_trace(momentum, nesterov),
       max_learning_rate=learning_rate,
       decay=decay,
       eps=eps,
@@ -284,7 +294,7 @@ def gap_aware_adam(
   decay: float = 0.999,
   eps: float = 1e-8,
   granularity: str = 'parameter',
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """AdamW with the Gap-Aware penalty.
 
   The gradient is divided by G before Adam's moments, the decoupled decay wd θ
@@ -304,12 +314,12 @@ def gap_aware_adam(
   Returns:
     An `AsyncOptimizer`; `update` requires `stale_params=`.
   """
-  base.check_number('b1', b1, low=0.0, below=1.0)
-  base.check_number('b2', b2, low=0.0, below=1.0)
-  base.check_number('adam_eps', adam_eps, low=0.0)
-  base.check_number('weight_decay', weight_decay, low=0.0)
-  rate = base.scale_by_learning_rate(learning_rate)
-  return base.chain(
+  arguments.check_number('b1', b1, low=0.0, below=1.0)
+  arguments.check_number('b2', b2, low=0.0, below=1.0)
+  arguments.check_number('adam_eps', adam_eps, low=0.0)
+  arguments.check_number('weight_decay', weight_decay, low=0.0)
+  rate = links.scale_by_learning_rate(learning_rate)
+  return optimizer.chain(
     _scale_by_gap(
       optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps),
       learning_rate,
@@ -317,7 +327,7 @@ def gap_aware_adam(
       eps,
       granularity,
       # None, not 0: a decay of nothing would be penalised and added too.
-      None if base.is_zero(weight_decay) else weight_decay,
+      None if numbers.is_zero(weight_decay) else weight_decay,
       weight_decay_mask,
     ),
     rate,

@@ -14,8 +14,8 @@ References:
 
 import optax
 
-from ga_jax import checks
-from ga_jax.rules import base
+from ga_jax.guards import checks
+from ga_jax.rules.parts import arguments, links, numbers, optimizer
 
 
 def lwp(
@@ -25,7 +25,7 @@ def lwp(
   weight_decay: float = 0.0,
   weight_decay_mask=None,
   horizon: float | None = None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Momentum SGD whose workers are sent a linear prediction.
 
   Args:
@@ -42,19 +42,19 @@ def lwp(
     worker is momentum SGD.
   """
   num_workers = checks.integer('num_workers', num_workers, 1)
-  base.check_number('momentum', momentum, low=0.0, below=1.0)
+  arguments.check_number('momentum', momentum, low=0.0, below=1.0)
   if horizon is None:
     horizon = num_workers - 1
-  base.check_number('horizon', horizon, low=0.0)
+  arguments.check_number('horizon', horizon, low=0.0)
 
   def lookahead(params, state):
     *_, velocity, rate = state
-    step = rate.learning_rate * base.float_scalar(horizon)
-    return base.descend(params, step, velocity.trace)  # θ − τ̂ η v
+    step = rate.learning_rate * numbers.float_scalar(horizon)
+    return links.descend(params, step, velocity.trace)  # θ − τ̂ η v
 
-  rule = base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  rule = optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     optax.trace(momentum),  # with γ = 0 too: the prediction needs v
-    base.scale_by_learning_rate(learning_rate),
+    links.scale_by_learning_rate(learning_rate),
   )
-  return base.with_lookahead(rule, lookahead)
+  return optimizer.with_lookahead(rule, lookahead)

@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax import checks
-from ga_jax.rules import base
+from ga_jax.guards import checks
+from ga_jax.rules.parts import arguments, links, numbers, optimizer
 
 
 class TracePerWorkerState(NamedTuple):
@@ -50,7 +50,7 @@ class TracePerWorkerState(NamedTuple):
 
 def trace_per_worker(
   momentum: float, num_workers: int, *, keep_total: bool = False
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Momentum with a buffer per worker, as a direction (no learning rate).
 
   Args:
@@ -61,7 +61,7 @@ def trace_per_worker(
   Returns:
     An `AsyncOptimizer`; `update` requires `worker_id=`.
   """
-  base.check_number('momentum', momentum, low=0.0, below=1.0)
+  arguments.check_number('momentum', momentum, low=0.0, below=1.0)
   num_workers = checks.integer('num_workers', num_workers, 1)
 
   def init(params):
@@ -70,12 +70,12 @@ def trace_per_worker(
 
     return TracePerWorkerState(
       traces=jax.tree.map(buffers, params),
-      total=base.accumulators(params) if keep_total else None,
+      total=numbers.accumulators(params) if keep_total else None,
     )
 
   def step(grads, state, params=None, *, worker_id=None, **extra):
     del params, extra
-    base.require(
+    arguments.require(
       'trace_per_worker',
       'worker_id',
       worker_id,
@@ -112,8 +112,8 @@ def trace_per_worker(
     new = jax.tree.map(read, traces)
     return new, TracePerWorkerState(traces=traces, total=total)
 
-  rule = base.lift(optax.GradientTransformationExtraArgs(init, step))
-  return base.AsyncOptimizer(
+  rule = optimizer.lift(optax.GradientTransformationExtraArgs(init, step))
+  return optimizer.AsyncOptimizer(
     rule.init, rule.correct, rule.step, num_workers=num_workers
   )
 
@@ -124,7 +124,7 @@ def multi_asgd(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Asynchronous SGD with a momentum buffer per worker.
 
   Args:
@@ -138,8 +138,8 @@ def multi_asgd(
     An `AsyncOptimizer`; `update` requires `worker_id=`. It cannot average a
     round.
   """
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     trace_per_worker(momentum, num_workers),
-    base.scale_by_learning_rate(learning_rate),
+    links.scale_by_learning_rate(learning_rate),
   )

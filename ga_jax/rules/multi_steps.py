@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax import checks
-from ga_jax.rules import base
+from ga_jax.guards import checks
+from ga_jax.rules.parts import numbers, optimizer
 
 
 class MultiStepsState(NamedTuple):
@@ -44,7 +44,7 @@ def multi_steps(
     >>> opt = ga_jax.multi_steps(ga_jax.gap_aware(0.1), every_k=4)
   """
   every_k = checks.integer('every_k', every_k, 1)
-  rule = base.lift(rule)
+  rule = optimizer.lift(rule)
   if not rule.averages:
     raise ValueError(
       'multi_steps averages gradients, which a rule with a buffer per worker '
@@ -61,7 +61,7 @@ def multi_steps(
       params,
       inner,
     )
-    zeros = jax.tree.map(base.accumulator_like, corrected)
+    zeros = jax.tree.map(numbers.accumulator_like, corrected)
     return MultiStepsState(jnp.zeros([], jnp.int32), zeros, inner)
 
   def update(grads, state, params=None, **extra):

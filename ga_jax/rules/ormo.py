@@ -35,8 +35,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax import checks
-from ga_jax.rules import base
+from ga_jax.guards import checks
+from ga_jax.rules.parts import arguments, links, numbers, optimizer
 
 
 class OrderedMomentumState(NamedTuple):
@@ -55,7 +55,7 @@ class Entering(NamedTuple):
 
 def ordered_momentum(
   learning_rate: optax.ScalarOrSchedule, num_workers: int, momentum: float
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """OrMo's whole update, learning rate included.
 
   Args:
@@ -66,8 +66,8 @@ def ordered_momentum(
   Returns:
     An `AsyncOptimizer`; `update` requires `staleness=`.
   """
-  base.check_number('learning_rate', learning_rate, low=0.0, schedule=True)
-  base.check_number('momentum', momentum, low=0.0, below=1.0)
+  arguments.check_number('learning_rate', learning_rate, low=0.0, schedule=True)
+  arguments.check_number('momentum', momentum, low=0.0, below=1.0)
   num_workers = checks.integer('num_workers', num_workers, 1)
 
   def round_of(version):  # ⌈version / N⌉
@@ -75,16 +75,18 @@ def ordered_momentum(
 
   def init(params):
     return OrderedMomentumState(
-      count=jnp.zeros([], jnp.int32), momentum=base.accumulators(params)
+      count=jnp.zeros([], jnp.int32), momentum=numbers.accumulators(params)
     )
 
   def correct(grads, state, params=None, *, staleness=None, **extra):
     del params, extra
-    base.require('ordered_momentum', 'staleness', staleness, base.STALENESS)
+    arguments.require(
+      'ordered_momentum', 'staleness', staleness, arguments.STALENESS
+    )
     read = jnp.maximum(state.count - jnp.asarray(staleness, jnp.int32), 0)
     late = round_of(state.count) - round_of(read)
-    gamma = base.float_scalar(momentum)
-    decayed = gamma ** base.float_scalar(late)  # γ^a; 1 where both are 0
+    gamma = numbers.float_scalar(momentum)
+    decayed = gamma ** numbers.float_scalar(late)  # γ^a; 1 where both are 0
     summed = (1.0 - gamma * decayed) / (1.0 - gamma)  # (1 − γ^(a+1)) / (1 − γ)
 
     def scaled(by):
@@ -95,7 +97,7 @@ def ordered_momentum(
   def step(entering, state, params=None, *, count=None, **extra):
     del params, extra
     t = state.count
-    rate = base.rate_at(learning_rate, t if count is None else count)
+    rate = links.rate_at(learning_rate, t if count is None else count)
     begins = round_of(t) > round_of(t - 1)
 
     def begin(u):  # u ← γ u
@@ -116,7 +118,7 @@ def ordered_momentum(
       momentum=jax.tree.map(enter, entering.momentum, begun),
     )
 
-  return base.AsyncOptimizer(init, correct, step)
+  return optimizer.AsyncOptimizer(init, correct, step)
 
 
 def ormo(
@@ -125,7 +127,7 @@ def ormo(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SGD with ordered momentum.
 
   Args:
@@ -138,7 +140,7 @@ def ormo(
   Returns:
     An `AsyncOptimizer`; `update` requires `staleness=`.
   """
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     ordered_momentum(learning_rate, num_workers, momentum),
   )

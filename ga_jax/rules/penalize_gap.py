@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, gap, reductions
+from ga_jax.rules.parts import arguments, gap, global_sums, numbers, optimizer
 
 
 class PenalizeGapState(NamedTuple):
@@ -41,7 +41,7 @@ class PenalizeGapState(NamedTuple):
   metrics: gap.GapMetrics
 
 
-def penalize_gap(decay: float = 0.999) -> base.AsyncOptimizer:
+def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
   """Divides arriving gradients by 1 + gap / (distance of a usual update).
 
   Args:
@@ -55,13 +55,13 @@ def penalize_gap(decay: float = 0.999) -> base.AsyncOptimizer:
     >>> import ga_jax, optax
     >>> opt = optax.chain(ga_jax.penalize_gap(), optax.adamw(1e-3))
   """
-  base.check_number('decay', decay, above=0.0, below=1.0)
+  arguments.check_number('decay', decay, above=0.0, below=1.0)
   log_decay = jnp.log if isinstance(decay, jax.Array) else math.log
 
   def init(params):
     def zeros():
       return jax.tree.map(
-        lambda p: jnp.zeros(jnp.shape(p), base.float_dtype(p)), params
+        lambda p: jnp.zeros(jnp.shape(p), numbers.float_dtype(p)), params
       )
 
     return PenalizeGapState(
@@ -76,15 +76,17 @@ def penalize_gap(decay: float = 0.999) -> base.AsyncOptimizer:
   def observe(state, params):
     """Folds the movement since the last call into the scale."""
     squares = jax.tree.map(
-      lambda p, old: base.abs_sq(gap.distance(p, old)), params, state.previous
+      lambda p, old: numbers.abs_sq(gap.distance(p, old)),
+      params,
+      state.previous,
     )
     moved = jnp.zeros([], bool)
     for square in jax.tree.leaves(squares):
       moved |= jnp.any(square > 0)
-    moved = reductions.global_sum(base.float_scalar(moved)) > 0  # anywhere
+    moved = global_sums.global_sum(numbers.float_scalar(moved)) > 0  # anywhere
     moved &= state.started
     count = jnp.where(moved, optax.safe_increment(state.count), state.count)
-    bias = -jnp.expm1(base.float_scalar(count) * log_decay(decay))
+    bias = -jnp.expm1(numbers.float_scalar(count) * log_decay(decay))
     bias = jnp.where(bias > 0, bias, 1.0)
     moment = jax.tree.map(
       lambda m, sq: jnp.where(moved, decay * m + (1 - decay) * sq, m).astype(
@@ -127,4 +129,4 @@ def penalize_gap(decay: float = 0.999) -> base.AsyncOptimizer:
       state._replace(metrics=metrics),
     )
 
-  return base.correction(init, correct)
+  return optimizer.correction(init, correct)

@@ -19,11 +19,13 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax import checks
-from ga_jax.rules import base, cycle
+from ga_jax.guards import checks
+from ga_jax.rules.parts import arguments, cycle, links, numbers, optimizer
 
 
-def trace_per_cycle(momentum: float, num_workers: int) -> base.AsyncOptimizer:
+def trace_per_cycle(
+  momentum: float, num_workers: int
+) -> optimizer.AsyncOptimizer:
   """SMEGA2's momentum as a direction (no learning rate).
 
   Args:
@@ -33,7 +35,7 @@ def trace_per_cycle(momentum: float, num_workers: int) -> base.AsyncOptimizer:
   Returns:
     An `AsyncOptimizer` whose state is a `cycle.CycleState`.
   """
-  base.check_number('momentum', momentum, low=0.0, below=1.0)
+  arguments.check_number('momentum', momentum, low=0.0, below=1.0)
   num_workers = checks.integer('num_workers', num_workers, 1)
 
   def step(grads, state, params=None, **extra):
@@ -46,7 +48,7 @@ def trace_per_cycle(momentum: float, num_workers: int) -> base.AsyncOptimizer:
     updates = jax.tree.map(direction, grads, state.velocity)
     return updates, cycle.advance(state, grads, momentum, num_workers)
 
-  return base.lift(optax.GradientTransformationExtraArgs(cycle.init, step))
+  return optimizer.lift(optax.GradientTransformationExtraArgs(cycle.init, step))
 
 
 def smega2(
@@ -55,7 +57,7 @@ def smega2(
   momentum: float = 0.9,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SMEGA2: a single momentum buffer and a look-ahead over a cycle.
 
   Args:
@@ -71,7 +73,7 @@ def smega2(
 
   def lookahead(params, state):
     *_, (position, total, velocity), rate = state
-    gamma, c = base.float_scalar(momentum), base.float_scalar(position)
+    gamma, c = numbers.float_scalar(momentum), numbers.float_scalar(position)
 
     def ahead(v, s):  # (N + c (γ − 1)) v + (c / N) G
       of_velocity = num_workers + c * (gamma - 1.0)
@@ -80,11 +82,11 @@ def smega2(
       )
 
     direction = jax.tree.map(ahead, velocity, total)
-    return base.descend(params, rate.learning_rate * gamma, direction)
+    return links.descend(params, rate.learning_rate * gamma, direction)
 
-  rule = base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  rule = optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     trace_per_cycle(momentum, num_workers),
-    base.scale_by_learning_rate(learning_rate),
+    links.scale_by_learning_rate(learning_rate),
   )
-  return base.with_lookahead(rule, lookahead)
+  return optimizer.with_lookahead(rule, lookahead)

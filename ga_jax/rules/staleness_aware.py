@@ -19,13 +19,20 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules import base, layers
+from ga_jax.rules.parts import (
+  arguments,
+  layer_penalties,
+  links,
+  numbers,
+  optimizer,
+  penalties,
+)
 
 
 class ScaleByStalenessState(NamedTuple):
   """State of `scale_by_staleness`."""
 
-  penalty: base.Penalty  # the last divisor.
+  penalty: penalties.Penalty  # the last divisor.
 
 
 def at_least_one(tau: jax.Array) -> jax.Array:
@@ -35,7 +42,7 @@ def at_least_one(tau: jax.Array) -> jax.Array:
 
 def scale_by_staleness(
   divisor: Callable[[jax.Array], jax.Array] = at_least_one,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """Divides an arriving gradient by a function of its staleness.
 
   Args:
@@ -51,18 +58,20 @@ def scale_by_staleness(
   """
 
   def init(params):
-    return ScaleByStalenessState(base.no_penalty(params))
+    return ScaleByStalenessState(penalties.no_penalty(params))
 
   def correct(grads, state, params=None, *, staleness=None, **extra):
     del params, extra
-    base.require('scale_by_staleness', 'staleness', staleness, base.STALENESS)
-    by = base.float_scalar(divisor(base.float_scalar(staleness)))
-    layers.tell(jax.tree.map(lambda _: by, grads))
+    arguments.require(
+      'scale_by_staleness', 'staleness', staleness, arguments.STALENESS
+    )
+    by = numbers.float_scalar(divisor(numbers.float_scalar(staleness)))
+    layer_penalties.tell(jax.tree.map(lambda _: by, grads))
     grads = jax.tree.map(lambda g: g / by.astype(g.dtype), grads)
     penalty = state.penalty._replace(mean=by, max=by)
     return grads, ScaleByStalenessState(penalty)
 
-  return base.correction(init, correct)
+  return optimizer.correction(init, correct)
 
 
 def staleness_aware(
@@ -71,7 +80,7 @@ def staleness_aware(
   nesterov: bool = False,
   weight_decay: float = 0.0,
   weight_decay_mask=None,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SGD whose gradients are divided by their staleness.
 
   Args:
@@ -84,9 +93,9 @@ def staleness_aware(
   Returns:
     An `AsyncOptimizer`; `update` requires `staleness=`.
   """
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     scale_by_staleness(),
-    base.momentum_trace(momentum, nesterov),
-    base.scale_by_learning_rate(learning_rate),
+    links.momentum_trace(momentum, nesterov),
+    links.scale_by_learning_rate(learning_rate),
   )

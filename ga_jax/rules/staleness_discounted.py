@@ -14,7 +14,7 @@ References:
 
 import optax
 
-from ga_jax.rules import base
+from ga_jax.rules.parts import arguments, links, numbers, optimizer
 from ga_jax.rules.staleness_aware import scale_by_staleness
 
 
@@ -25,7 +25,7 @@ def staleness_discounted(
   weight_decay: float = 0.0,
   weight_decay_mask=None,
   staleness_exponent: float = 0.5,
-) -> base.AsyncOptimizer:
+) -> optimizer.AsyncOptimizer:
   """SGD whose gradients are divided by a power of their staleness plus one.
 
   Args:
@@ -39,14 +39,14 @@ def staleness_discounted(
   Returns:
     An `AsyncOptimizer`; `update` requires `staleness=`.
   """
-  base.check_number('staleness_exponent', staleness_exponent, low=0.0)
+  arguments.check_number('staleness_exponent', staleness_exponent, low=0.0)
 
   def divisor(tau):
-    return (1.0 + tau) ** base.float_scalar(staleness_exponent)
+    return (1.0 + tau) ** numbers.float_scalar(staleness_exponent)
 
-  return base.chain(
-    base.decayed_weights(weight_decay, weight_decay_mask),
+  return optimizer.chain(
+    links.decayed_weights(weight_decay, weight_decay_mask),
     scale_by_staleness(divisor),
-    base.momentum_trace(momentum, nesterov),
-    base.scale_by_learning_rate(learning_rate),
+    links.momentum_trace(momentum, nesterov),
+    links.scale_by_learning_rate(learning_rate),
   )

@@ -1,0 +1,1 @@
+"""The named methods, and what they are made of."""

@@ -1,0 +1,1 @@
+"""What runs leave in folders, and how it is read again."""

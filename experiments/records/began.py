@@ -1,0 +1,139 @@
+"""What a run began with, compared where it goes on or is computed again.
+
+began.json holds the settings and what the inputs are known by (`inputs`), and
+so does every checkpoint. Runs of before have none: of them nothing is compared.
+"""
+
+import dataclasses
+import os
+from typing import Any
+
+from experiments.records import record
+from experiments.running import environment, inputs, setup
+from experiments.settings import table as settings_lib
+from ga_jax.record import checkpoints, files
+
+FILE = 'began.json'
+# Where something is says nothing of what it is: inputs are known by content.
+_WHEREABOUTS = ('data_path', 'clock_times', 'address')
+
+
+def of(settings: settings_lib.Settings) -> dict[str, Any]:
+  """What a run begins with, as JSON keeps it.
+
+  Returns:
+    {'settings': {name: value}, 'inputs': {name: 'SIZE-DIGEST'}}; of the
+    settings, parameters among them, those that are no defaults.
+
+  Raises:
+    SettingError: the data cannot be read.
+  """
+  return {'settings': chosen(settings), 'inputs': inputs.of(settings)}
+
+
+def chosen(settings: settings_lib.Settings) -> dict[str, Any]:
+  """The settings that are no defaults, so that a new one changes nothing."""
+  named = {
+    name: value
+    for name, value in dataclasses.asdict(settings).items()
+    if name not in _WHEREABOUTS and value != _default(name)
+  }
+  parameters = dict(named.pop('parameters', ()))
+  return files.to_json({**named, **parameters})
+
+
+def save(workdir: str, about: dict[str, Any]):
+  """Writes began.json; `about` is as `of`."""
+  files.write_json(os.path.join(workdir, FILE), about)
+
+
+def load(workdir: str) -> dict[str, Any] | None:
+  """What a run began with, as `of`; None where it was not written down.
+
+  Raises:
+    SettingError: began.json is damaged.
+  """
+  if not os.path.exists(os.path.join(workdir, FILE)):
+    return None
+  return record.load_json(workdir, FILE)
+
+
+def saved(workdir: str) -> dict[str, dict[str, Any]]:
+  """What was written down of the beginning of a run.
+
+  Args:
+    workdir: of the run.
+
+  Returns:
+    {path: as `of`}, of began.json and of the newest checkpoint, where they are
+    there and hold it.
+
+  Raises:
+    SettingError: began.json is damaged.
+  """
+  was = load(workdir)
+  found = {os.path.join(workdir, FILE): was} if was else {}
+  store = checkpoints.CheckpointStore(os.path.join(workdir, setup.CHECKPOINTS))
+  newest = store.newest(warn=lambda text: None)  # it is told where it is used
+  if newest is not None and newest.host.get('about'):
+    found[newest.path] = newest.host['about']
+  return found
+
+
+def check_settings(
+  began: dict[str, dict[str, Any]], settings: settings_lib.Settings
+):
+  """Raises a SettingError that names the settings that are others now.
+
+  Args:
+    began: see `saved`.
+    settings: as they are read now.
+  """
+  now = chosen(settings)
+  for path, was in began.items():
+    changed = [
+      environment.Difference(
+        f'--{name}', *(_shown(name, one) for one in (was['settings'], now))
+      )
+      for name in was['settings'] | now
+      if was['settings'].get(name) != now.get(name)
+    ]
+    if changed:
+      raise settings_lib.SettingError(
+        'resume',
+        True,
+        f'config.json is not what {path} was made with: '
+        f'{"; ".join(map(str, changed))}. Put it back, or begin another run',
+      )
+
+
+def check_inputs(
+  began: dict[str, dict[str, Any]], settings: settings_lib.Settings
+):
+  """Raises a SettingError that names the inputs that hold something else now.
+
+  Args:
+    began: see `saved`.
+    settings: of the run.
+  """
+  now = inputs.of(settings) if began else {}
+  for path, was in began.items():
+    if changed := inputs.differences(was['inputs'], now):
+      flag, got = inputs.flag_of(settings, changed)
+      raise settings_lib.SettingError(
+        flag,
+        got,
+        f'is not what {path} was made with: {"; ".join(map(str, changed))}. '
+        'Give the run what it began with, or begin another one',
+      )
+
+
+def _default(name: str):
+  field = settings_lib.Settings.__dataclass_fields__.get(name)
+  return None if field is None else field.default
+
+
+def _shown(name: str, values: dict[str, Any]):
+  default = _default(name)
+  unset = 'its default' if default is None else files.to_json(default)
+  return values.get(name, unset)

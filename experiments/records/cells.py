@@ -1,0 +1,200 @@
+"""The finished runs of a grid: a line each in one file, and never run twice.
+
+Several processes may append to the same file. A line that was cut short, where
+a process was killed or the disk was full, is passed over and computed again. So
+is one whose data were others than those that are read now (`inputs`), and the
+new line takes its place; of lines of before, which do not say, nothing is
+compared.
+"""
+
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from experiments.records import folders
+from experiments.running import environment, inputs, train, watch
+from experiments.settings import table as settings_lib
+from ga_jax.record import files
+
+# Summaries keep them in a run's own folder; in a grid they are most bytes.
+_LONG = (
+  *('staleness_histogram', 'gap_histogram', 'penalty_histogram'),
+  *('worker_seconds', 'refused'),
+)
+
+
+class Cells:
+  """Runs settings and remembers their summaries in a file."""
+
+  def __init__(
+    self,
+    path: str,
+    advance: Callable[[str], None] = lambda name: None,
+    *,
+    running: Callable[
+      [settings_lib.Settings, watch.Progress], None
+    ] = lambda settings, now: None,
+    any_version: bool = False,
+  ):
+    """Reads what is there.
+
+    Args:
+      path: of the file of JSON lines; its folder is made.
+      advance: told the name of every run that is asked for.
+      running: told where the run in hand stands.
+      any_version: whether runs of other versions and devices count as finished;
+        each line says whose it is.
+    """
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+    self._path = path
+    self._advance = advance
+    self._running = running
+    self._any_version = any_version
+    self.computed = 0
+    self.rows = read(path)
+    self._told = False  # of other data
+
+  def summary(
+    self, settings: settings_lib.Settings, *, curve: bool = False
+  ) -> dict[str, Any]:
+    """The summary of a run: from the file where it is there, else by running.
+
+    Args:
+      settings: checked settings.
+      curve: whether it must have the metrics of every epoch, as 'curve'.
+
+    Returns:
+      The summary as `train.train` makes it, without its histograms.
+    """
+    name = cell_name(settings, any_version=self._any_version)
+    if not self._has(name, settings, curve):
+      self.rows = read(self._path)  # others may have written
+    if not self._has(name, settings, curve):
+      self._tell(name, settings)
+      found = self._computed(settings, curve)
+      folders.check()
+      append(self._path, {'cell': name, **found})
+      self.rows[name] = files.to_json(found)
+      self.computed += 1
+    self._advance(name)
+    return self.rows[name]
+
+  def _has(self, name, settings, curve):
+    found = self.rows.get(name)
+    if found is None or (curve and 'curve' not in found):
+      return False
+    return not _other_inputs(found, settings)
+
+  def _tell(self, name, settings):
+    """Says once that, and why, finished runs are computed again."""
+    found = _other_inputs(self.rows.get(name, {}), settings)
+    if found and not self._told:
+      flag, got = inputs.flag_of(settings, found)
+      print(
+        f'note: --{flag}={got} holds something else than finished runs in '
+        f'{self._path} had, which are computed again: '
+        f'{"; ".join(map(str, found))}',
+        file=sys.stderr,
+      )
+      self._told = True
+
+  def _computed(self, settings, curve):
+    epochs = []
+
+    def observe(now):
+      self._running(settings, now)
+      if now.row:
+        epochs.append(now.row)
+
+    done = train.train(settings, observe=observe, evaluate_epochs=curve)
+    summary = {k: v for k, v in done.summary.items() if k not in _LONG}
+    summary |= {
+      'clock': settings.clock,
+      'jax': environment.versions()['jax'],
+      'settings': chosen(settings, self._any_version),
+      'inputs': inputs.of(settings),
+    }
+    if curve:
+      summary['curve'] = epochs
+    return summary
+
+
+def _other_inputs(row, settings) -> list[environment.Difference]:
+  """What the inputs of a finished run had else than they have now.
+
+  Nothing where the line does not say. Where they cannot be read nothing could
+  be computed again, and what is finished counts.
+  """
+  if 'inputs' not in row:
+    return []
+  try:
+    return inputs.differences(row['inputs'], inputs.of(settings))
+  except settings_lib.SettingError:
+    return []
+
+
+def chosen(settings: settings_lib.Settings, any_version: bool):
+  """The settings that are no defaults, so that a new one renames nothing."""
+  defaults = dataclasses.asdict(settings_lib.Settings())
+  given = {
+    name: value
+    for name, value in dataclasses.asdict(settings).items()
+    if value != defaults[name]
+  }
+  if any_version and settings.data_path:  # wherever it lies there
+    given['data_path'] = settings.data_name()
+  return given
+
+
+def cell_name(
+  settings: settings_lib.Settings, *, any_version: bool = False
+) -> str:
+  """A name that differs wherever settings (or versions) differ."""
+  given = chosen(settings, any_version)
+  what = [given, None if any_version else environment.versions()]
+  text = json.dumps(files.to_json(what), sort_keys=True)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:10]
+  s = settings
+  momentum = dict(s.parameters).get('momentum')
+  tail = '' if momentum is None else f'-m{momentum:g}'
+  return (
+    f'{s.method}-N{s.workers}-lr{s.learning_rate:g}{tail}-seed{s.seed}-{digest}'
+  )
+
+
+def read(path: str) -> dict[str, dict[str, Any]]:
+  """The summaries in a file by the names of their cells; {} where none is."""
+  rows = {}
+  try:
+    with open(path, 'rb') as file:
+      lines = file.read().splitlines()
+  except FileNotFoundError:
+    return rows
+  for line in lines:
+    try:
+      row = json.loads(line)
+      rows[row.pop('cell')] = row
+    except (ValueError, TypeError, AttributeError, KeyError):
+      continue  # cut short
+  return rows
+
+
+def append(path: str, row: dict[str, Any]):
+  """Appends a line in one write, so that several processes may."""
+  line = json.dumps(files.to_json(row)).encode() + b'\n'
+  file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    size = os.fstat(file).st_size
+    if size and os.pread(file, 1, size - 1) != b'\n':
+      line = b'\n' + line  # the line before was cut short
+    written = os.write(file, line)
+    if written < len(line):
+      raise OSError(f'{path}: only {written} of {len(line)} bytes were written')
+  finally:
+    os.close(file)

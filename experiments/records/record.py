@@ -1,0 +1,264 @@
+"""The record of a run: what it leaves in its folder, and what reads it.
+
+A finished run has config.json (its settings), environment.json and
+versions.json (what its bits depend on), began.json (settings and what the data
+are known by, see `began`), metrics.jsonl (a row per epoch), trace.npz
+(everything that happened), arrivals.npz (what every gradient did), params/
+(Orbax), summary.json and digests.json (see `digests`). docs/metrics.md explains
+every name in them.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import zipfile
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import ga_jax
+from experiments import tasks
+from experiments.running import environment, setup
+from experiments.settings import table as settings_lib
+from ga_jax.record import files
+from ga_jax.record import params as params_lib
+from ga_jax.rules.parts import layer_penalties
+
+BEGINNING = ('config.json', 'versions.json', 'environment.json')
+
+
+class Leaf(NamedTuple):
+  """An array that has other bits than the saved one."""
+
+  name: str
+  differing: int
+  size: int
+  largest: float  # difference
+
+
+def save_config(workdir: str, settings: settings_lib.Settings):
+  """Writes config.json, versions.json and environment.json."""
+  config = dataclasses.asdict(settings)
+  if math.isinf(config['bandwidth']):
+    del config['bandwidth']  # JSON knows no infinity; it is the default
+  found = config, environment.versions(), environment.environment()
+  for name, value in zip(BEGINNING, found, strict=True):
+    files.write_json(os.path.join(workdir, name), value)
+
+
+def save(workdir: str, done: setup.Run):
+  """Writes what came out; summary.json comes last: `digests` follow it."""
+  result = done.result
+  result.trace.save(os.path.join(workdir, 'trace.npz'))
+  save_arrivals(workdir, result.metrics, result.state.params)
+  params_lib.save_params(
+    os.path.join(workdir, 'params'),
+    result.state.params,
+    result.state.model_state,
+  )
+  files.write_json(os.path.join(workdir, 'summary.json'), done.summary)
+
+
+def save_arrivals(workdir: str, seen: dict[str, np.ndarray], params: Any):
+  """Writes arrivals.npz: what every gradient did that entered a round.
+
+  Args:
+    workdir: of the run.
+    seen: metrics by name, see `ga_jax.Result`.
+    params: of the model, for the names of its layers.
+  """
+  arrays = {
+    name: values.astype(np.int32) if values.dtype.kind == 'i' else values
+    for name, values in seen.items()
+  }
+  if 'layer_gap' in arrays:
+    arrays['layers'] = np.array(layer_penalties.names(params))
+  files.write_arrays(os.path.join(workdir, 'arrivals.npz'), arrays)
+
+
+def load_arrivals(workdir: str) -> dict[str, np.ndarray]:
+  """What every gradient did that entered a round, as `save_arrivals` wrote it.
+
+  Raises:
+    SettingError: it is not there, or is damaged.
+  """
+  try:
+    with np.load(os.path.join(workdir, 'arrivals.npz')) as arrays:
+      return dict(arrays)
+  except FileNotFoundError as error:
+    raise _missing(workdir, 'arrivals.npz') from error
+  except (ValueError, EOFError, zipfile.BadZipFile) as error:
+    raise settings_lib.SettingError(
+      'workdir', workdir, f'arrivals.npz is damaged: {error}'
+    ) from error
+
+
+def how_to_load(workdir: str) -> str:
+  """The line of Python that loads a trained model."""
+  return (
+    'from experiments.records import record; '
+    f'predict = record.load({workdir!r}); classes = predict(inputs)'
+  )
+
+
+def load(workdir: str) -> Callable[[Any], np.ndarray]:
+  """Loads a trained model for inference.
+
+  Args:
+    workdir: of a finished run.
+
+  Returns:
+    `predict(inputs) -> classes [n]`, for inputs as the data set stores them.
+
+  Raises:
+    SettingError: there is no finished run.
+  """
+  settings = load_settings(workdir)
+  the_task = tasks.task_of(settings)
+  params, model_state = load_params(workdir, settings)
+
+  def predict(inputs):
+    return np.asarray(the_task.predict(params, model_state, inputs).argmax(-1))
+
+  return predict
+
+
+def load_params(workdir: str, settings: settings_lib.Settings):
+  """The parameters and model statistics of a finished run.
+
+  Raises:
+    SettingError: they are not there, are damaged, or are of another model.
+  """
+  path = os.path.join(workdir, 'params')
+  like = jax.eval_shape(lambda: setup.initial(settings))
+  try:
+    return params_lib.load_params(path, like)
+  except FileNotFoundError as error:
+    raise _missing(workdir, 'params') from error
+  except ValueError as error:  # of another model, or damaged
+    raise settings_lib.SettingError('workdir', workdir, str(error)) from error
+
+
+def load_settings(workdir: str) -> settings_lib.Settings:
+  """The settings that `save_config` wrote.
+
+  Raises:
+    SettingError: they are not there, or are no settings of this version.
+  """
+  return settings_of(workdir, load_json(workdir, 'config.json'))
+
+
+def settings_of(workdir: str, config: dict[str, Any]) -> settings_lib.Settings:
+  """Settings from JSON; what is not given is the default.
+
+  Raises:
+    SettingError: they are no settings of this version.
+  """
+  try:
+    return settings_lib.Settings(**{k: _tuples(v) for k, v in config.items()})
+  except TypeError as error:
+    raise settings_lib.SettingError(
+      'workdir', workdir, f'its settings are of another version: {error}'
+    ) from error
+
+
+def load_trace(workdir: str) -> ga_jax.Trace:
+  """The trace of a run.
+
+  Raises:
+    SettingError: it is not there.
+    TraceError: it is no trace.
+  """
+  try:
+    return ga_jax.Trace.load(os.path.join(workdir, 'trace.npz'))
+  except OSError as error:
+    raise _missing(workdir, 'trace.npz') from error
+
+
+def load_json(workdir: str, name: str) -> dict[str, Any]:
+  """One of the JSON files of a run.
+
+  Raises:
+    SettingError: it is not there, or is damaged.
+  """
+  try:
+    with open(os.path.join(workdir, name)) as file:
+      return json.load(file)
+  except OSError as error:
+    raise _missing(workdir, name) from error
+  except ValueError as error:
+    raise settings_lib.SettingError(
+      'workdir', workdir, f'{name} is damaged: {error}'
+    ) from error
+
+
+def environment_of(workdir: str):
+  """What differs of the environment that a run began in.
+
+  Returns:
+    As `environment.restorable`: what another start can undo, and what remains.
+
+  Raises:
+    SettingError: the record is not there.
+  """
+  recorded = load_json(workdir, 'environment.json')
+  found = environment.differences(recorded, environment.environment())
+  return environment.restorable(found)
+
+
+def differing(saved: Any, now: Any) -> list[Leaf]:
+  """The arrays that have other bits.
+
+  Args:
+    saved: (params, model_state).
+    now: another, of the same tree and shapes.
+
+  Returns:
+    One entry per array that differs.
+  """
+  found = []
+  names = dict(zip(('params', 'model_state'), saved, strict=True))
+  leaves = jax.tree_util.tree_leaves_with_path(names)
+  others = jax.tree.leaves(dict(zip(names, now, strict=True)))
+  for (path, a), b in zip(leaves, others, strict=True):
+    a, b = np.asarray(a), np.asarray(b)
+    bits = f'u{a.dtype.itemsize}'
+    count = int(np.sum(a.view(bits) != b.view(bits)))
+    if count:
+      far = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+      name = jax.tree_util.keystr(path, simple=True, separator='/')
+      found.append(Leaf(name, count, a.size, float(far)))
+  return found
+
+
+def distance(saved: Any, now: Any) -> float:
+  """The norm of a difference of two trees, in parts of the first one's."""
+
+  def norm(trees):
+    squares = (np.sum(np.square(x)) for x in trees)
+    return float(np.sqrt(sum(squares)))
+
+  a, b = (
+    [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
+    for tree in (saved, now)
+  )
+  return norm(x - y for x, y in zip(a, b, strict=True)) / norm(a)
+
+
+def _tuples(value):
+  """Lists, which is what JSON makes of tuples, as tuples again."""
+  if isinstance(value, list):
+    return tuple(map(_tuples, value))
+  return value
+
+
+def _missing(workdir: str, name: str) -> settings_lib.SettingError:
+  if not workdir:
+    why = 'must name the folder of a run (experiments.train --workdir=)'
+    return settings_lib.SettingError('workdir', workdir, why)
+  return settings_lib.SettingError(
+    'workdir', workdir, f'holds no finished run: no {name} there'
+  )

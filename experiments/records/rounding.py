@@ -1,0 +1,66 @@
+"""How far rounding alone carries a run.
+
+Two executors do the same sums in another order. What that makes of a run grows
+along its trajectory, by how much depends on the run: from 1e-7 of the norm of
+the parameters to all of it. So it is measured: the run is computed once more
+from parameters whose last bit was moved, and what comes out is compared with
+what the same executor makes of the parameters as they were.
+
+Over 65 runs on digits (15 methods, 4 networks, 3 to 880 updates; CPU) the fast
+and the exact executor were at most 0.75 times as far apart as that.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.records import record
+
+FACTOR = 10.0  # times the measured distance; what is further is no rounding
+LIMIT = 0.1  # of the norm; further apart no two runs count as equal
+
+
+def nudged(params):
+  """Parameters each of which is one unit in the last place up or down."""
+  rng = np.random.default_rng(0)
+
+  def one(x):
+    x = np.asarray(x)
+    eps = x.dtype.type(jnp.finfo(x.dtype).eps)
+    up = rng.random(x.shape) < 0.5
+    return x + np.where(up, x, -x) * eps
+
+  return jax.tree.map(one, params)
+
+
+def allowed(made, of_nudged) -> float:
+  """How far apart two executors may be, in parts of the norm.
+
+  Args:
+    made: what one of them makes of parameters, a tree of arrays.
+    of_nudged: what it makes of nudged ones.
+  """
+  kinds = {x.dtype for x in jax.tree.leaves(made)}
+  # A trajectory may contract: then it is the last rounding that is left.
+  least = max(float(jnp.finfo(kind).eps) for kind in kinds)
+  return min(FACTOR * max(record.distance(made, of_nudged), least), LIMIT)
+
+
+def over_kinds(measure_fn, first, second) -> dict[str, float]:
+  """A measure of two (params, model_state) by kind.
+
+  Args:
+    measure_fn: `measure_fn(tree, tree) -> float`.
+    first: (params, model_state).
+    second: likewise.
+
+  Returns:
+    {'parameters': measure, 'statistics': measure}; the latter where there are.
+  """
+  kinds = zip(('parameters', 'statistics'), first, second, strict=True)
+  return {name: measure_fn(a, b) for name, a, b in kinds if jax.tree.leaves(a)}
+
+
+def told(measures: dict[str, float]) -> str:
+  """Measures as they are shown."""
+  return ' and '.join(f'{far:.1e} ({name})' for name, far in measures.items())

@@ -1,0 +1,1 @@
+"""One setting, run and summed up."""

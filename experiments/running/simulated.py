@@ -1,0 +1,29 @@
+"""Runs one setting on the virtual clock."""
+
+import ga_jax
+from experiments.running import devices, setup
+
+
+def run(settings, work, total, messages, follow, keeping):
+  """The result, and its own part of the summary."""
+  clock = setup.clock_of(settings, messages)
+  result = ga_jax.simulate(
+    **work,
+    clock=clock,
+    num_workers=settings.workers,
+    num_batches=total,
+    executor=settings.executor,
+    devices=devices.simulators(settings),
+    align=setup.batches_per_row(settings),
+    observe=follow,
+    take_events=follow.take_events,
+    checkpoints=keeping.checkpoints(),
+  )
+  arrivals = result.trace.applied()
+  simulated = float(arrivals['time'][-1])
+  batches = int(result.metrics['num_batches'].sum())
+  return result, {
+    'simulated_time': simulated,
+    'simulated_speedup': batches * clock.mean / simulated,
+    'stopped': batches < total,
+  }

@@ -1,0 +1,1 @@
+"""What every command shares: flags, its start, its failures."""

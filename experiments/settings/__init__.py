@@ -1,0 +1,1 @@
+"""What may be set, what goes together, what --help says of it."""

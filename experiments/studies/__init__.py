@@ -1,0 +1,1 @@
+"""Many settings compared: grids, searches, the pages made of them."""

@@ -1,0 +1,363 @@
+"""The page of a table: our figures beside the published ones, and pictures."""
+
+import os
+from typing import Any
+
+import numpy as np
+
+from experiments import tasks
+from experiments.reporting import tables
+from experiments.studies import protocols
+from experiments.studies import study as study_lib
+from ga_jax import plots
+
+REFERENCE = 'ga'  # the method that the others are compared with
+# How many times chance alone is above it: Student's t with so many seeds.
+_CHANCE = {2: 'three', 3: 'five', 4: 'seven', 5: 'nine'}
+_MARK = 2.0  # standard errors below which nothing is claimed
+
+
+def write(study: study_lib.Study, command: str):
+  """Writes table.md and the pictures of a study whose runs are all there."""
+  found = study_lib.outcomes(study)
+  text = page(study, found, command)
+  tables.write_page(os.path.join(study.folder, 'table.md'), text)
+
+
+def page(study, found, command: str) -> str:
+  """The whole page; draws the pictures that it shows."""
+  plan = next(iter(study.plans.values()))
+  s = plan.example()
+  metric = tasks.metric_of(_all_runs(found)[:1])
+  sources = list(dict.fromkeys(v[1] for v in study.table.published.values()))
+  lines = [
+    f'`{command}` made this page.',
+    '',
+    f'# {study.table.about[0].upper()}{study.table.about[1:]}',
+    '',
+    _settings(study, s, metric, len(plan.seeds)),
+    '',
+  ]
+  if study.table.note:
+    lines += [study.table.note, '']
+  if sources:
+    numbered = '; '.join(f'[{i + 1}] {name}' for i, name in enumerate(sources))
+    lines += [
+      'In brackets what was published, for another implementation and in part '
+      f'other hyper-parameters: {numbered}.'
+      ' Where there is no bracket no figure was available to us.',
+      '',
+    ]
+  for clock, outcomes in found.items():
+    if len(found) > 1:
+      lines += [f'## {clock.capitalize()} clock', '']
+    for outcome in outcomes:
+      lines += _section(study, plan, clock, outcome, sources)
+    lines += _pictures(study, clock, outcomes)
+  lines += [_origin(found), '']
+  return '\n'.join(lines)
+
+
+def _settings(study, s, metric, seeds: int) -> str:
+  """What all runs of a page share, and what is shown of them."""
+  beside = ''.join(f' and {flag}' for flag in study.table.flags)
+  shown = (
+    f'mean ± standard deviation over {seeds} seeds' if seeds > 1 else 'one seed'
+  )
+  return ' '.join(
+    [
+      f'{s.model} on {s.data_name()}, {s.epochs:g} epochs in all (all workers '
+      f'together), batch {s.batch_size} per worker; the rest of the settings '
+      f'stands in experiments/presets/{study.table.preset}.flags, but for what '
+      f'the command gives{beside}.',
+      f'{metric.label.capitalize()}: {shown}.',
+      _pairing(s),
+      'The parameters of the server are what is judged.',
+      'Policies that average a round use a rate larger by its size.'
+      if s.scale_lr
+      else 'Policies that average a round use the same rate as the others.',
+    ]
+  )
+
+
+def _pairing(s) -> str:
+  """What the runs of one column have in common."""
+  if s.runtime == 'simulate':
+    return (
+      'All methods of one seed and number of workers meet the same initial '
+      'parameters, batches and clock.'
+    )
+  return (
+    f'They ran on real devices (--runtime={s.runtime}): the same initial '
+    'parameters and batches, but each its own order of arrivals.'
+  )
+
+
+def _section(study, plan, clock, outcome, sources) -> list[str]:
+  s = study.plans[clock].example()
+  explained = protocols.EXPLAINED[outcome.name].format(
+    rate=s.learning_rate, baseline=study.table.baseline
+  )
+  lines = [explained, '', _errors(study, plan, outcome, sources), '']
+  if plan.rates:
+    lines += [tables.rate_table(outcome, plan.columns), '']
+    lines += [_chosen_by(plan, outcome), '']
+  if 'time' in study.table.pictures:
+    lines += [_times(outcome, plan), '']
+  if len(plan.seeds) > 1:
+    lines += _differences(study, plan, outcome)
+  return lines
+
+
+def _chosen_by(plan, outcome) -> str:
+  """How the rates were chosen, and how clearly."""
+  if outcome.name == 'best':
+    number = len(plan.search_seeds)
+    return f'Chosen by {number} seed{"s" if number > 1 else ""}.'
+  searches = {
+    tuple(outcome.scores[line, column].items())
+    for line, column in outcome.scores
+  }
+  metric = tasks.metric_of(
+    next(iter(outcome.results.values()))[plan.columns[0]]
+  )
+  return 'Chosen by all seeds; the single worker on the validation split: ' + (
+    '; '.join(
+      ', '.join(
+        f'{rate:g}: {metric.text(score)}' for rate, score in sorted(search)
+      )
+      for search in sorted(searches)
+    )
+    + '.'
+  )
+
+
+def _errors(study, plan, outcome, sources) -> str:
+  def text(line, column):
+    for key in ((line, column), ('', column)):
+      if key in study.table.published:
+        figure, source = study.table.published[key]
+        return f' [{sources.index(source) + 1}: {figure}]'
+    return ''
+
+  head = ['method', *plan.columns]
+  rows = [
+    [line, *(tables.cell_text(row[c]) + text(line, c) for c in plan.columns)]
+    for line, row in outcome.results.items()
+  ]
+  return tables.markdown(head, rows)
+
+
+def _differences(study, plan, outcome) -> list[str]:
+  """Against GA at the same momentum, and of momentum, in standard errors."""
+  method = {line.label: line.method for line in study.table.lines}
+  momentum = {
+    line.label: dict(line.parameters).get('momentum')
+    for line in study.table.lines
+  }
+  at = {(method[label], momentum[label]): label for label in outcome.results}
+  sections = []
+  for title, other in (
+    (f'minus `{REFERENCE}`', lambda label: (REFERENCE, momentum[label])),
+    ('momentum minus none', lambda label: (method[label], 0.0)),
+  ):
+    rows = [
+      [label, *(tables.difference(line[c], theirs[c]) for c in plan.columns)]
+      for label, line in outcome.results.items()
+      for theirs in [outcome.results.get(at.get(other(label)))]
+      if theirs is not None and theirs is not line
+    ]
+    if rows:
+      sections += [tables.markdown([title, *plan.columns], rows), '']
+  if not sections:
+    return []
+  return [
+    'Differences, the mean over seeds and in how many standard errors of it '
+    f'(paired). Under {_MARK:g} they say nothing. Of so many cells some are '
+    f'above it by chance: with {len(plan.seeds)} seeds one in '
+    f'{_CHANCE.get(len(plan.seeds), "twenty")} where there is no difference.',
+    '',
+    *sections,
+  ]
+
+
+TIMES = [
+  *('method', 'time', '× one worker', 'updates', 'messages', 'MB', 'wasted %'),
+  *('staleness', 'time to the target'),
+]
+
+
+def _times(outcome, plan) -> str:
+  """Wall-clock, and what was sent, in the first column of the table."""
+  column = plan.columns[0]
+  runs = {line: row[column] for line, row in outcome.results.items()}
+  target = target_of(runs)
+  rows = []
+  for line, summaries in runs.items():
+    sent = [s['bytes_pushed'] + s['bytes_pulled'] for s in summaries]
+    reached = [reaches(s, target) for s in summaries]
+    rows.append(
+      [
+        line,
+        f'{_mean(summaries, "simulated_time"):.0f}',
+        f'{_mean(summaries, "simulated_speedup"):.2f}',
+        f'{_mean(summaries, "updates"):.0f}',
+        f'{_mean(summaries, "messages"):.0f}',
+        f'{np.mean(sent) / 1e6:.0f}',
+        f'{100 * _mean(summaries, "wasted_work"):.0f}',
+        f'{_mean(summaries, "mean_staleness"):.1f}',
+        f'{np.mean(reached):.0f}' if None not in reached else 'not reached',
+      ]
+    )
+  metric = tasks.metric_of(next(iter(runs.values())))
+  text = tables.markdown(TIMES, rows)
+  if target is None:
+    return text
+  return (
+    f'{text}\n\nTime in mean batch times. The target is {metric.text(target)}, '
+    'half a point above what the best method ends with; it counts as reached '
+    'at the end of an epoch, and by all seeds or not at all.'
+  )
+
+
+def target_of(runs: dict[str, list[dict[str, Any]]]) -> float | None:
+  """Half a point above the lowest mean over seeds at the end of training."""
+  ends = [
+    _curve(summaries)[1][-1]
+    for summaries in runs.values()
+    if not any(s['diverged'] for s in summaries)
+  ]
+  return min(ends) + 0.005 if ends else None
+
+
+def reaches(summary: dict[str, Any], target: float | None) -> float | None:
+  """The time at the end of the first epoch that is at the target."""
+  if target is None or summary['diverged']:
+    return None
+  name = f'test_{tasks.metric_of([summary]).name}'
+  return next(
+    (row['time'] for row in summary['curve'] if row[name] <= target), None
+  )
+
+
+def _curve(summaries, name: str | None = None):
+  """(epochs, mean over seeds) of a metric of the epochs."""
+  name = name or f'test_{tasks.metric_of(summaries).name}'
+  epochs = [row['epoch'] for row in summaries[0]['curve']]
+  return epochs, np.mean(
+    [[row[name] for row in s['curve']] for s in summaries], axis=0
+  )
+
+
+def _pictures(study, clock, outcomes) -> list[str]:
+  """Draws what the table asks for; Markdown lines that show it."""
+  s = study.plans[clock].example()
+  metric = tasks.metric_of(_all_runs({clock: outcomes})[:1])
+  title = f'{s.model} on {s.data_name()}, {clock} clock'
+  lines = []
+
+  def show(kind, figure):
+    tail = f'-{clock}' if len(study.plans) > 1 else ''
+    name = f'{kind}{tail}.png'
+    lines.extend([f'![{kind.replace("-", " ")}]({name})', ''])
+    plots.save(figure, os.path.join(study.folder, name))
+
+  if 'workers' in study.table.pictures:
+    for outcome in outcomes:
+      figure = plots.error_over_workers(
+        _by_workers(study, outcome),
+        title=f'{title}, learning rate: {outcome.name}',
+        label=metric.label,
+      )
+      show(f'error-{outcome.name}', figure)
+  if 'rates' in study.table.pictures:
+    figure = plots.error_over_rates(
+      _by_rates(outcomes[-1], metric),
+      title=title,
+      label=metric.label.replace('test', 'validation'),
+    )
+    show('error-over-rate', figure)
+  if {'epochs', 'time'} & set(study.table.pictures):
+    outcome = outcomes[-1]
+    columns = study.plans[clock].columns
+    across = 'time' if 'time' in study.table.pictures else 'epoch'
+    figure = plots.curves(
+      {c: _by_epochs(outcome, c, across, metric) for c in columns},
+      title=title,
+      label={'epoch': 'epoch', 'time': 'time in mean batch times'}[across],
+    )
+    show(f'over-{across}', figure)
+  return lines
+
+
+def _by_workers(study, outcome):
+  number = {c.label: c.workers for c in study.table.columns}
+  return {
+    line: {number[c]: tables.errors(runs) for c, runs in row.items()}
+    for line, row in outcome.results.items()
+  }
+
+
+def _by_rates(outcome, metric):
+  """{column: {line: {rate: validation metric, None where it diverged}}}."""
+  panels = {}
+  for (line, column), scores in outcome.scores.items():
+    panels.setdefault(column, {})[line] = {
+      rate: None if score >= metric.worst else metric.scale * score
+      for rate, score in sorted(scores.items())
+    }
+  return panels
+
+
+def _by_epochs(outcome, column, across, metric):
+  """{what: {line: (x, mean over seeds)}} of the runs that did not diverge."""
+  shown = {
+    metric.label: (f'test_{metric.name}', metric.scale),
+    'gap (RMS)': ('mean_gap', 1.0),
+    'penalty': ('mean_penalty', 1.0),
+    'staleness': ('mean_staleness', 1.0),
+  }
+  if across == 'time':
+    shown = {metric.label: shown[metric.label]}
+  return {
+    label: {
+      line: (
+        _curve(row[column], across)[1],
+        scale * _curve(row[column], name)[1],
+      )
+      for line, row in outcome.results.items()
+      if not any(s['diverged'] for s in row[column])
+    }
+    for label, (name, scale) in shown.items()
+  }
+
+
+def _origin(found) -> str:
+  """Updates, seconds, devices and versions of the runs that are shown."""
+  runs = _all_runs(found)
+  unique = {id(run): run for run in runs}.values()
+  updates = sum(run['updates'] for run in unique)
+  seconds = sum(run['wall_seconds'] for run in unique)
+  where = sorted({f'{run["device"]} (JAX {run["jax"]})' for run in unique})
+  searched = any(o.scores for outcomes in found.values() for o in outcomes)
+  return (
+    f'{len(unique):,} different runs are shown, {updates:,} updates in '
+    f'{seconds / 60:.0f} minutes of machine time on {", ".join(where)}'
+    + ('; the searches for learning rates took more' if searched else '')
+    + f'. Every run is a line of {study_lib.RESULTS}.'
+  )
+
+
+def _all_runs(found) -> list[dict[str, Any]]:
+  return [
+    summary
+    for outcomes in found.values()
+    for outcome in outcomes
+    for row in outcome.results.values()
+    for summaries in row.values()
+    for summary in summaries
+  ]
+
+
+def _mean(summaries, name) -> float:
+  return float(np.mean([s[name] for s in summaries]))

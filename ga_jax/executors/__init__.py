@@ -1,0 +1,1 @@
+"""Who computes a trace: the same meaning, at other speeds."""

@@ -1,0 +1,174 @@
+"""The exact executor: a trace, event by event, with a live run's functions.
+
+Gradient and update are compiled separately and dispatched one event at a time,
+as a live run does, so the result has its bits.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+from ga_jax.executors import execution as execution_lib
+from ga_jax.executors import saving as checkpoints_lib
+from ga_jax.executors.saving import Checkpoints
+from ga_jax.job import job as job_lib
+from ga_jax.job import metrics as metrics_lib
+from ga_jax.job import source as source_lib
+from ga_jax.server import ledger, recovery, update
+from ga_jax.workers.placement import Placement
+
+
+def execute(
+  job: job_lib.Job,
+  trace,
+  observe: Callable[[int, update.ServerState, Any], bool] | None = None,
+  block: int | None = None,
+  align: int | None = None,
+  checkpoints: Checkpoints | None = None,
+  device=None,
+  placement: Placement | None = None,
+  shards: int = 1,
+) -> tuple[update.ServerState, dict[str, np.ndarray], int]:
+  """Computes a trace.
+
+  Args:
+    job: what to compute.
+    trace: a `Trace`.
+    observe: `observe(batches_so_far, state, metrics) -> stop`, called every
+      `block` applied arrivals with those arrivals' metrics.
+    block: arrivals between two observations, the last one may be shorter;
+      `align` or 1 by default.
+    align: see `block`.
+    checkpoints: where to save the run, and how often; what is there already is
+      gone on with, to the same bits.
+    device: of the server, see `Execution`.
+    placement: of the workers, see `Execution`.
+    shards: of the server, see `Execution`.
+
+  Returns:
+    The final state, metrics per applied arrival, and how many were executed.
+
+  Raises:
+    RecoveryError: the checkpoint is of another run.
+  """
+  source_lib.expect(job.source, trace)
+  rows = trace.events.tolist()
+  execution = execution_lib.Execution(job, device, placement, shards)
+  run = checkpoints_lib.of_trace(job, trace, executor='exact')
+  return Run(execution, checkpoints, run).consume(
+    rows, trace.num_batches, observe, block or align
+  )
+
+
+class Run:
+  """An execution of rows that can be saved and gone on with.
+
+  Attributes:
+    losses: by ticket, what `loss` returned; they stand for the computations of
+      an earlier process.
+  """
+
+  def __init__(
+    self,
+    execution: execution_lib.Execution,
+    checkpoints: Checkpoints | None = None,
+    run: dict[str, Any] | None = None,
+  ):
+    """Goes on where there is something to go on with.
+
+    Args:
+      execution: of the rows.
+      checkpoints: see `execute`.
+      run: see `Checkpoints.resume`.
+
+    Raises:
+      RecoveryError: what is there is of another run.
+    """
+    self.losses = {}
+    self._execution = execution
+    self._checkpoints = checkpoints
+    self._log = []  # metrics of entered arrivals
+    self._rows = 0  # processed
+    self._digest = hashlib.sha256()  # of them
+    self._saved = checkpoints and checkpoints.resume(run)
+    if self._saved:
+      self.losses = dict(self._saved.host['losses'])
+      self._log = list(self._saved.host['log'])
+
+  def loss(self, ticket: ledger.Ticket) -> float:
+    """The loss of a ticket that is about to be answered."""
+    if ticket.ticket_id not in self.losses:
+      self.losses[ticket.ticket_id] = self._execution.loss(ticket)
+    return self.losses[ticket.ticket_id]
+
+  def consume(
+    self, rows: Iterable, num_batches: int, observe, block
+  ) -> tuple[update.ServerState, dict[str, np.ndarray], int]:
+    """Computes rows as they come; see `execute`."""
+    execution, log = self._execution, self._log
+    observed = len(log)
+    batches = sum(metrics['num_batches'] for metrics in log)
+    for row in rows:
+      metrics = self._process(row)
+      if metrics is None:
+        continue
+      log.append(metrics)
+      batches += metrics['num_batches']
+      if self._checkpoints and self._checkpoints.due(execution.version):
+        self._save()
+      full = len(log) % (block or 1) == 0
+      if observe and full and batches < num_batches:
+        fresh, observed = metrics_lib.stacked(log[observed:]), len(log)
+        if observe(batches, execution.state, fresh):
+          break
+    if self._saved:
+      raise recovery.RecoveryError(
+        f'the checkpoint {self._saved.path} is of another run: it was saved '
+        f'after {self._saved.host["rows"]} events, and there are only '
+        f'{self._rows}'
+      )
+    # Only now: after the last arrival its round may still have been closed.
+    if observe and batches == num_batches and observed < len(log):
+      observe(batches, execution.state, metrics_lib.stacked(log[observed:]))
+    if self._checkpoints and self._rows:
+      self._save()
+    return execution.state, metrics_lib.stacked(log), len(log)
+
+  def _process(self, row):
+    """Computes a row, unless an earlier process did."""
+    self._rows += 1
+    self._digest.update(repr(tuple(row)).encode())
+    if not self._saved:
+      return self._execution.process(row)
+    if self._rows == self._saved.host['rows']:
+      self._restore()
+    return None
+
+  def _restore(self):
+    host = self._saved.host
+    if self._digest.hexdigest() != host['digest']:
+      raise recovery.RecoveryError(
+        f'the checkpoint {self._saved.path} is of another run: its events '
+        'differ from this one'
+      )
+    like = self._execution.like(host['workers'], host['versions'])
+    self._execution.restore(self._saved.load(like), host['versions'])
+    self._saved = None
+
+  def _save(self):
+    arrays = self._execution.save()
+    self._log[:] = [
+      {name: np.asarray(value) for name, value in metrics.items()}
+      for metrics in self._log
+    ]
+    host = {
+      'rows': self._rows,
+      'digest': self._digest.hexdigest(),
+      'losses': self.losses,
+      'log': self._log,
+      'workers': sorted(arrays['workers']),
+      'versions': self._execution.holders(),
+    }
+    self._checkpoints.save(self._execution.version, arrays, host)

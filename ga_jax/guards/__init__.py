@@ -1,0 +1,1 @@
+"""What keeps wrong use out: values, threads, processes. Knows no part of it."""

@@ -1,0 +1,1 @@
+"""Real asynchrony: one server, whoever its workers are."""

@@ -1,0 +1,1 @@
+"""Workers and shards that are processes of a Ray cluster."""

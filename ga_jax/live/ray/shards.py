@@ -1,0 +1,27 @@
+"""Server shards that are processes of their own."""
+
+import ray
+
+from ga_jax.live.ray import wire
+from ga_jax.server import shards as shards_lib
+
+
+class Shard(shards_lib.Shard):
+  """A server shard in a process of its own."""
+
+  def hold(self, version: int):
+    return wire.to_host(super().hold(version))
+
+  def read(self, version: int):
+    return wire.to_host(super().read(version))
+
+
+class ShardCalls:
+  """A `Shard` elsewhere: its methods return handles."""
+
+  def __init__(self, *args):
+    actor = ray.remote(Shard).options(num_cpus=0, scheduling_strategy='SPREAD')
+    self._actor = actor.remote(*args)
+
+  def __getattr__(self, method: str):
+    return getattr(self._actor, method).remote

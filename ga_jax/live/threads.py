@@ -1,0 +1,207 @@
+"""Real asynchrony on one machine: a thread per worker, on any local devices.
+
+Arrays stay on devices: answers go from the worker's to the server's as soon as
+they are there.
+"""
+
+import functools
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from ga_jax.job import job as job_lib
+from ga_jax.job import source
+from ga_jax.live import server
+from ga_jax.policies.parts.base import Policy
+from ga_jax.server import statistics, update
+from ga_jax.workers import placement, worker
+
+JOIN_SECONDS = 5.0  # what a hung worker is given at the end
+
+
+class ThreadPool:
+  """Workers that are threads; they share the placements where these are less.
+
+  Its `may_return` are none: a worker whose thread has died does not come back.
+  """
+
+  may_return = False
+
+  def __init__(
+    self,
+    job: job_lib.Job,
+    placements: Sequence[placement.Placement],
+    delay_fn: Callable[[int, float], float] | None = None,
+  ):
+    """Starts no thread yet.
+
+    Args:
+      job: what to compute.
+      placements: where; the first device of the first is the server's.
+      delay_fn: see `Threads`.
+    """
+    server_device = placements[0].devices[0]
+    self._machines = [
+      worker.machine_of(job, one, server_device) for one in placements
+    ]
+    self._delay_fn = delay_fn
+    self._stopping = threading.Event()
+    self._workers = []
+
+  def warm_up(self, order: worker.Order):
+    """Compiles for every device: compiling holds the GIL."""
+    for machine in self._machines:
+      batches = machine.load(order.ticket.first_batch, order.ticket.num_batches)
+      machine.dispatch(order, batches)
+
+  def hire(self, worker_id: int, deliver: Callable[[Any], None]):
+    """A worker's thread, which is here at once."""
+    delay_fn = self._delay_fn and functools.partial(self._delay_fn, worker_id)
+    machine = self._machines[worker_id % len(self._machines)]
+    hands = worker.Computing(machine, delay_fn, self._stopping)
+    one = worker.Worker(worker_id, hands, queue.SimpleQueue(), deliver)
+    self._workers.append(one)
+    deliver(worker.Here(worker_id))
+    return one
+
+  def fetch(self, worker_id: int, worker_state):
+    """States are arrays already."""
+    del worker_id
+    return worker_state
+
+  def end(self):
+    """Ends the threads; a hung one is left behind."""
+    self._stopping.set()
+    for one in self._workers:
+      one.dismiss()
+    deadline = time.monotonic() + JOIN_SECONDS
+    for one in self._workers:
+      one.thread.join(max(0.0, deadline - time.monotonic()))
+
+
+class Threads(server.Live):
+  """A live run whose workers are threads of this process.
+
+  `add_worker`, `remove_worker` and `stop` may be called from other threads.
+  """
+
+  def __init__(
+    self,
+    job: job_lib.Job,
+    policy: Policy,
+    *,
+    num_workers: int,
+    num_batches: int,
+    devices: Sequence[Any] | None = None,
+    devices_per_worker: int = 1,
+    delay_fn: Callable[[int, float], float] | None = None,
+    **options,
+  ):
+    """Prepares a run; nothing is computed yet.
+
+    Args:
+      job: what to compute.
+      policy: whom the server waits for.
+      num_workers: workers, shared out over the devices in turn.
+      num_batches: batches to apply.
+      devices: of the workers; the first is the server's too. By default all
+        local devices.
+      devices_per_worker: how many share a worker's batches.
+      delay_fn: `delay_fn(worker_id, compute_seconds) -> seconds` that a worker
+        sleeps after a computation, for stragglers.
+      **options: of `live.Live`: lease_seconds, pipeline_depth, ...
+
+    Raises:
+      ValueError: an argument is out of its range, or the parts do not fit.
+    """
+    placements = placement.shared_out(
+      list(devices or jax.local_devices()), devices_per_worker
+    )
+    super().__init__(
+      job,
+      policy,
+      ThreadPool(job, placements, delay_fn),
+      num_workers=num_workers,
+      num_batches=num_batches,
+      device=placements[0].devices[0],
+      placement=placements[0] if devices_per_worker > 1 else None,
+      **options,
+    )
+
+
+def run_on_threads(
+  loss_fn: Callable[..., Any],
+  params,
+  batches: source.Source | Callable[[int], Any],
+  rule,
+  *,
+  policy: Policy,
+  num_workers: int,
+  num_batches: int,
+  model_state=(),
+  stats_momentum: float | None = None,
+  fold_fn: statistics.FoldFn | None = None,
+  seed: int = 0,
+  hparams: Any = None,
+  program: Callable[..., Any] | None = None,
+  layer_metrics: bool = False,
+  observe: Callable[[int, update.ServerState, Any], bool] | None = None,
+  block: int | None = None,
+  **options,
+) -> server.Result:
+  """Trains with N workers on this machine's devices, nobody waiting.
+
+  Args:
+    loss_fn: and all that follow up to `layer_metrics` as for `simulate`.
+    params: see `simulate`.
+    batches: see `simulate`; `batch_fn` is called from the workers' threads.
+    rule: see `simulate`.
+    policy: whom the server waits for.
+    num_workers: number of workers; they share the devices where these are less.
+    num_batches: batches to apply.
+    model_state: see `simulate`.
+    stats_momentum: see `simulate`.
+    fold_fn: see `simulate`.
+    seed: see `simulate`.
+    hparams: see `simulate`.
+    program: see `simulate`.
+    layer_metrics: see `simulate`.
+    observe: see `live.Live.run`.
+    block: see `live.Live.run`.
+    **options: of `Threads`: devices, lease_seconds, pipeline_depth, ...
+
+  Returns:
+    A `Result`; its trace replays to the same bits in the exact executor.
+
+  Examples:
+    >>> import ga_jax, jax.numpy as jnp, numpy as np
+    >>> loss = lambda p, s, x, key: (jnp.mean((x - p) ** 2), s)
+    >>> result = ga_jax.run_on_threads(
+    ...     loss, jnp.zeros(()), lambda i: np.ones(4, np.float32),
+    ...     ga_jax.gap_aware(0.02), policy=ga_jax.policies.asynchronous(),
+    ...     num_workers=2, num_batches=500)
+    >>> print(round(float(result.params), 2))
+    1.0
+  """
+  job = job_lib.build(
+    loss_fn,
+    params,
+    batches,
+    rule,
+    policy=policy,
+    model_state=model_state,
+    stats_momentum=stats_momentum,
+    fold_fn=fold_fn,
+    seed=seed,
+    hparams=hparams,
+    program=program,
+    layer_metrics=layer_metrics,
+  )
+  threads = Threads(
+    job, policy, num_workers=num_workers, num_batches=num_batches, **options
+  )
+  return threads.run(observe, block)

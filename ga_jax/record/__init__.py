@@ -1,0 +1,1 @@
+"""What outlives a process: traces, files, parameters, checkpoints."""

@@ -1,1 +1,0 @@
-"""Runtimes: where time, devices and processes exist."""

@@ -1,0 +1,1 @@
+"""Who has which ticket, and what an arriving gradient does."""

@@ -1,0 +1,292 @@
+"""The server: policy, rule and snapshots behind two calls.
+
+It is the host-side loop's counterpart in every runtime and in loops written by
+hand: a worker asks for a `ticket`, computes whatever it likes at the parameters
+that come with it, and answers with `submit`.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ga_jax.guards import checks, exclusive
+from ga_jax.policies.parts import base as policies
+from ga_jax.policies.parts.base import Action, Policy
+from ga_jax.record import trace as trace_lib
+from ga_jax.rules.parts import optimizer
+from ga_jax.server import compiled as compiled_lib
+from ga_jax.server import core, ledger, statistics, update
+
+
+class Server(exclusive.Exclusive):
+  """An asynchronous parameter server in this process.
+
+  Workers may be threads: each method is one step of ledger, parameters and
+  record together.
+
+  Attributes:
+    params: the parameters now.
+    model_state: the model statistics now.
+    version: updates made.
+    finished: whether every batch is in a closed round.
+  """
+
+  def __init__(
+    self,
+    params,
+    rule: optax.GradientTransformation,
+    policy: Policy,
+    *,
+    num_workers: int,
+    num_batches: int,
+    model_state=(),
+    stats_momentum: float | None = None,
+    fold_fn: statistics.FoldFn | None = None,
+    batches_per_ticket: int = 1,
+    allow_non_finite: bool = False,
+  ):
+    """Starts a server and lets the workers 0 ... num_workers − 1 in.
+
+    Args:
+      params: pytree of arrays; copied.
+      rule: a rule, or a plain optax transformation.
+      policy: whom the server waits for.
+      num_workers: how many workers there are.
+      num_batches: batches to apply; they have the ids 0 ... num_batches − 1.
+      model_state: pytree of running statistics, () without; copied.
+      stats_momentum: momentum of the moving averages in it (0.99 in Flax's
+        BatchNorm by default); required where there are any.
+      fold_fn: for statistics of another kind, see `simulate`.
+      batches_per_ticket: consecutive batches per ticket.
+      allow_non_finite: whether gradients that are not finite are applied; else
+        `submit` waits for a gradient to see whether it is, and refuses it.
+
+    Raises:
+      ValueError: the rule and the policy do not go together.
+      TypeError: one of them is something else.
+    """
+    num_workers = checks.integer('num_workers', num_workers, 1)
+    policies.check(policy)
+    self._rule = optimizer.lift(rule)
+    update.check_rule(self._rule, policy.accumulates, num_workers, params)
+    compiled = compiled_lib.compiled(
+      core.fixed(self._rule),
+      statistics.fold_of(model_state, stats_momentum, fold_fn),
+      policy.accumulates,
+    )
+    self._core = core.ServerCore(
+      compiled, (), params, model_state, policy.accumulates
+    )
+    self._ledger = ledger.Ledger(
+      policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket
+    )
+    self._num_workers = num_workers
+    self._allow_non_finite = allow_non_finite
+    self._latest = 0.0  # time
+    super().__init__()
+    for worker_id in range(num_workers):
+      self._ledger.join(worker_id)
+
+  @property
+  @exclusive.locked
+  def state(self) -> update.ServerState:
+    return self._core.state
+
+  @property
+  @exclusive.locked
+  def params(self):
+    return self._core.params
+
+  @property
+  @exclusive.locked
+  def model_state(self):
+    return self._core.model_state
+
+  @property
+  @exclusive.locked
+  def version(self) -> int:
+    return self._ledger.version
+
+  @property
+  @exclusive.locked
+  def finished(self) -> bool:
+    return self._ledger.finished
+
+  @exclusive.locked
+  def ticket(self, worker_id: int, time: float = 0.0) -> core.Work | None:
+    """Asks for work.
+
+    Args:
+      worker_id: who asks.
+      time: now, for the trace. One before an earlier call's, which threads may
+        bring, is recorded as that one's.
+
+    Returns:
+      `Work`, or None where the worker must wait for others or no batch is left
+      (`finished` says which).
+
+    Raises:
+      ValueError: no such worker.
+    """
+    if worker_id not in self._ledger.workers:
+      raise ValueError(
+        f'worker {worker_id} is not here, only {sorted(self._ledger.workers)}'
+      )
+    issued = self._ledger.ticket(worker_id, self._at(time))
+    if issued is None:
+      return None
+    sent = self._core.hold(issued.version)
+    return core.Work(issued, sent.params, sent.model_state)
+
+  def submit(
+    self,
+    ticket: ledger.Ticket,
+    grads,
+    *,
+    model_state=(),
+    loss: float | None = None,
+    time: float = 0.0,
+  ) -> core.Outcome:
+    """Answers a ticket.
+
+    Args:
+      ticket: from `ticket`; each is answered once, anything else is refused.
+      grads: pytree like the parameters, in gradient sign; complex leaves are
+        the conjugate of what `jax.grad` returns, as for optax. NumPy arrays are
+        copied.
+      model_state: the statistics as the worker's step returned them.
+      loss: mean loss of the batches, where the policy needs it.
+      time: now, for the trace; see `ticket`.
+
+    Returns:
+      An `Outcome`. What is not finite is refused for the cause 'non-finite':
+      its ticket has ended and its batches are issued again.
+
+    Raises:
+      ledger.NotFiniteError: the same batches gave no finite gradient again and
+        again.
+      ValueError: `grads` or `model_state` differ from the server's own in
+        structure, shape or dtype; nothing is changed and the ticket still
+        stands.
+    """
+    _check_like('grads', grads, self.params)
+    _check_like('model_state', model_state, self.model_state)
+    grads, model_state = update.owned((grads, model_state))
+    # Before the lock: it waits for the gradient.
+    usable = self._allow_non_finite or (
+      bool(update.finite((grads, model_state)))
+      and (loss is None or math.isfinite(loss))
+    )
+    if usable:
+      return self._enter(ticket, grads, model_state, loss, time)
+    return self._refuse(ticket, time)
+
+  @exclusive.locked
+  def _enter(self, ticket, grads, model_state, loss, time) -> core.Outcome:
+    time = self._at(time)
+    receipt = self._ledger.arrive(ticket, time, loss)
+    metrics = None
+    if receipt.action in (Action.APPLY, Action.ACCUMULATE):
+      metrics = self._core.enter(
+        ticket,
+        grads,
+        model_state,
+        action=receipt.action,
+        weight=receipt.weight,
+        staleness=receipt.staleness,
+      )
+    if receipt.action != Action.REFUSE:
+      self._core.release(ticket.version)
+    for revoked in receipt.revoked:
+      self._core.release(revoked.version)
+    if self._ledger.done and self._ledger.finish(time):
+      self._core.close()
+    return core.Outcome(receipt, metrics)
+
+  @exclusive.locked
+  def _refuse(self, ticket, time) -> core.Outcome:
+    """What an answer comes to that is not finite."""
+    time = self._at(time)
+    if self._ledger.outstanding.get(ticket.ticket_id) != ticket:
+      return core.Outcome(self._ledger.arrive(ticket, time), None)
+    staleness = self._ledger.version - ticket.version
+    _, *revoked = self._end(
+      lambda: self._ledger.expire(ticket, time, 'non-finite')
+    )
+    self._ledger.count_not_finite(ticket)  # when all is done that it meant
+    receipt = ledger.Receipt(
+      Action.REFUSE, 0.0, staleness, tuple(revoked), 'non-finite'
+    )
+    return core.Outcome(receipt, None)
+
+  def _at(self, time: float) -> float:
+    """The time of a call, never before an earlier one's."""
+    self._latest = max(self._latest, checks.number('time', time))
+    return self._latest
+
+  @exclusive.locked
+  def add_worker(self, worker_id: int, time: float = 0.0):
+    """A worker comes in; it may then ask for tickets.
+
+    Raises:
+      ValueError: it is here already, or the rule has no buffer for it.
+    """
+    worker_id = ledger.check_worker_id(worker_id)
+    update.check_rule(self._rule, False, worker_id + 1, self.params)
+    self._ledger.join(worker_id, self._at(time))
+    self._num_workers = max(self._num_workers, worker_id + 1)
+
+  @exclusive.locked
+  def remove_worker(self, worker_id: int, time: float = 0.0):
+    """A worker goes; its batches are issued again, its answers are refused."""
+    time = self._at(time)
+    self._end(lambda: self._ledger.leave(worker_id, time), worker_id)
+
+  def _end(self, end_fn, left: int | None = None):
+    """Has the ledger end tickets without an answer, and follows it.
+
+    Args:
+      end_fn: `end_fn() -> tickets that have ended`.
+      left: the worker that has left, if one has.
+
+    Returns:
+      Those tickets.
+    """
+    before = self._ledger.version
+    ended = end_fn()
+    for ticket in ended:
+      self._core.release(ticket.version)
+    if left is not None:
+      self._core.leave(left)
+    if self._ledger.version > before:  # the others' round is complete now
+      self._core.close()
+    return ended
+
+  @exclusive.locked
+  def trace(self) -> trace_lib.Trace:
+    """The record so far."""
+    return self._ledger.trace(self._num_workers)
+
+
+def _spec(tree):
+  return {
+    jax.tree_util.keystr(path): (jnp.shape(leaf), jnp.result_type(leaf))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
+  }
+
+
+def _check_like(name, tree, like):
+  expected, got = _spec(like), _spec(tree)
+  for path in {**expected, **got}:
+    if got.get(path) != expected.get(path):
+      raise ValueError(
+        f'{name} differ from the server at leaf {path or "(root)"}: got '
+        f'{got.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
+      )
+  if jax.tree.structure(tree) != jax.tree.structure(like):
+    raise ValueError(
+      f'{name} differ from the server in structure: got '
+      f'{jax.tree.structure(tree)}, expected {jax.tree.structure(like)}'
+    )

@@ -1,0 +1,1 @@
+"""A virtual clock, and every run the same twice."""

@@ -1,0 +1,159 @@
+"""Many runs of one configuration at once: one program, mapped over the runs.
+
+Runs that differ in numbers alone, in their seeds say, are the same computation:
+the compiled block of the fast executor is mapped over them. Their schedules
+differ, so each has its own trace; the snapshot buffers of all have as many rows
+as the run with the most live versions needs.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ga_jax.executors import fast
+from ga_jax.guards import checks
+from ga_jax.job import job as job_lib
+from ga_jax.simulation import simulate, virtual_cluster
+
+
+def simulate_many(
+  runs: Sequence[dict[str, Any]], block: int | None = None
+) -> list[simulate.Result]:
+  """Trains several simulated clusters in one compiled program.
+
+  It pays where a run alone leaves the device idle: small models on an
+  accelerator. `experiments.bench.many_seeds` measures it.
+
+  Args:
+    runs: arguments of `simulate`, a dict per run, from `loss_fn` to `program`.
+      They may differ in numbers and in arrays: `params`, `model_state`, `seed`,
+      `hparams`, `clock`, and in the host batches of `batches`, whose `resident`
+      arrays they share.
+    block: arrivals per block; by default the fast executor's choice.
+
+  Returns:
+    A `Result` per run: what `simulate` gives, to rounding.
+
+  Raises:
+    ValueError: runs differ in what they have to share, a policy needs losses,
+      or a ticket holds fewer batches than the others.
+
+  Examples:
+    >>> import ga_jax, jax.numpy as jnp, numpy as np
+    >>> loss = lambda p, s, x, key: (jnp.mean((x - p) ** 2), s)
+    >>> rule, policy = ga_jax.gap_aware(0.01), ga_jax.policies.asynchronous()
+    >>> results = ga_jax.simulate_many([
+    ...     dict(loss_fn=loss, params=jnp.zeros(()), rule=rule, policy=policy,
+    ...          batches=lambda i: np.ones(4, np.float32), seed=seed,
+    ...          clock=ga_jax.clocks.homogeneous(seed), num_workers=4,
+    ...          num_batches=500) for seed in range(3)])
+    >>> [round(float(result.params), 2) for result in results]
+    [1.0, 1.0, 1.0]
+  """
+  if block is not None:
+    block = checks.integer('block', block, 1)
+  if not runs:
+    raise ValueError('runs must hold at least one')
+  jobs, traces = zip(*(_scheduled(**run) for run in runs), strict=True)
+  plans = [
+    fast.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
+  ]
+  _check_alike(runs, jobs, plans)
+  most = max(plan.left.shape[1] for plan in plans)
+  plans = [plan._replace(left=_wider(plan.left, most)) for plan in plans]
+  first, rows = jobs[0], max(plan.rows for plan in plans)
+  unrolled = fast.unrolled_convolutions(first)
+  resets = any(plan.reset.any() for plan in plans)
+  run_block = fast.block_of(first, resets, unrolled, mapped=True)
+  carry = _stacked(
+    [
+      fast.first_carry(job, plan._replace(rows=rows), trace.num_workers)
+      for job, plan, trace in zip(jobs, plans, traces, strict=True)
+    ]
+  )
+  hparams = _stacked([job.hparams for job in jobs])
+  keys = _stacked([jax.random.key(job.seed) for job in jobs])
+  length = block or fast.block_length(unrolled, None)
+  log, done, total = [], 0, len(plans[0].arrivals)
+  while done < total:
+    size = length if total - done >= length else 1
+    part = slice(done, done + size)
+    steps = [
+      fast.steps_of(job, plan, part)
+      for job, plan in zip(jobs, plans, strict=True)
+    ]
+    steps = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
+    carry, metrics = run_block(
+      carry, steps, hparams, first.source.resident, keys
+    )
+    log.append(metrics)
+    done += size
+  return _results(carry.state, log, traces, plans)
+
+
+def _scheduled(*, clock, policy, **arguments):
+  """A run's job and trace."""
+  job, settings = simulate.prepared(policy=policy, **arguments)
+  return job, virtual_cluster.schedule(policy, clock, **settings)
+
+
+def _check_alike(runs, jobs: Sequence[job_lib.Job], plans):
+  """Raises a ValueError where runs are not one computation."""
+  for name in (
+    *('loss_fn', 'rule_fn', 'program_fn'),
+    *('fold_fn', 'accumulates', 'layer_metrics'),
+  ):
+    if any(getattr(job, name) != getattr(jobs[0], name) for job in jobs):
+      raise ValueError(
+        f'{name.removesuffix("_fn")} differs between the runs: they must share '
+        'what is compiled'
+      )
+  shared = [
+    jax.tree.leaves(getattr(run['batches'], 'resident', ())) for run in runs
+  ]
+  same = all(
+    len(leaves) == len(shared[0])
+    and all(a is b for a, b in zip(leaves, shared[0], strict=True))
+    for leaves in shared
+  )
+  if not same or len({job.source.load_fn for job in jobs}) > 1:
+    raise ValueError(
+      'batches differ between the runs in their resident arrays or their '
+      'load_fn: they may differ in their batch_fn alone'
+    )
+  held = np.concatenate([plan.arrivals['num_batches'] for plan in plans])
+  if len({len(plan.arrivals) for plan in plans}) > 1 or (held != held[0]).any():
+    raise ValueError(
+      'num_batches must be the same in all runs, and a multiple of the batches '
+      'per ticket'
+    )
+
+
+def _stacked(trees):
+  """Pytrees as one, with a leading axis."""
+  return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
+
+
+def _wider(left: np.ndarray, most: int) -> np.ndarray:
+  """The same, of so many columns."""
+  missing = most - left.shape[1]
+  return np.pad(left, ((0, 0), (0, missing)), constant_values=-1)
+
+
+def _results(states, log, traces, plans) -> list[simulate.Result]:
+  """The results of each run."""
+  metrics = {
+    name: np.concatenate([np.asarray(part[name]) for part in log], axis=1)
+    for name in log[0]
+  }  # [runs, arrivals]
+  results = []
+  for i, (trace, plan) in enumerate(zip(traces, plans, strict=True)):
+    state = jax.tree.map(lambda x, i=i: x[i], states)
+    state = fast.left_at_end(state, plan)
+    own = {name: values[i] for name, values in metrics.items()}
+    own['time'] = trace.applied()['time']
+    results.append(simulate.Result(state, trace, own, len(own['loss'])))
+  return results

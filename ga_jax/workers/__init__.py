@@ -1,0 +1,1 @@
+"""What a worker does, and on which devices."""
