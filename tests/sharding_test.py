@@ -39,7 +39,7 @@ def params_of(dtype='float32'):
 @functools.cache
 def fixed(rule):
   """The same function for the same rule, so that it is compiled once."""
-  return core_lib.fixed(rule)
+  return compiled.fixed(rule)
 
 
 def core(rule, shards, *, dtype='float32', accumulates=False, **options):

@@ -69,7 +69,7 @@ class Execution:
     self._remote = remote if shards > 1 else None
     self._core = shards_lib.core(
       job.rule_fn,
-      job.fold_fn,
+      job.fold,
       job.accumulates,
       job.hparams,
       job.params,
@@ -82,7 +82,7 @@ class Execution:
     self._compiled = compiled_lib.compiled_program(
       job.program_fn, job.loss_fn, job.source.load_fn
     )
-    self._program = job_lib.program_of(job)
+    self._program = job.worker_program
     self._device, self._placement = device, placement
     self._workers = {}  # worker_id -> committed program state
     self._answers = {}  # ticket_id -> (submission, program state), not entered
@@ -228,7 +228,7 @@ class Execution:
     return hparams, worker_state, sent, batches, resident, key
 
   def _receive(self, submission, worker_state, sent_fn):
-    """What an answer is to the server: see `job.received`.
+    """What an answer is to the server: see `program.received`.
 
     Returns:
       (submission, program state, what it was computed at, where that is other
@@ -281,7 +281,7 @@ def check_shards(job: job_lib.Job, shards: int):
       'layer_metrics are measured where a layer is whole: take one server '
       'shard, or no layer_metrics'
     )
-  program = job_lib.program_of(job)
+  program = job.worker_program
   shards_lib.check(shards, job.rule_fn(job.hparams), job.params, program)
   if shards > 1 and program.decode is not None:
     raise ValueError(

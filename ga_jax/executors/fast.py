@@ -19,6 +19,7 @@ from ga_jax.executors import saving as checkpoints_lib
 from ga_jax.executors import slots
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source
 from ga_jax.rules.parts import optimizer
 from ga_jax.server import statistics, update
@@ -61,14 +62,14 @@ def unrolled_convolutions(job: job_lib.Job) -> int:
 
 def convolutions(job: job_lib.Job) -> int:
   """How many convolutions a ticket of a job takes, gradients included."""
-  program = job_lib.program_of(job)
+  program = job.worker_program
   batches = source.host_batches(job.source, 0, program.num_batches)
 
   def run(params, model_state, key):
     return program.run(
       program.init(params),
       update.Snapshot(params, model_state),
-      job_lib.work(key, batches, 0, 0),
+      program_lib.work(key, batches, 0, 0),
     )
 
   return _count(
@@ -133,7 +134,7 @@ def block_of(
     job.program_fn,
     job.loss_fn,
     job.source.load_fn,
-    job.fold_fn,
+    job.fold,
     job.accumulates,
     bool(resets),
     unrolled > 0,
@@ -165,7 +166,7 @@ def compiled_block(
 
   def block(carry, steps, hparams, resident, key):
     rule = rule_fn(hparams)
-    program = job_lib.worker_program(
+    program = program_lib.over_host_batches(
       program_fn, hparams, loss_fn, load_fn, resident
     )
 
@@ -195,9 +196,11 @@ def compiled_block(
       submission, worker = program.run(
         worker,
         sent,
-        job_lib.work(key, step.host_batches, step.first_batch, step.attempt),
+        program_lib.work(
+          key, step.host_batches, step.first_batch, step.attempt
+        ),
       )
-      submission, worker, sent = job_lib.received(
+      submission, worker, sent = program_lib.received(
         program, worker, submission, sent, state.params
       )
       workers = jax.tree.map(
@@ -411,7 +414,7 @@ def compiled_start(
 
   def start(hparams, resident, params, model_state, *, rows, num_workers):
     rule = rule_fn(hparams)
-    program = job_lib.worker_program(
+    program = program_lib.over_host_batches(
       program_fn, hparams, loss_fn, load_fn, resident
     )
     state = update.init(rule, params, model_state, accumulates=accumulates)

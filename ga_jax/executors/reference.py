@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from ga_jax.job import job as job_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source as source_lib
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.server import statistics, update
@@ -36,10 +37,10 @@ def execute(job: job_lib.Job, trace):
     An `Outcome`.
   """
   rule = job.rule_fn(job.hparams)
-  source, fold_fn = job.source, job.fold_fn
+  source, fold_fn = job.source, job.fold
   params, stats = jax.tree.map(jnp.asarray, (job.params, job.model_state))
   state = rule.init(params)
-  program = job_lib.program_of(job)
+  program = job.worker_program
   published = (rule.lookahead(params, state), stats)
   sent, workers, losses = {}, {}, []
   round_, count, in_round = [], 0, 0
@@ -55,7 +56,7 @@ def execute(job: job_lib.Job, trace):
     if row['event'] == Kind.ARRIVE and entered:
       first, number = int(row['first_batch']), int(row['num_batches'])
       snapshot = update.Snapshot(*sent[ticket])
-      work = job_lib.work(
+      work = program_lib.work(
         jax.random.key(job.seed),
         source_lib.host_batches(source, first, number),
         first,
@@ -64,7 +65,7 @@ def execute(job: job_lib.Job, trace):
       answer, own = program.run(
         workers.get(worker, program.init(job.params)), snapshot, work
       )
-      answer, workers[worker], snapshot = job_lib.received(
+      answer, workers[worker], snapshot = program_lib.received(
         program, own, answer, snapshot, params
       )
       stale = 0 if program.exchange else row['staleness']
