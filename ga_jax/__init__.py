@@ -73,7 +73,7 @@ __all__ = [
 
 def __getattr__(name: str):
   if name == 'run_on_ray':  # Ray is an extra, and takes its time to import
-    from ga_jax.live.ray import actors
+    from ga_jax.live.ray import run
 
-    return actors.run_on_ray
+    return run.run_on_ray
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

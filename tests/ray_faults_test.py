@@ -22,8 +22,8 @@ from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
 from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import locks
-from ga_jax.live.ray import actors as runtime
 from ga_jax.live.ray import handle
+from ga_jax.live.ray import setup as setup_lib
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record import trace
 from ga_jax.record.checkpoints import CheckpointStore
@@ -82,7 +82,7 @@ def held(folder, seconds, worker_id, computed):
 def start(folder, name, num_batches, seconds=0.0, every=None, **options):
   """A run that writes to a folder, and whose workers can be held there."""
   store = CheckpointStore(str(folder / 'checkpoints'))
-  setup = runtime.Setup(
+  setup = setup_lib.Setup(
     **cases.live_arguments(
       make_fn=options.pop('make_fn', functools.partial(make, name)),
       num_workers=WORKERS,

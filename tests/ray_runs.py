@@ -20,6 +20,7 @@ from experiments.running import environment
 from ga_jax.executors import exact
 from ga_jax.live.ray import actors as runtime
 from ga_jax.live.ray import messages
+from ga_jax.live.ray import setup as setup_lib
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record import trace
 from tests import cases
@@ -93,7 +94,7 @@ def until(holds, what: str = '', run=None):
 class Run:
   """A run that goes on while a test looks at it."""
 
-  def __init__(self, setup: runtime.Setup, **options):
+  def __init__(self, setup: setup_lib.Setup, **options):
     """Starts it; see `runtime.start` for the options."""
     self.setup = setup
     self.actors = runtime.start(setup, **options)

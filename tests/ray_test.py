@@ -9,10 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ga_jax
 from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
 from ga_jax.live import server
-from ga_jax.live.ray import actors as runtime
 from ga_jax.live.ray import wire
 from ga_jax.workers import placement
 from tests import cases, ray_runs
@@ -143,7 +143,7 @@ def elastic(loss_fn):
 def run(rule, policy, program=None, num_batches=120, how=None, **options):
   job = cases.tiny_job(rule, policy, program=program)
   options = {'num_workers': WORKERS, 'num_batches': num_batches, **options}
-  result = runtime.run_on_ray(job, **cases.live_arguments(**options))
+  result = ga_jax.run_on_ray(job, **cases.live_arguments(**options))
   ray_runs.check(job, result, **(how or {}))
   assert sum(one.answers for one in result.workers.values()) >= (
     result.executed
@@ -215,7 +215,7 @@ def test_when_all_workers_fail_their_error_is_shown(nodes):
     batches=functools.partial(fails_at, failing=7),
   )
   with pytest.raises(server.WorkersLostError) as caught:
-    runtime.run_on_ray(job, num_workers=1, num_batches=50)
+    ga_jax.run_on_ray(job, num_workers=1, num_batches=50)
   said = str(caught.value)
   assert 'all workers have left or died at version 6' in said
   assert 'in fails_at' in said
@@ -250,4 +250,4 @@ def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
 def test_arguments_are_checked(change, message, nodes):
   job = cases.tiny_job(rules.asgd(0.01), policies.asynchronous())
   with pytest.raises(ValueError, match=message):
-    runtime.run_on_ray(job, **{'num_workers': 1, 'num_batches': 4, **change})
+    ga_jax.run_on_ray(job, **{'num_workers': 1, 'num_batches': 4, **change})

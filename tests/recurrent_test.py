@@ -262,11 +262,10 @@ def test_streams_of_program_and_batches_must_agree():
 @pytest.mark.ray
 def test_a_run_on_ray_replays_to_the_same_bits():
   """The memories stay with the workers' processes."""
-  from ga_jax.live.ray import actors as runtime
   from tests import ray_runs
 
   job = job_of(policies.asynchronous(), np.float32, single)
   with ray_runs.cluster():
-    result = runtime.run_on_ray(job, num_workers=2, num_batches=60)
+    result = ga_jax.run_on_ray(job, num_workers=2, num_batches=60)
     ray_runs.check(job, result)
   assert result.trace.updates() == 60

@@ -238,7 +238,7 @@ def test_the_benchmark_runs(tmp_path):
 
 
 def test_processes_of_a_ray_run_get_large_pages_unless_told(monkeypatch):
-  ray = pytest.importorskip('ga_jax.live.ray.actors')
+  ray = pytest.importorskip('ga_jax.live.ray.cluster')
   name = 'GLIBC_TUNABLES'
   monkeypatch.delenv(name, raising=False)
   assert ray.environment(1, None)[name] == 'glibc.malloc.hugetlb=1'

@@ -33,6 +33,8 @@ from experiments.script import launch, shared_flags
 from experiments.tasks import classification
 from ga_jax import models, policies
 from ga_jax.live.ray import actors as runtime
+from ga_jax.live.ray import cluster
+from ga_jax.live.ray import setup as setup_lib
 
 _SECONDS = flags.DEFINE_float('seconds', 4.0, 'of each measurement, about')
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'measurements of each', 1)
@@ -68,7 +70,7 @@ def prepare():
   """Starts Ray before JAX."""
   shared_flags.check_positive(_SECONDS)
   most = max(shared_flags.counts(_WORKERS), default=1)
-  runtime.connect('local', num_cpus=most)
+  cluster.connect('local', num_cpus=most)
 
 
 def main(_):
@@ -163,7 +165,7 @@ def small_batch(batch_id: int):
 
 def rate_of(make_fn, workers: int) -> float:
   """Applied gradients per second, the first second left out."""
-  setup = runtime.Setup(make_fn, workers, 10**8)
+  setup = setup_lib.Setup(make_fn, workers, 10**8)
   actors = runtime.start(setup, env={'JAX_NUM_CPU_DEVICES': '1'})
   try:
     running = actors.server.run.remote()

@@ -28,7 +28,8 @@ from experiments.settings import table as settings_lib
 from ga_jax import data
 from ga_jax.executors import execution
 from ga_jax.live.ray import actors as runtime
-from ga_jax.live.ray import messages
+from ga_jax.live.ray import cluster, messages
+from ga_jax.live.ray import setup as setup_lib
 
 _POLL_SECONDS = 0.2
 # What every process must have in common.
@@ -45,7 +46,7 @@ def connect(settings: settings_lib.Settings):
   try:
     with warnings.catch_warnings():  # Ray starts its processes by fork and exec
       warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
-      runtime.connect(settings.address, workers)
+      cluster.connect(settings.address, workers)
   except (
     ConnectionError,
     RuntimeError,
@@ -83,7 +84,7 @@ def run(
   if settings.data_path:
     data_path = os.path.abspath(settings.data_path)
     settings = dataclasses.replace(settings, data_path=data_path)
-  setup = runtime.Setup(
+  setup = setup_lib.Setup(
     make_fn=functools.partial(_make, settings, known),
     num_workers=settings.workers,
     num_batches=run_lib.total_batches(settings),
