@@ -39,33 +39,14 @@ def compiled_program(program_fn, loss_fn, load_fn) -> CompiledProgram:
     )
 
   @jax.jit
-  def compute(
-    hparams,
-    worker_state,
-    sent,
-    host_batches,
-    resident,
-    key,
-    first_batch,
-    attempt,
-  ):
-    work = program_lib.work(key, host_batches, first_batch, attempt)
+  def compute(hparams, worker_state, sent, host_batches, resident, key, issued):
+    work = program_lib.work(key, host_batches, *issued)
     return program(hparams, resident).run(worker_state, sent, work)
 
-  def answer(hparams, worker_state, sent, host_batches, resident, key, ticket):
-    first_batch, attempt = (
-      np.int32(ticket.first_batch),
-      np.int32(ticket.attempt),
-    )
+  def answer(*arguments):
+    *others, ticket = arguments
     return compute(
-      hparams,
-      worker_state,
-      sent,
-      host_batches,
-      resident,
-      key,
-      first_batch,
-      attempt,
+      *others, (np.int32(ticket.first_batch), np.int32(ticket.attempt))
     )
 
   @jax.jit

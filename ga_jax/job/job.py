@@ -29,7 +29,8 @@ class Job:
 
   Checked when it is made, and never changed: `dataclasses.replace` makes
   another one. Arrays of NumPy are copied. A job can be pickled where its
-  functions can; it then holds NumPy arrays, and is made again where it comes.
+  functions can: its parameters go as NumPy arrays, and it is made again, with
+  all checks, where it comes.
 
   Attributes:
     loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, model_state)`;
@@ -125,7 +126,7 @@ class Job:
       field.name: getattr(self, field.name)
       for field in dataclasses.fields(self)
     }
-    for name in ('params', 'model_state', 'hparams'):
+    for name in ('params', 'model_state'):
       given[name] = jax.tree.map(np.asarray, given[name])
     return functools.partial(Job, **given), ()
 

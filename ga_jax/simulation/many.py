@@ -81,6 +81,13 @@ def simulate_many(
     fast.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
   ]
   _check_alike(jobs, plans)
+  states, log = _computed(jobs, plans, traces[0].num_workers, block)
+  return _results(states, log, traces, plans)
+
+
+def _computed(jobs, plans, num_workers: int, block: int | None):
+  """(The states at the end, metrics block by block), all with a leading axis
+  of runs."""
   most = max(plan.left.shape[1] for plan in plans)
   plans = [plan._replace(left=_wider(plan.left, most)) for plan in plans]
   first, rows = jobs[0], max(plan.rows for plan in plans)
@@ -89,8 +96,8 @@ def simulate_many(
   run_block = fast.block_of(first, resets, unrolled, mapped=True)
   carry = _stacked(
     [
-      fast.first_carry(job, plan._replace(rows=rows), trace.num_workers)
-      for job, plan, trace in zip(jobs, plans, traces, strict=True)
+      fast.first_carry(job, plan._replace(rows=rows), num_workers)
+      for job, plan in zip(jobs, plans, strict=True)
     ]
   )
   hparams = _stacked([job.hparams for job in jobs])
@@ -110,7 +117,7 @@ def simulate_many(
     )
     log.append(metrics)
     done += size
-  return _results(carry.state, log, traces, plans)
+  return carry.state, log
 
 
 def _check_alike(jobs: Sequence[job_lib.Job], plans):

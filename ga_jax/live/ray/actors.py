@@ -68,24 +68,11 @@ def start(
       f'accelerator must be one of {ACCELERATORS}, got {accelerator!r}'
     )
   shared = cluster.environment(devices_per_worker, env)
-  needs = {
-    'cpu': {'num_cpus': devices_per_worker},
-    'gpu': {'num_cpus': 1, 'num_gpus': devices_per_worker},
-    'tpu': {'num_cpus': 1, 'resources': {'TPU': devices_per_worker}},
-  }[accelerator]
-  platform = {} if accelerator != 'cpu' else {'JAX_PLATFORMS': 'cpu'}
   run = uuid.uuid4().hex[:8]
   names = {w: f'ga_jax-{run}-worker-{w}' for w in range(setup.num_workers)}
-  actor = ray.remote(concurrency_groups={messages.STATES: 1})(
-    worker_lib.RayWorker
-  )
+  worker = _worker(accelerator, devices_per_worker, shared)
   workers = {
-    worker_id: actor.options(
-      name=name,
-      max_restarts=-1,
-      runtime_env={'env_vars': shared | platform},
-      **needs,
-    ).remote(
+    worker_id: worker.options(name=name).remote(
       worker_id,
       setup.make_fn,
       devices_per_worker,
@@ -95,19 +82,35 @@ def start(
     )
     for worker_id, name in names.items()
   }
+  return Actors(_server(shared).remote(setup, names), workers)
+
+
+def _worker(accelerator: str, devices: int, shared: dict[str, str]):
+  """What workers are made of, with as many devices each."""
+  needs = {
+    'cpu': {'num_cpus': devices},
+    'gpu': {'num_cpus': 1, 'num_gpus': devices},
+    'tpu': {'num_cpus': 1, 'resources': {'TPU': devices}},
+  }[accelerator]
+  platform = {} if accelerator != 'cpu' else {'JAX_PLATFORMS': 'cpu'}
+  return ray.remote(
+    concurrency_groups={messages.STATES: 1},
+    max_restarts=-1,
+    runtime_env={'env_vars': shared | platform},
+    **needs,
+  )(worker_lib.RayWorker)
+
+
+def _server(shared: dict[str, str]):
+  """What the server is made of: it stays on the driver's machine."""
   here = scheduling_strategies.NodeAffinitySchedulingStrategy(
     ray.get_runtime_context().get_node_id(), soft=False
   )
-  server = (
-    ray.remote(server_lib.RayServer)
-    .options(
-      num_cpus=0,
-      max_restarts=-1,
-      max_task_retries=-1,
-      max_concurrency=4,
-      scheduling_strategy=here,
-      runtime_env={'env_vars': shared | {'JAX_PLATFORMS': 'cpu'}},
-    )
-    .remote(setup, names)
-  )
-  return Actors(server, workers)
+  return ray.remote(
+    num_cpus=0,
+    max_restarts=-1,
+    max_task_retries=-1,
+    max_concurrency=4,
+    scheduling_strategy=here,
+    runtime_env={'env_vars': shared | {'JAX_PLATFORMS': 'cpu'}},
+  )(server_lib.RayServer)
