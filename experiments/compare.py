@@ -32,7 +32,7 @@ from experiments.settings import table as settings_lib
 from experiments.studies import protocols
 from ga_jax import plots
 
-shared_flags.define_run_flags()
+shared_flags.define_run_flags(without=shared_flags.OF_ONE_RUN, live=False)
 _METHODS = flags.DEFINE_list(
   'methods', ['asgd', 'sa', 'ga'], ','.join(methods.METHODS)
 )
@@ -40,10 +40,10 @@ _WORKERS = flags.DEFINE_list(
   'workers', ['1', '4', '8', '16'], 'numbers of workers'
 )
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'runs per cell: seeds 0, 1, ...')
-_LEARNING_RATE = flags.DEFINE_float(
-  'learning_rate', 0.1, 'for every method and N, where nothing is swept'
+_LEARNING_RATE = shared_flags.define(
+  'learning_rate', 'for every method and N, where nothing is swept'
 )
-_MOMENTUM = flags.DEFINE_float('momentum', None, 'momentum (default 0.9)')
+_MOMENTUM = shared_flags.define('momentum')
 _LEARNING_RATES = flags.DEFINE_list(
   'learning_rates', [], 'sweep: increasing rates to begin with'
 )
@@ -68,7 +68,7 @@ def prepare() -> tuple[protocols.Plan, str]:
   def one(method, n, momentum):
     params = {} if momentum is None else {'momentum': momentum}
     return shared_flags.run_settings(
-      method,
+      method=method,
       workers=n,
       learning_rate=rates[0] if rates else _LEARNING_RATE.value,
       parameters=params,
@@ -106,9 +106,8 @@ def _check_lists(workers):
 def _check_sweeps(rates, momenta):
   shared_flags.check_rates(rates)
   if len(set(momenta)) < len(momenta) or not all(0 <= m < 1 for m in momenta):
-    text = ','.join(str(v) for v in momenta)
     raise settings_lib.SettingError(
-      'momenta', text, 'must be different numbers from 0 to below 1'
+      'momenta', momenta, 'must be different numbers from 0 to below 1'
     )
   for one, sweep, values in (
     ('momentum', 'momenta', momenta),

@@ -33,7 +33,6 @@ from absl import flags
 
 import ga_jax
 from experiments import tasks
-from experiments.catalogue import parts
 from experiments.records import (
   began,
   digests,
@@ -60,7 +59,7 @@ from ga_jax.record import params as params_lib
 from ga_jax.server import update as update_lib
 from ga_jax.simulation import simulate
 
-shared_flags.define_run_flags()
+shared_flags.define_run_flags(without=shared_flags.OF_ONE_RUN, live=False)
 _WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
 _FAST = flags.DEFINE_bool(
   'fast', None, "as --executor=fast (--nofast: exact); without, the run's"
@@ -201,14 +200,10 @@ def _asked() -> str | None:
 def _what_if(settings) -> settings_lib.Settings | None:
   """The settings of the run with what was given as flags; None without."""
   given = {
-    name: flags.FLAGS[name].value
-    for name in (*vars(settings), *parts.PARAMETERS)
+    name: shared_flags.value_of(name)
+    for name in settings_lib.flag_rows()
     if name in flags.FLAGS and flags.FLAGS[name].present and name != 'executor'
   }
-  if 'boundaries' in given:
-    given['boundaries'] = shared_flags.number_list(
-      'boundaries', given['boundaries'], float
-    )
   return what_if.settings_with(settings, given) if given else None
 
 

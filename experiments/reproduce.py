@@ -28,8 +28,7 @@ from experiments.settings import table as settings_lib
 from experiments.studies import papers, study_page
 from experiments.studies import study as study_lib
 
-shared_flags.define_run_flags(without=('clock',))
-shared_flags.define_runtime_flags()
+shared_flags.define_run_flags(without=(*shared_flags.OF_ONE_RUN, 'clock'))
 SCALES = ('smoke', 'short', 'full')
 _TABLE = flags.DEFINE_string('table', '', '|'.join(papers.TABLES))
 _SCALE = flags.DEFINE_string('scale', 'full', '|'.join(SCALES))
@@ -44,7 +43,7 @@ _PROCESSES = flags.DEFINE_integer(
 _FOLDER = flags.DEFINE_string(
   'folder', '', 'folder to write to (default: results/TABLE, with the scale)'
 )
-flags.DEFINE_float('learning_rate', 0.1, 'where the table sweeps none')
+_RATE = shared_flags.define('learning_rate', 'where the table sweeps none')
 
 PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'presets')
 
@@ -99,11 +98,11 @@ def _check(table: papers.Table):
       raise settings_lib.SettingError(
         flag.name, flag.value, f'must be at least {least}'
       )
-  rate = flags.FLAGS['learning_rate']
+  row = settings_lib.Settings.rows()['learning_rate']
   given = {one.lstrip('-').partition('=')[0] for one in sys.argv}
-  if table.rates and given & {'learning_rate', 'lr'}:
+  if table.rates and given & {'learning_rate', row.alias}:
     raise settings_lib.SettingError(
-      'learning_rate', rate.value, f'--table={_TABLE.value} sweeps rates'
+      'learning_rate', _RATE.value, f'--table={_TABLE.value} sweeps rates'
     )
   if flags.FLAGS.runtime != 'simulate' and 'time' in table.pictures:
     raise settings_lib.SettingError(

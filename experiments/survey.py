@@ -31,7 +31,9 @@ from experiments.script import launch, shared_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import protocols
 
-shared_flags.define_run_flags(without=('clock',))
+shared_flags.define_run_flags(
+  without=(*shared_flags.OF_ONE_RUN, 'clock'), live=False
+)
 _METHODS = flags.DEFINE_list('methods', list(methods.METHODS), 'default: all')
 _CLOCKS = flags.DEFINE_list(
   'clocks', ['homogeneous', 'heterogeneous'], ','.join(settings_lib.CLOCKS)
@@ -96,7 +98,7 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
 
   def one(method, workers, clock):
     return shared_flags.run_settings(
-      method, workers=workers, clock=clock, learning_rate=rates[0]
+      method=method, workers=workers, clock=clock, learning_rate=rates[0]
     )
 
   n = _WORKERS.value

@@ -26,36 +26,17 @@ import time
 from absl import flags
 
 from experiments import tasks
-from experiments.catalogue import methods, parts
 from experiments.records import began, digests, folders, record
 from experiments.running import control as control_lib
 from experiments.running import devices, environment, setup, train
 from experiments.screens import progress, tensorboard
 from experiments.script import launch, shared_flags
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.guards import locks
 from ga_jax.record import files
 
 shared_flags.define_run_flags()
-shared_flags.define_runtime_flags()
-_METHOD = flags.DEFINE_string(
-  'method',
-  'ga',
-  'python -m experiments.methods explains them: ' + '|'.join(methods.METHODS),
-)
-_WORKERS = flags.DEFINE_integer('workers', 1, 'that train at once')
-_LEARNING_RATE = flags.DEFINE_float('learning_rate', 0.1, 'peak learning rate')
-_MOMENTUM = flags.DEFINE_float('momentum', None, 'momentum (default 0.9)')
-_SEED = flags.DEFINE_integer('seed', 0, 'of model, batches and clock')
-flags.DEFINE_string(
-  'simulate_devices',
-  '',
-  'all|NUMBER: local devices that compute the gradients of the simulated '
-  "cluster ahead, with the exact executor's bits (none: one device)",
-)
-flags.DEFINE_bool(
-  'layer_metrics', False, 'measure gap and penalty of every layer too'
-)
 _TENSORBOARD = flags.DEFINE_bool(
   'tensorboard', False, f'write event files to WORKDIR/{tensorboard.FOLDER}'
 )
@@ -74,7 +55,6 @@ _KEEP = flags.DEFINE_integer(
 _RESUME = flags.DEFINE_bool(
   'resume', False, 'go on with the run in --workdir, as it was set'
 )
-_OWN = ('workdir', 'resume', 'checkpoint_every', 'keep_checkpoints')
 CHECKPOINT_SECONDS = 30.0  # where a run is resumed and nothing else is said
 
 
@@ -86,12 +66,7 @@ def prepare() -> tuple[settings_lib.Settings, setup.Keeping]:
       folders.own('workdir', workdir)
     settings = resumed()
   else:
-    settings = shared_flags.run_settings(
-      _METHOD.value,
-      workers=_WORKERS.value,
-      learning_rate=_LEARNING_RATE.value,
-      seed=_SEED.value,
-    )
+    settings = shared_flags.run_settings()
   devices.use(settings)
   if _RESUME.value:
     as_before(workdir)
@@ -164,15 +139,14 @@ def resumed() -> settings_lib.Settings:
       f'--workdir={workdir} holds neither checkpoints (--checkpoint_every) nor '
       f'the record of a live run that has not ended ({setup.ROWS})',
     )
-  for name in flags.FLAGS:
-    ours = hasattr(settings_lib.Settings, name) or name in parts.PARAMETERS
-    if ours and name not in _OWN and flags.FLAGS[name].present:
+  for name in settings_lib.flag_rows():
+    if flags.FLAGS[name].present:
       raise settings_lib.SettingError(
         name, flags.FLAGS[name].value, f'--resume takes it from {workdir}'
       )
   settings = record.load_settings(workdir)
   began.check_settings(began.saved(workdir), settings)
-  return settings_lib.check(settings)
+  return check.check(settings)
 
 
 def goes_on(workdir: str) -> bool:

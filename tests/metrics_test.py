@@ -18,6 +18,7 @@ import ga_jax
 from experiments.records import record
 from experiments.running import setup, summaries, train
 from experiments.screens import tensorboard
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, rules
 from ga_jax.executors import execution
@@ -240,7 +241,7 @@ def test_no_layers_on_shards():
     runtime='ray', server_shards=2, layer_metrics=True
   )
   with pytest.raises(settings_lib.SettingError, match='--layer_metrics=True'):
-    settings_lib.check(wrong)
+    check.check(wrong)
 
 
 def test_histograms_count_every_value_once():
@@ -541,7 +542,7 @@ def test_the_page_names_what_live_runs_write():
     if now.row:
       rows.append((now.row, now.arrivals))
 
-  done = train.train(settings_lib.check(settings), observe=observe)
+  done = train.train(check.check(settings), observe=observe)
   page = names_on_page()
   assert set(done.summary) == page['summary.json'] - SIMULATED
   assert set(done.result.metrics) | {'layers'} == page['arrivals.npz']

@@ -17,6 +17,7 @@ import ga_jax
 from experiments.catalogue import methods
 from experiments.records import record
 from experiments.running import environment, setup, train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.executors import exact
 from ga_jax.job import job as job_lib
@@ -154,7 +155,7 @@ def folder(tmp_path_factory):
   with jax.numpy_rank_promotion('allow'):
     for name, settings in SETTINGS.items():
       (root / name).mkdir()
-      record.save_config(str(root / name), settings_lib.check(settings))
+      record.save_config(str(root / name), check.check(settings))
       record.save(
         str(root / name), train.train(settings, evaluate_epochs=False)
       )
@@ -323,7 +324,7 @@ def test_every_method_is_computed_again_to_its_bits(tmp_path):
     settings = dataclasses.replace(
       GA, method=name, batch_size=64, epochs=1.0, deaths=((1, 3.5),)
     )
-    record.save_config(str(tmp_path / name), settings_lib.check(settings))
+    record.save_config(str(tmp_path / name), check.check(settings))
     record.save(
       str(tmp_path / name), train.train(settings, evaluate_epochs=False)
     )

@@ -18,6 +18,7 @@ import pytest
 from experiments.records import cells
 from experiments.reporting import tables
 from experiments.running import setup, train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.studies import papers, protocols, rate_search, study_page
 from experiments.studies import study as study_lib
@@ -168,7 +169,7 @@ def tiny(**fields):
   ],
 )
 def test_one_worker_of_these_is_another_method(method):
-  settings = settings_lib.check(tiny(method=method, clock='heterogeneous'))
+  settings = check.check(tiny(method=method, clock='heterogeneous'))
   stand_in = study_lib.canonical(settings)
   assert stand_in == tiny(method=papers.ALONE[method])
   ours, theirs = (train.train(s).result for s in (settings, stand_in))

@@ -16,6 +16,7 @@ from experiments.running import compilation, train
 from experiments.screens import panel as panel_lib
 from experiments.screens import progress
 from experiments.script import launch, shared_flags
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 
@@ -43,7 +44,7 @@ def prepare() -> tuple[str, settings_lib.Settings]:
     epochs=_EPOCHS.value,
     learning_rate=0.03,
   )
-  return path, settings_lib.check(settings)
+  return path, check.check(settings)
 
 
 def main(prepared):

@@ -14,6 +14,7 @@ import numpy as np
 
 from experiments import tasks
 from experiments.records import finished as runs_lib
+from experiments.settings import setting
 from experiments.settings import table as settings_lib
 
 AXES = ('workers', 'learning_rate', 'seed')
@@ -169,26 +170,13 @@ def differing(
   return tuple(name for name in names if name not in axes and differs(name))
 
 
-def text_of(value: Any) -> str:
-  """A setting's value as a flag takes it."""
-  if isinstance(value, float):
-    return f'{value:g}' if float(f'{value:g}') == value else repr(value)
-  if isinstance(value, tuple):
-    inner = [
-      ':'.join(map(text_of, v)) if isinstance(v, tuple) else text_of(v)
-      for v in value
-    ]
-    return ','.join(inner)
-  return str(value)
-
-
 def _labels(seen, varied) -> list[str]:
   """A label per run, and the folder where labels do not tell runs apart."""
   labels = []
   for one in seen:
     values = flat(one)
     rest = [
-      f'{name} {text_of(values[name])}'
+      f'{name} {setting.text_of(values[name])}'
       for name in varied
       if name != 'method' and values.get(name, MISSING) not in (MISSING, ())
     ]

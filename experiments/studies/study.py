@@ -73,7 +73,8 @@ def plan_of(
     table: what is shown.
     columns: those of its columns that are wanted.
     seeds: per cell.
-    make: `make(method, workers=..., clock=..., parameters=...) -> settings`.
+    make: `make(method=..., workers=..., clock=..., parameters=...)` gives the
+      settings of a cell.
     clock: a name.
 
   Returns:
@@ -81,7 +82,7 @@ def plan_of(
   """
   settings = {
     (line.label, column.label): make(
-      line.method,
+      method=line.method,
       workers=column.workers,
       clock=clock,
       parameters=dict((*line.parameters, *column.parameters)),
@@ -91,7 +92,7 @@ def plan_of(
   }
   baselines = {
     line.label: make(
-      table.baseline,
+      method=table.baseline,
       workers=1,
       clock=clock,
       parameters={k: v for k, v in line.parameters if k == 'momentum'},
