@@ -122,7 +122,7 @@ def _check_sweeps(rates, momenta):
 def main(prepared):
   plan, workdir = prepared
   total = None if plan.rates else len(plan.settings) * len(plan.seeds)
-  with progress.GridProgress(total, quiet=launch.quiet()) as shown:
+  with progress.GridProgress(total, quiet=shared_flags.quiet()) as shown:
     path = os.path.join(workdir, 'metrics.jsonl')
     cells = cells_lib.Cells(path, shown, running=shown.running)
     outcomes = protocols.outcomes(plan, cells)

@@ -27,7 +27,8 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments.script import launch, shared_flags
+from experiments.records import folders
+from experiments.script import launch
 from experiments.settings import table as settings_lib
 from ga_jax import data
 from ga_jax.data import prepared
@@ -109,7 +110,7 @@ def prepare() -> Plan:
       'dataset', name, "needs TensorFlow, once: pip install 'ga_jax[tfds]'"
     ) from error
   if path:
-    shared_flags.writable_folder('data_path', path)
+    folders.writable('data_path', path)
   return plan
 
 

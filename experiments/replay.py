@@ -353,7 +353,9 @@ def computed(
   if executor == 'exact':
     where['placement'] = devices.of_one_worker(settings)
     where['shards'] = settings.server_shards
-  with progress.counting('replaying', number, quiet=launch.quiet()) as reached:
+  with progress.counting(
+    'replaying', number, quiet=shared_flags.quiet()
+  ) as reached:
 
     def observe(batches, state, metrics):
       del state, metrics

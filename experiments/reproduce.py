@@ -23,7 +23,7 @@ from experiments.records import folders
 from experiments.reporting import tables
 from experiments.running import train
 from experiments.screens import progress
-from experiments.script import launch, shared_flags
+from experiments.script import flag_files, launch, shared_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import papers, study_page
 from experiments.studies import study as study_lib
@@ -62,7 +62,7 @@ def prepare() -> study_lib.Study | None:
   table = papers.TABLES[name]
   scaled = {'smoke': table.smoke, 'short': table.short, 'full': ()}[scale]
   preset = os.path.join(PRESETS, f'{table.preset}.flags')
-  launch.parsed(
+  flag_files.parsed(
     [sys.argv[0], f'--flagfile={preset}', *table.flags, *scaled, *sys.argv[1:]]
   )
   table = _chosen(table)
@@ -142,7 +142,7 @@ def main(study: study_lib.Study | None):
     print(listing())
     return
   processes = _PROCESSES.value or study_lib.processes_here()
-  with progress.GridProgress(None, quiet=launch.quiet()) as shown:
+  with progress.GridProgress(None, quiet=shared_flags.quiet()) as shown:
     study_lib.compute(study, processes, shown)
   command = ' '.join(shlex.quote(argument) for argument in sys.argv[1:])
   study_page.write(study, f'python -m experiments.reproduce {command}')

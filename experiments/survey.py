@@ -120,7 +120,7 @@ def prepare() -> tuple[dict[str, protocols.Plan], str]:
 def main(prepared):
   plans, workdir = prepared
   found = {}
-  with progress.GridProgress(None, quiet=launch.quiet()) as shown:
+  with progress.GridProgress(None, quiet=shared_flags.quiet()) as shown:
     path = os.path.join(workdir, 'metrics.jsonl')
     cells = cells_lib.Cells(path, shown, running=shown.running)
     for clock, plan in plans.items():

@@ -268,7 +268,9 @@ def followed(settings, keep, control) -> setup.Run:
   log_path = os.path.join(workdir, 'metrics.jsonl')
   with contextlib.ExitStack() as stack:
     shown = stack.enter_context(
-      progress.TrainingProgress(progress.title(settings), quiet=launch.quiet())
+      progress.TrainingProgress(
+        progress.title(settings), quiet=shared_flags.quiet()
+      )
     )
     control.install(shown.stopping)
     events = None

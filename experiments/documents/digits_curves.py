@@ -26,7 +26,7 @@ from experiments.catalogue import methods
 from experiments.records import cells as cells_lib
 from experiments.reporting import tables
 from experiments.screens import progress
-from experiments.script import launch
+from experiments.script import launch, shared_flags
 from experiments.studies import rate_search, study
 
 FOLDER = os.path.join('results', 'digits_curves')
@@ -133,7 +133,7 @@ def main(prepared):
   plans, folder, rates = prepared
   path = os.path.join(folder, study.RESULTS)
   total = sum(len(p.settings) * len(p.seeds) for p in plans.values())
-  with progress.GridProgress(None, quiet=launch.quiet()) as shown:
+  with progress.GridProgress(None, quiet=shared_flags.quiet()) as shown:
     cells = Cells(path, shown, any_version=True, running=shown.running)
     for clock, plan in plans.items():
       for (method, _), settings in plan.settings.items():

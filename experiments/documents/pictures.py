@@ -17,8 +17,9 @@ import tempfile
 from absl import flags
 
 from experiments.documents import method_pictures
+from experiments.records import folders
 from experiments.reporting import browser
-from experiments.script import launch, shared_flags
+from experiments.script import launch
 from experiments.settings import table as settings_lib
 
 _FOLDER = flags.DEFINE_string('folder', 'docs/pictures', 'folder to write to')
@@ -53,7 +54,7 @@ def prepare() -> pathlib.Path:
   why = browser.missing()
   if why:
     raise settings_lib.SettingError('folder', _FOLDER.value, why)
-  return pathlib.Path(shared_flags.writable_folder('folder', _FOLDER.value))
+  return pathlib.Path(folders.writable('folder', _FOLDER.value))
 
 
 def main(folder: pathlib.Path):

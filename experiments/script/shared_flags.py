@@ -1,16 +1,13 @@
 """Flags that the scripts share."""
 
 import math
-import os
 from collections.abc import Collection
 from typing import Any
 
 from absl import flags
 
 from experiments.catalogue import parts
-from experiments.records import folders
 from experiments.running import compilation
-from experiments.script import launch as launch_lib
 from experiments.settings import check, table
 
 _DEFINE = {
@@ -35,7 +32,7 @@ def define_run_flags(*, without: Collection[str] = (), live: bool = True):
     live: whether the runs may be live; else all are simulated.
   """
   compilation.define_flag()
-  launch_lib.define_quiet_flag()
+  flags.DEFINE_bool('quiet', False, 'show no progress, only what came out')
   for name, row in table.flag_rows().items():
     simulated = 'simulate' in row.read_by and name != 'runtime'
     if name not in without and (live or simulated):
@@ -48,6 +45,9 @@ def define(name: str, about: str = '') -> flags.FlagHolder:
   Args:
     name: of the setting.
     about: what the flag says, where the script means something of its own.
+
+  Returns:
+    What holds its value.
   """
   row = table.flag_rows()[name]
   default = list(row.default) if row.kind is tuple else row.default
@@ -57,6 +57,12 @@ def define(name: str, about: str = '') -> flags.FlagHolder:
 def value_of(name: str) -> Any:
   """What the flag of a setting, or of a parameter, gives it.
 
+  Args:
+    name: of the setting.
+
+  Returns:
+    The value as `Settings` has it.
+
   Raises:
     SettingError: an item of a list has not its form.
   """
@@ -64,6 +70,11 @@ def value_of(name: str) -> Any:
   if row.form:
     return fault_list(name, value, row.form)
   return number_list(name, value, float) if row.kind is tuple else value
+
+
+def quiet() -> bool:
+  """Whether no progress is to be shown; of a script with no such flag, no."""
+  return 'quiet' in flags.FLAGS and flags.FLAGS.quiet
 
 
 def run_settings(**own: Any) -> table.Settings:
@@ -176,16 +187,3 @@ def number_list(flag: str, values, kind: type) -> tuple:
     raise table.SettingError(
       flag, values, f'must be {name} separated by commas'
     ) from error
-
-
-def writable_folder(flag: str, path: str) -> str:
-  """Makes a folder and checks that it can be written to."""
-  try:
-    os.makedirs(path, exist_ok=True)
-    probe = os.path.join(path, '.probe')
-    with open(probe, 'w'):
-      pass
-    os.unlink(probe)
-  except OSError as error:
-    raise folders.unwritable(flag, path, error) from error
-  return path
