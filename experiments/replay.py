@@ -13,7 +13,7 @@ where it cannot; it refuses too where a file was changed after the run
 
   --executor=exact  event by event, or --executor=fast (or --fast), through
                compiled blocks: where the other one made the run, the result
-               must be as near as rounding (records/rounding.py), else 1
+               must be as near as rounding (running/rounding.py), else 1
   --until=100  stops after update 100, computed event by event, and saves the
                state in replay-100/
   --method=sa  what if the same arrivals had met another rule? Likewise --rule,
@@ -34,21 +34,16 @@ from absl import flags
 import ga_jax
 from experiments import tasks
 from experiments.catalogue import parts
-from experiments.records import (
-  began,
-  digests,
-  folders,
-  record,
-  rounding,
-  what_if,
-)
+from experiments.records import began, digests, folders, record
 from experiments.running import (
   devices,
   environment,
   inputs,
+  rounding,
   setup,
   summaries,
   watch,
+  what_if,
 )
 from experiments.screens import progress
 from experiments.script import launch, shared_flags
@@ -242,14 +237,14 @@ def compare(prepared: Prepared) -> bool:
   state, _ = computed(settings, trace, executor, executed)
   saved = record.load_params(workdir, settings)
   now = state.params, state.model_state
-  found = record.differing(saved, now)
+  found = rounding.differing(saved, now)
   updates = f'after {int(state.version):,} updates'
   if not found:
     parameters, statistics = map(_size, saved)
     more = f' and {statistics:,} statistics' if statistics else ''
     print(f'same bits: {parameters:,} parameters{more} {updates}')
     return True
-  apart = rounding.over_kinds(record.distance, saved, now)
+  apart = rounding.over_kinds(rounding.distance, saved, now)
   told = f'apart by {rounding.told(apart)} of their norm {updates}'
   made_by = _made_by(settings)
   if made_by == executor:
@@ -269,7 +264,7 @@ def compare(prepared: Prepared) -> bool:
   return within
 
 
-def _name(found: list[record.Leaf]):
+def _name(found: list[rounding.Leaf]):
   """Prints the leaves that differ most."""
   found.sort(key=lambda leaf: -leaf.differing)
   for leaf in found[:_SHOWN]:

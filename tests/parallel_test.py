@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments.records import record
 from experiments.running import devices as devices_lib
-from experiments.running import train
+from experiments.running import rounding, train
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, compression, policies, programs, rules
 from ga_jax.executors.saving import Checkpoints
@@ -260,7 +259,7 @@ def test_the_flag_gives_the_bits_of_the_exact_executor():
     )
     for fields in ({'executor': 'exact'}, {'simulate_devices': 'all'})
   )
-  assert not record.differing(
+  assert not rounding.differing(
     (one.result.params, one.result.state.model_state),
     (several.result.params, several.result.state.model_state),
   )
