@@ -390,7 +390,7 @@ def _error(settings, state) -> str:
   if not summaries.finite(state):
     return 'DIVERGED'
   row = watch.evaluate(tasks.task_of(settings), state)
-  return progress.judged(row)[0]
+  return tasks.judged(row)[0]
 
 
 def _size(tree) -> int:

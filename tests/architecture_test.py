@@ -50,8 +50,8 @@ EXPERIMENTS = {
   'experiments.settings': 'catalogue',
   'experiments.tasks': 'settings',
   'experiments.running': 'catalogue settings tasks',
-  'experiments.screens': 'running settings tasks',
-  'experiments.records': 'catalogue running screens settings tasks',
+  'experiments.records': 'catalogue running settings tasks',
+  'experiments.screens': 'records running settings tasks',
   'experiments.script': 'catalogue records running settings',
   'experiments.reporting': 'catalogue records running settings tasks',
   'experiments.studies': (

@@ -102,7 +102,7 @@ def _trained(folder: str) -> Seen:
     os.path.basename(os.path.abspath(folder)),
     settings,
     part('summary.json', _json),
-    part('metrics.jsonl', _rows) or [],
+    part(record.METRICS, _rows) or [],
     part('trace.npz', ga_jax.Trace.load),
     part('arrivals.npz', _arrays),
     part('versions.json', _json),
@@ -114,7 +114,7 @@ def _trained(folder: str) -> Seen:
 def _cells(folder: str) -> list[Seen]:
   """The runs of a grid's metrics.jsonl."""
   versions = _if_there(folder, 'versions.json')
-  rows = cells_lib.read(os.path.join(folder, 'metrics.jsonl'))
+  rows = cells_lib.read(os.path.join(folder, record.METRICS))
   return [
     Seen(
       folder,

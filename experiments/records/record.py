@@ -27,6 +27,7 @@ from ga_jax.record import files
 from ga_jax.record import params as params_lib
 from ga_jax.rules.parts import layer_penalties
 
+METRICS = 'metrics.jsonl'  # of a run and of a grid
 BEGINNING = ('config.json', 'versions.json', 'environment.json')
 
 

@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from experiments.settings import table as settings_lib
 from experiments.tasks import classification, language
-from experiments.tasks.base import ERROR, METRICS, PERPLEXITY, Metric, Task
+from experiments.tasks.base import (
+  ERROR,
+  METRICS,
+  PERPLEXITY,
+  Metric,
+  Task,
+  judged,
+  judgements,
+)
 from ga_jax import data
 from ga_jax.job import source as source_lib
 
@@ -20,6 +28,8 @@ __all__ = [
   'Task',
   'batches_per_epoch',
   'fingerprint_of',
+  'judged',
+  'judgements',
   'metric_of',
   'source_of',
   'task_of',

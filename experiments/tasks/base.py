@@ -36,6 +36,21 @@ PERPLEXITY = Metric('perplexity', '', 1.0, float('inf'))
 METRICS = {metric.name: metric for metric in (ERROR, PERPLEXITY)}
 
 
+def judgements(row: dict[str, Any]) -> list[tuple[str, str]]:
+  """What a row or a summary says of the task's metric: (name, value)."""
+  return [
+    (f'{split} {name}', metric.text(row[f'{split}_{name}']))
+    for name, metric in METRICS.items()
+    for split in ('test', 'validation')
+    if row.get(f'{split}_{name}') is not None
+  ]
+
+
+def judged(row: dict[str, Any]) -> list[str]:
+  """The same as texts: 'test error 2.50 %'."""
+  return [f'{name} {value}' for name, value in judgements(row)]
+
+
 class Task(NamedTuple):
   """What is trained.
 
