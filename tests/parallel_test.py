@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 import ga_jax
+from experiments.replaying import rounding
 from experiments.running import devices as devices_lib
-from experiments.running import rounding, train
+from experiments.running import train
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, compression, policies, programs, rules
 from ga_jax.executors.saving import Checkpoints

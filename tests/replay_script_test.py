@@ -16,7 +16,8 @@ import pytest
 import ga_jax
 from experiments.catalogue import methods
 from experiments.records import record
-from experiments.running import environment, rounding, setup, train
+from experiments.replaying import rounding
+from experiments.running import environment, setup, train
 from experiments.settings import table as settings_lib
 from ga_jax.executors import exact
 from ga_jax.job import job as job_lib

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.running import rounding
+from experiments.replaying import rounding
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
