@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ga_jax import models
+from experiments.settings import table as settings_lib
+from ga_jax import data, models
+from ga_jax.job import source as source_lib
 
 
 class Metric(NamedTuple):
@@ -83,3 +85,23 @@ class Task(NamedTuple):
   batches_per_epoch: Callable[..., int]
   source: Callable[..., Any]
   memory: Callable[..., Any] | None = None
+
+
+def made_source(
+  settings: settings_lib.Settings, make: Callable[[], source_lib.Source]
+) -> source_lib.Source:
+  """The training batches of a run.
+
+  Args:
+    settings: of the run.
+    make: makes them.
+
+  Raises:
+    SettingError: the data has no batches of that size.
+  """
+  try:
+    return make()
+  except data.DataError as error:
+    raise settings_lib.SettingError(
+      'batch_size', settings.batch_size, str(error)
+    ) from error

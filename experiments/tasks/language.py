@@ -67,14 +67,12 @@ def task(
 
   def source(settings):
     check(settings)
-    try:
-      return corpus.source(
+    return base.made_source(
+      settings,
+      lambda: corpus.source(
         settings.batch_size, length, settings.workers, settings.seed
-      )
-    except data.DataError as error:
-      raise settings_lib.SettingError(
-        'batch_size', settings.batch_size, str(error)
-      ) from error
+      ),
+    )
 
   return base.Task(
     dataset=corpus,
