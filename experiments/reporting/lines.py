@@ -10,10 +10,9 @@ setting like the others.
 import dataclasses
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments import tasks
 from experiments.records import finished as runs_lib
+from experiments.reporting import statistics
 from experiments.settings import table as settings_lib
 
 AXES = ('workers', 'learning_rate', 'seed')
@@ -71,12 +70,9 @@ class Comparison(NamedTuple):
     """All N."""
     return sorted({cell.workers for cell in self.cells})
 
-  def error(self, one: runs_lib.Seen, split: str = 'test') -> float | None:
+  def error(self, one: runs_lib.Seen) -> float | None:
     """A run's metric as it is shown; None where it has none."""
-    found = one.summary and one.summary.get(f'{split}_{self.metric.name}')
-    if found is None or one.diverged:
-      return None
-    return self.metric.scale * found
+    return statistics.error(one.summary, self.metric)
 
   def partner(self, cell: Cell) -> Cell | None:
     """The baseline's cell of the same N and, where there is one, settings."""
@@ -239,16 +235,8 @@ def _searched(sorted_, metric) -> bool:
 
 
 def score(runs: list[runs_lib.Seen], metric: tasks.Metric) -> float | None:
-  """Mean of the validation metric, its worst where runs diverged."""
-  values = []
-  for one in runs:
-    found = one.summary and one.summary.get(f'validation_{metric.name}')
-    if one.diverged:
-      found = metric.worst
-    if found is None:
-      return None
-    values.append(found)
-  return float(np.mean(values)) if values else None
+  """See `statistics.validation_score`."""
+  return statistics.validation_score([one.summary for one in runs], metric)
 
 
 def _chosen(line, workers, rates, metric) -> Cell:
