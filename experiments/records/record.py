@@ -187,6 +187,11 @@ def load_json(workdir: str, name: str) -> dict[str, Any]:
     ) from error
 
 
+def batches_per_epoch(summary: dict[str, Any]) -> int:
+  """Batches of an epoch, from what a summary says of both."""
+  return round(summary['batches'] / summary['epochs'])
+
+
 def environment_of(workdir: str):
   """What differs of the environment that a run began in.
 

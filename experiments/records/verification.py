@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 import ga_jax
-from experiments.records import digests
+from experiments.records import digests, record
 from experiments.settings import table as settings_lib
 from ga_jax.policies.parts.base import Action, Kind
 
@@ -30,7 +30,7 @@ def check(
   Raises:
     TraceError: naming what they say differently.
   """
-  per_epoch = round(summary['batches'] / summary['epochs'])
+  per_epoch = record.batches_per_epoch(summary)
   said = [
     ('workers', 'config.json', settings.workers, trace.num_workers),
     (

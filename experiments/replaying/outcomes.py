@@ -145,7 +145,7 @@ def _save_state(folder, settings, cut, state, seen):
   return summary
 
 
-def _name(found: list[rounding.Leaf]):
+def _name(found: list[rounding.DifferentArray]):
   """Prints the leaves that differ most."""
   found.sort(key=lambda leaf: -leaf.differing)
   for leaf in found[:_SHOWN]:

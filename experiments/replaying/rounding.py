@@ -20,7 +20,7 @@ FACTOR = 10.0  # times the measured distance; what is further is no rounding
 LIMIT = 0.1  # of the norm; further apart no two runs count as equal
 
 
-class Leaf(NamedTuple):
+class DifferentArray(NamedTuple):
   """An array that has other bits than the saved one."""
 
   name: str
@@ -29,7 +29,7 @@ class Leaf(NamedTuple):
   largest: float  # difference
 
 
-def differing(saved: Any, now: Any) -> list[Leaf]:
+def differing(saved: Any, now: Any) -> list[DifferentArray]:
   """The arrays that have other bits.
 
   Args:
@@ -50,7 +50,7 @@ def differing(saved: Any, now: Any) -> list[Leaf]:
     if count:
       far = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
       name = jax.tree_util.keystr(path, simple=True, separator='/')
-      found.append(Leaf(name, count, a.size, float(far)))
+      found.append(DifferentArray(name, count, a.size, float(far)))
   return found
 
 

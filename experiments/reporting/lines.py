@@ -35,10 +35,10 @@ class Cell(NamedTuple):
   method: str
   workers: int
   rate: float
-  runs: list[runs_lib.Seen]
+  runs: list[runs_lib.SavedRun]
   edge: bool = False
 
-  def finished(self) -> list[runs_lib.Seen]:
+  def finished(self) -> list[runs_lib.SavedRun]:
     """The runs that ended with finite numbers."""
     return [one for one in self.runs if one.summary and not one.diverged]
 
@@ -55,11 +55,11 @@ class Comparison(NamedTuple):
     baseline: the method that the others are compared with.
   """
 
-  seen: list[runs_lib.Seen]
+  seen: list[runs_lib.SavedRun]
   metric: tasks.Metric
   varied: tuple[str, ...]
   cells: list[Cell]
-  rates: dict[tuple[str, int], dict[float, list[runs_lib.Seen]]]
+  rates: dict[tuple[str, int], dict[float, list[runs_lib.SavedRun]]]
   baseline: str
 
   def lines(self) -> list[str]:
@@ -70,7 +70,7 @@ class Comparison(NamedTuple):
     """All N."""
     return sorted({cell.workers for cell in self.cells})
 
-  def error(self, one: runs_lib.Seen) -> float | None:
+  def error(self, one: runs_lib.SavedRun) -> float | None:
     """A run's metric as it is shown; None where it has none."""
     return statistics.error(one.summary, self.metric)
 
@@ -87,7 +87,7 @@ class Comparison(NamedTuple):
     return found[0] if len(found) == 1 and found[0] != cell else None
 
 
-def compared(seen: list[runs_lib.Seen], baseline: str = '') -> Comparison:
+def compared(seen: list[runs_lib.SavedRun], baseline: str = '') -> Comparison:
   """Sorts runs.
 
   Args:
@@ -122,7 +122,7 @@ def compared(seen: list[runs_lib.Seen], baseline: str = '') -> Comparison:
   return Comparison(seen, metric, varied, cells, several, chosen)
 
 
-def metric_of(seen: list[runs_lib.Seen]) -> tasks.Metric:
+def metric_of(seen: list[runs_lib.SavedRun]) -> tasks.Metric:
   """What the runs are judged by."""
   found = [one.summary or (one.rows[-1] if one.rows else None) for one in seen]
   found = [summary for summary in found if summary]
@@ -137,7 +137,7 @@ def metric_of(seen: list[runs_lib.Seen]) -> tasks.Metric:
     ) from error
 
 
-def flat(one: runs_lib.Seen) -> dict[str, Any]:
+def flat(one: runs_lib.SavedRun) -> dict[str, Any]:
   """A run's settings by name, the parameters of its parts among them."""
   settings = one.settings
   if not one.known:
@@ -150,7 +150,7 @@ def flat(one: runs_lib.Seen) -> dict[str, Any]:
 
 
 def differing(
-  seen: list[runs_lib.Seen], axes: tuple[str, ...] = AXES
+  seen: list[runs_lib.SavedRun], axes: tuple[str, ...] = AXES
 ) -> tuple[str, ...]:
   """Names of the settings that are not the same in all runs."""
   values = [flat(one) for one in seen]
@@ -234,7 +234,7 @@ def _searched(sorted_, metric) -> bool:
   )
 
 
-def score(runs: list[runs_lib.Seen], metric: tasks.Metric) -> float | None:
+def score(runs: list[runs_lib.SavedRun], metric: tasks.Metric) -> float | None:
   """See `statistics.validation_score`."""
   return statistics.validation_score([one.summary for one in runs], metric)
 

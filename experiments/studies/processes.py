@@ -107,7 +107,7 @@ def processes_here() -> int:
 
 
 @functools.cache
-def devices_here() -> accelerators.Here:
+def devices_here() -> accelerators.ComputesWith:
   """What this machine computes with.
 
   Asked in a process that ends, so that this one holds no device.

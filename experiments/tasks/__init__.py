@@ -28,6 +28,7 @@ __all__ = [
   'Task',
   'batches_per_epoch',
   'fingerprint_of',
+  'forget',
   'judged',
   'judgements',
   'metric_of',
@@ -81,6 +82,12 @@ def metric_of(summaries: list[dict[str, Any]]) -> Metric:
   if len(names) != 1:
     raise ValueError(f'summaries of one task are needed, these have {names}')
   return METRICS[names.pop()]
+
+
+def forget():
+  """Forgets what was read, as a new process has not read it."""
+  for cached in (_dataset, _fingerprint, _on_device, _task):
+    cached.cache_clear()
 
 
 def _data_key(settings) -> tuple[str, str, int]:
