@@ -370,7 +370,7 @@ def events_of(workdir):
 
   Records are [length, its checksum, data, its checksum].
   """
-  folder = pathlib.Path(workdir) / tensorboard.FOLDER
+  folder = pathlib.Path(workdir) / setup.EVENTS
   for path in sorted(folder.iterdir()):
     data = path.read_bytes()
     while data:
@@ -446,7 +446,7 @@ def test_a_resumed_run_shows_every_row_once(tmp_path):
   for name in sorted(os.listdir(store))[1:]:  # it goes on with the oldest
     shutil.rmtree(os.path.join(store, name))
   assert script('--resume', where, '--quiet') == 0
-  assert len(os.listdir(os.path.join(workdir, tensorboard.FOLDER))) == 2
+  assert len(os.listdir(os.path.join(workdir, setup.EVENTS))) == 2
   after = rows_of(workdir)
   for name in ('updates', 'train_loss', 'time'):
     assert [row[name] for row in after] == [row[name] for row in before]
@@ -459,7 +459,7 @@ def tensorboard_shows(workdir) -> int:
   reader = pytest.importorskip(
     'tensorboard.backend.event_processing.event_accumulator'
   )
-  folder = os.path.join(workdir, tensorboard.FOLDER)
+  folder = os.path.join(workdir, setup.EVENTS)
   seen = reader.EventAccumulator(folder, reader.STORE_EVERYTHING_SIZE_GUIDANCE)
   seen.Reload()
   ours = shown(workdir)

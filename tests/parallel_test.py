@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments.records import record
+from experiments.replaying import rounding
 from experiments.running import devices as devices_lib
 from experiments.running import train
 from experiments.settings import check
@@ -261,7 +261,7 @@ def test_the_flag_gives_the_bits_of_the_exact_executor():
     )
     for fields in ({'executor': 'exact'}, {'simulate_devices': 'all'})
   )
-  assert not record.differing(
+  assert not rounding.differing(
     (one.result.params, one.result.state.model_state),
     (several.result.params, several.result.state.model_state),
   )

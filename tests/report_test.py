@@ -279,7 +279,7 @@ def test_a_schedule_that_is_not_known_is_not_drawn(
   one = one._replace(
     trace=None, settings=changed, summary={**one.summary, **summary}
   )
-  with pytest.raises(history.Unknown, match=why):
+  with pytest.raises(history.UnknownHistoryError, match=why):
     history.history(one)
 
 

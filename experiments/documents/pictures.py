@@ -24,7 +24,7 @@ from experiments.settings import table as settings_lib
 
 _FOLDER = flags.DEFINE_string('folder', 'docs/pictures', 'folder to write to')
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 COMPARED = ('asgd', 'sa', 'ga')
 RUNS = ','.join(f'runs/{method}' for method in COMPARED)
 # What is run for the pictures of the scripts: without a name, to be looked at.
@@ -36,9 +36,9 @@ STEPS = (
     for method in COMPARED
   ),
   ('', f'report --workdir={RUNS} --output=report.html'),
-  ('report.png', 'screenshot --report=report.html --section=results '
+  ('report.png', 'documents.screenshot --report=report.html --section=results '
                  '--height=1100'),
-  ('report-timeline.png', 'screenshot --report=report.html '
+  ('report-timeline.png', 'documents.screenshot --report=report.html '
                           '--section=timelines --event=200 --height=780'),
 )  # fmt: skip
 

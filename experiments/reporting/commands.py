@@ -52,7 +52,7 @@ def section(comparison: lines.Comparison, made_by: str) -> str:
   return ''.join(parts)
 
 
-def is_trained(one: runs_lib.Seen) -> bool:
+def is_trained(one: runs_lib.SavedRun) -> bool:
   """Whether a run has a folder of its own."""
   return os.path.exists(os.path.join(one.folder, 'config.json'))
 
