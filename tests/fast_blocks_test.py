@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from ga_jax import clocks, policies, rules
-from ga_jax.executors import fast, slots
+from ga_jax.executors import blocks, slots
 from ga_jax.job import job as job_lib
 from ga_jax.simulation import virtual_cluster
 
@@ -34,10 +34,10 @@ def compiled(rule, unrolled):
     policy, clocks.homogeneous(0), num_workers=WORKERS, num_batches=99
   )
   plan = slots.plan(trace)
-  block = fast.block_of(job, resets=False, unrolled=unrolled)
+  block = blocks.block_of(job, resets=False, unrolled=unrolled)
   program = block.lower(
-    fast.first_carry(job, plan, WORKERS),
-    fast.steps_of(job, plan, slice(0, LENGTH)),
+    blocks.first_carry(job, plan, WORKERS),
+    blocks.steps_of(job, plan, slice(0, LENGTH)),
     job.hparams,
     job.source.resident,
     jax.random.key(0),

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax.executors import fast
+from ga_jax.executors import blocks, lengths
 from ga_jax.guards import checks
 from ga_jax.job import job as job_lib
 from ga_jax.simulation import simulate, virtual_cluster
@@ -59,30 +59,30 @@ def simulate_many(
     raise ValueError('runs must hold at least one')
   jobs, traces = zip(*(_scheduled(**run) for run in runs), strict=True)
   plans = [
-    fast.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
+    blocks.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
   ]
   _check_alike(runs, jobs, plans)
   most = max(plan.left.shape[1] for plan in plans)
   plans = [plan._replace(left=_wider(plan.left, most)) for plan in plans]
   first, rows = jobs[0], max(plan.rows for plan in plans)
-  unrolled = fast.unrolled_convolutions(first)
+  unrolled = lengths.unrolled_convolutions(first)
   resets = any(plan.reset.any() for plan in plans)
-  run_block = fast.block_of(first, resets, unrolled, mapped=True)
+  run_block = blocks.block_of(first, resets, unrolled, mapped=True)
   carry = _stacked(
     [
-      fast.first_carry(job, plan._replace(rows=rows), trace.num_workers)
+      blocks.first_carry(job, plan._replace(rows=rows), trace.num_workers)
       for job, plan, trace in zip(jobs, plans, traces, strict=True)
     ]
   )
   hparams = _stacked([job.hparams for job in jobs])
   keys = _stacked([jax.random.key(job.seed) for job in jobs])
-  length = block or fast.block_length(unrolled, None)
+  length = block or lengths.block_length(unrolled, None)
   log, done, total = [], 0, len(plans[0].arrivals)
   while done < total:
     size = length if total - done >= length else 1
     part = slice(done, done + size)
     steps = [
-      fast.steps_of(job, plan, part)
+      blocks.steps_of(job, plan, part)
       for job, plan in zip(jobs, plans, strict=True)
     ]
     steps = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
@@ -152,7 +152,7 @@ def _results(states, log, traces, plans) -> list[simulate.Result]:
   results = []
   for i, (trace, plan) in enumerate(zip(traces, plans, strict=True)):
     state = jax.tree.map(lambda x, i=i: x[i], states)
-    state = fast.left_at_end(state, plan)
+    state = blocks.left_at_end(state, plan)
     own = {name: values[i] for name, values in metrics.items()}
     own['time'] = trace.applied()['time']
     results.append(simulate.Result(state, trace, own, len(own['loss'])))
