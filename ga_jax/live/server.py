@@ -33,7 +33,8 @@ from ga_jax.job import job as job_lib
 from ga_jax.live import observer as observer_lib
 from ga_jax.policies.parts.base import Kind, Policy
 from ga_jax.record import trace as trace_lib
-from ga_jax.server import ledger, recovery, update
+from ga_jax.server import ledger, recovery, split, update
+from ga_jax.server import shards as shards_lib
 from ga_jax.workers import worker
 from ga_jax.workers.placement import Placement
 
@@ -162,7 +163,7 @@ class Live:
     recover: bool = False,
     placement: Placement | None = None,
     shards: int = 1,
-    remote: execution.Remote | None = None,
+    remote: shards_lib.Remote | None = None,
     clock_fn: Callable[[], float] = time.monotonic,
   ):
     """Prepares a run; nothing is computed yet.
@@ -605,7 +606,7 @@ class Live:
 
   def _no_use(self, answer: worker.Answer) -> str:
     """Why an answer cannot be used; '' where it can."""
-    pieces = isinstance(answer.submission.grads, execution.Pieces)
+    pieces = isinstance(answer.submission.grads, split.Pieces)
     if not pieces and _spec(answer.submission) != self._expected:
       return 'misshapen'
     return '' if self._allow_non_finite or answer.finite else 'non-finite'

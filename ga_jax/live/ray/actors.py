@@ -23,7 +23,6 @@ import jax
 import ray
 from ray.util import scheduling_strategies
 
-from ga_jax.executors import execution
 from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import checks, locks
 from ga_jax.job import job as job_lib
@@ -33,6 +32,7 @@ from ga_jax.live.ray import handle, messages, wire
 from ga_jax.live.ray import shards as shards_lib
 from ga_jax.live.ray import worker as worker_lib
 from ga_jax.policies.parts.base import Policy
+from ga_jax.server import shards as server_shards
 from ga_jax.server import statistics
 from ga_jax.workers import worker
 
@@ -207,7 +207,7 @@ class Server:
       checkpoints=setup.checkpoints_fn and setup.checkpoints_fn(),
       recover=setup.recover or _started_again(),
       shards=setup.shards,
-      remote=execution.Remote(shards_lib.ShardCalls, ray.get),
+      remote=server_shards.Remote(shards_lib.ShardCalls, ray.get),
     )
 
   def news(self, pid: int, start: int) -> tuple[int, list[Any]]:
