@@ -32,7 +32,7 @@ from ga_jax.workers import inheritance, worker
 from ga_jax.workers.placement import Placement
 
 
-class Execution(execution_lib.Execution):
+class ParallelExecution(execution_lib.Execution):
   """A server and its workers, who know what will arrive.
 
   Every worker holds one ticket at a time, as on the simulated cluster: its
@@ -130,7 +130,7 @@ def execute(
     What `exact.execute` returns, the same bits.
   """
   source.expect(job.source, trace)
-  execution = Execution(job, trace, devices)
+  execution = ParallelExecution(job, trace, devices)
   try:
     run = checkpoints_lib.of_trace(job, trace, executor='exact')
     return exact.Run(execution, checkpoints, run).consume(

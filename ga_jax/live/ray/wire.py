@@ -55,7 +55,7 @@ class Layout:
           self._slots[i] = self._placed(leaf, small)
       if small:
         self._small_ends = dict(self._ends)
-    self._memory = Memory()
+    self._memory = BufferPool()
     self._gather = jax.jit(self._gathered)
     self._scatter = jax.jit(self._leaves)
 
@@ -153,7 +153,7 @@ def _nbytes(leaf) -> int:
   return math.prod(leaf.shape) * np.dtype(leaf.dtype).itemsize
 
 
-class Memory:
+class BufferPool:
   """Buffers that are used again when nobody refers to them any more.
 
   Fresh memory costs more than what is copied into it: every page of it has to
