@@ -95,8 +95,8 @@ def test_a_ticket_is_answered_once():
 @pytest.mark.parametrize(
   ('grads', 'message'),
   [
-    ({'v': jnp.ones(3)}, r"\['w'\].*nothing"),
-    ({'w': jnp.ones(4)}, r"\['w'\].*\(4,\)"),
+    ({'v': jnp.ones(3)}, r"nothing for grads\['w'\]"),
+    ({'w': jnp.ones(4)}, r"float32\[4\] for grads\['w'\]"),
     ({'w': jnp.ones(3, jnp.int32)}, 'int32'),
   ],
 )

@@ -8,8 +8,6 @@ that come with it, and answers with `submit`.
 import math
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from ga_jax.guards import checks, exclusive
@@ -17,8 +15,8 @@ from ga_jax.policies.parts import base as policies
 from ga_jax.policies.parts.base import Action, Policy
 from ga_jax.record import trace as trace_lib
 from ga_jax.rules.parts import optimizer
+from ga_jax.server import alike, core, ledger, statistics, update
 from ga_jax.server import compiled as compiled_lib
-from ga_jax.server import core, ledger, statistics, update
 
 
 class Assignment(NamedTuple):
@@ -193,8 +191,10 @@ class Server(exclusive.Exclusive):
         structure, shape or dtype; nothing is changed and the ticket still
         stands.
     """
-    _check_like('grads', grads, self.params)
-    _check_like('model_state', model_state, self.model_state)
+    alike.check('submit was given', 'grads', grads, self.params)
+    alike.check(
+      'submit was given', 'model_state', model_state, self.model_state
+    )
     grads, model_state = update.owned((grads, model_state))
     # Before the lock: it waits for the gradient.
     usable = self._allow_non_finite or (
@@ -285,25 +285,3 @@ class Server(exclusive.Exclusive):
   def trace(self) -> trace_lib.Trace:
     """The record so far."""
     return self._ledger.trace(self._num_workers)
-
-
-def _spec(tree):
-  return {
-    jax.tree_util.keystr(path): (jnp.shape(leaf), jnp.result_type(leaf))
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
-
-
-def _check_like(name, tree, like):
-  expected, got = _spec(like), _spec(tree)
-  for path in {**expected, **got}:
-    if got.get(path) != expected.get(path):
-      raise ValueError(
-        f'{name} differ from the server at leaf {path or "(root)"}: got '
-        f'{got.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
-      )
-  if jax.tree.structure(tree) != jax.tree.structure(like):
-    raise ValueError(
-      f'{name} differ from the server in structure: got '
-      f'{jax.tree.structure(tree)}, expected {jax.tree.structure(like)}'
-    )
