@@ -23,7 +23,7 @@ class Order(NamedTuple):
   """What a worker is told to compute."""
 
   ticket: ledger.Ticket
-  sent: Any  # kernel.Snapshot
+  sent: Any  # update.Snapshot
   worker_state: Any
   reserved: tuple[int, int, int] | None  # batches to prepare meanwhile
 
