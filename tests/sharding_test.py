@@ -18,7 +18,7 @@ from ga_jax.executors import execution
 from ga_jax.job import job as job_lib
 from ga_jax.policies.parts.base import Action
 from ga_jax.rules.parts import global_sums
-from ga_jax.server import compiled, ledger, statistics
+from ga_jax.server import compiled, ledger, sharded, statistics
 from ga_jax.server import core as core_lib
 from ga_jax.server import shard as shard_lib
 from ga_jax.server import shards as shards_lib
@@ -130,6 +130,12 @@ def assert_same(whole, parts, tolerance):
   assert whole.core.version == parts.core.version == int(b.version)
   assert int(a.count) == int(b.count)
   np.testing.assert_allclose(whole.metrics, parts.metrics, rtol=tolerance)
+
+
+@pytest.mark.parametrize('kind', [core_lib.ServerCore, sharded.ShardedCore])
+def test_every_core_does_all_that_a_core_does(kind):
+  names = {name for name in vars(core_lib.Core) if not name.startswith('_')}
+  assert {'enter', 'hold', 'to_send', 'state'} < names <= vars(kind).keys()
 
 
 QUICK = (('ga_global', True),)

@@ -72,7 +72,7 @@ class Shard:
         'is asked for: the shards of a server must be told the same'
       )
     self._core.hold(version)
-    return self.read(version)
+    return self._core.read(version)
 
   def read(self, version: int) -> update.Snapshot:
     """Its piece of a snapshot that is held."""
