@@ -21,6 +21,7 @@ where it cannot; it refuses too where a file was changed after the run
 """
 
 import contextlib
+import dataclasses
 import os
 import shutil
 import sys
@@ -53,7 +54,6 @@ from experiments.running import (
 from experiments.screens import progress
 from experiments.script import launch, shared_flags
 from experiments.settings import table as settings_lib
-from ga_jax.job import job as job_lib
 from ga_jax.policies.parts.base import Action
 from ga_jax.record import files
 from ga_jax.record import params as params_lib
@@ -212,8 +212,8 @@ def _what_if(settings) -> settings_lib.Settings | None:
   return what_if.settings_with(settings, given) if given else None
 
 
-def _job(settings) -> job_lib.Job:
-  return job_lib.build(**setup.arguments(settings, setup.method_of(settings)))
+def _job(settings) -> ga_jax.Job:
+  return setup.job_of(settings, setup.method_of(settings))
 
 
 def main(prepared: Prepared):
@@ -349,8 +349,8 @@ def computed(
     The state, and metrics per applied arrival.
   """
   job = _job(settings)
-  job = job._replace(params=begin_fn(job.params))
-  per_ticket = job_lib.program_of(job).num_batches
+  job = dataclasses.replace(job, params=begin_fn(job.params))
+  per_ticket = job.worker_program.num_batches
 
   applied = int(trace.applied()['num_batches'].sum())
   number = min(num_batches, applied)

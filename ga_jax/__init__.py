@@ -1,8 +1,12 @@
 """Asynchronous training in JAX: Gap-Aware and what it is compared with."""
 
 from ga_jax import clocks, compression, policies, programs, rules
+from ga_jax.job.job import Job
 from ga_jax.job.memory import Resident, resident
+from ga_jax.job.result import Result
 from ga_jax.job.source import Source
+from ga_jax.live.options import Live
+from ga_jax.live.result import LiveResult
 from ga_jax.live.threads import run_on_threads
 from ga_jax.record.trace import Trace, TraceError
 from ga_jax.rules import (
@@ -22,7 +26,7 @@ from ga_jax.server.ledger import Ledger, Receipt, Ticket
 from ga_jax.server.server import Server
 from ga_jax.server.update import ServerState, Snapshot
 from ga_jax.simulation.many import simulate_many
-from ga_jax.simulation.simulate import Result, simulate
+from ga_jax.simulation.simulate import simulate
 from ga_jax.simulation.virtual_cluster import schedule
 
 __version__ = '0.1.0'
@@ -30,7 +34,10 @@ __version__ = '0.1.0'
 __all__ = [
   'AsyncOptimizer',
   'GapMetrics',
+  'Job',
   'Ledger',
+  'Live',
+  'LiveResult',
   'Receipt',
   'Resident',
   'Result',

@@ -29,7 +29,7 @@ MAY_IMPORT = {
   'ga_jax.programs': 'rules.parts',
   'ga_jax.compression': 'programs rules.parts',
   'ga_jax.server': 'policies.parts record rules.parts',
-  'ga_jax.job': 'policies.parts programs rules.parts server',
+  'ga_jax.job': 'policies.parts programs record rules.parts server',
   'ga_jax.data': 'job record',
   'ga_jax.workers': 'job server',
   'ga_jax.executors': (

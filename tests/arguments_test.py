@@ -14,11 +14,10 @@ def run(**wrong):
     'batches': lambda batch_id: np.ones((8, 4), np.float32),
     'rule': ga_jax.gap_aware(0.1),
     'policy': ga_jax.policies.asynchronous(),
-    'clock': ga_jax.clocks.homogeneous(seed=0),
-    'num_workers': 2,
-    'num_batches': 4,
   }
-  return ga_jax.simulate(**{**given, **wrong})
+  clock = wrong.pop('clock', ga_jax.clocks.homogeneous(seed=0))
+  job = ga_jax.Job(**{**given, **wrong})
+  return ga_jax.simulate(job, clock, num_workers=2, num_batches=4)
 
 
 @pytest.mark.parametrize(
@@ -59,3 +58,39 @@ def test_a_server_and_a_schedule_say_it_too():
     ga_jax.schedule(
       ga_jax.policies.asynchronous(), 'constant', num_workers=1, num_batches=1
     )
+
+
+def loss_fn(params, state, x, key):
+  return jnp.mean((x @ params) ** 2), state
+
+
+@pytest.mark.parametrize(
+  ('verb', 'called'),
+  [
+    ('simulate', r'simulate\(job, clock, num_workers=\.\.\., num_batch'),
+    ('run_on_threads', r'run_on_threads\(job, num_workers=\.\.\., num_batch'),
+    ('run_on_ray', r'run_on_ray\(job, num_workers=\.\.\., num_batches=\.\.\.'),
+  ],
+)
+def test_a_call_of_version_0_1_is_told_how_it_is_called_now(verb, called):
+  if verb == 'run_on_ray':
+    pytest.importorskip('ray')
+  with pytest.raises(TypeError, match=called) as raised:
+    getattr(ga_jax, verb)(
+      loss_fn,
+      jnp.zeros(4),
+      lambda batch_id: np.ones((8, 4), np.float32),
+      ga_jax.gap_aware(0.1),
+      policy=ga_jax.policies.asynchronous(),
+      num_workers=2,
+      num_batches=4,
+    )
+  said = 'ga_jax.Job(loss_fn, params, batches, rule, policy, ...); got a funct'
+  assert said in str(raised.value)
+
+
+def test_many_runs_are_told_too():
+  with pytest.raises(
+    TypeError, match=r'simulate_many\(jobs, clocks, .* a dict'
+  ):
+    ga_jax.simulate_many([{'loss_fn': loss_fn}], 64)

@@ -1,13 +1,16 @@
 """Every rule and policy, as the common suites run over them."""
 
+import dataclasses
 import functools
 import importlib.util
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ga_jax
 from ga_jax import policies, rules
 
 WORKERS = 3
@@ -107,6 +110,28 @@ def tiny_problem(dtype=np.float32):
     return inputs[rows], targets[rows]
 
   return loss_fn, params, stats, batch_fn
+
+
+def tiny_job(rule, policy, dtype=np.float32, **own) -> ga_jax.Job:
+  """The tiny problem with a rule and a policy; `own` are the job's others."""
+  loss_fn, params, stats, batch_fn = tiny_problem(dtype)
+  whole = {
+    'loss_fn': loss_fn,
+    'params': params,
+    'batches': batch_fn,
+    'model_state': stats,
+    'stats_momentum': 0.9,
+    **own,
+  }
+  return ga_jax.Job(rule=rule, policy=policy, **whole)
+
+
+def live_arguments(**given) -> dict[str, Any]:
+  """Arguments of a live run, those of `ga_jax.Live` put into one."""
+  names = {field.name for field in dataclasses.fields(ga_jax.Live)}
+  own = {name: value for name, value in given.items() if name in names}
+  rest = {name: value for name, value in given.items() if name not in names}
+  return {**rest, 'live': ga_jax.Live(**own)}
 
 
 def flat(tree) -> np.ndarray:

@@ -4,6 +4,7 @@ The parameters are found by their annotations, so that a new factory is checked
 as soon as it stands in its registry.
 """
 
+import dataclasses
 import inspect
 import types
 
@@ -19,9 +20,7 @@ from ga_jax.data import base as data_base
 from ga_jax.data import corpus
 from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import checks
-from ga_jax.job import job as job_lib
-from ga_jax.live import server as server_lib
-from ga_jax.live import threads
+from ga_jax.live import server, threads
 from ga_jax.record import checkpoints
 from ga_jax.server.split import split
 from ga_jax.simulation import virtual_cluster
@@ -74,23 +73,17 @@ def loss_fn(params, model_state, batch, key):
   return jnp.mean((params - batch) ** 2), model_state
 
 
-RUN = {
+TRAINED = {
   'loss_fn': loss_fn,
   'params': np.zeros(()),
   'batches': lambda batch_id: np.ones(4, np.float32),
   'rule': optax.sgd(0.1),
   'policy': policies.asynchronous(),
-  'num_workers': 1,
-  'num_batches': 2,
 }
+JOB = ga_jax.Job(**TRAINED)
 STATISTICS = {'model_state': np.zeros(1), 'stats_momentum': 0.9}
-SIMULATED = {**RUN, 'clock': clocks.constant()}
-
-
-def job():
-  parts = dict(RUN)
-  del parts['num_workers'], parts['num_batches']
-  return job_lib.build(**parts)
+SIZES = {'num_workers': 1, 'num_batches': 2}
+SIMULATED = {'job': JOB, 'clock': clocks.constant(), **SIZES}
 
 
 def dataset():
@@ -109,13 +102,7 @@ def batches(size: int):
 
 
 def run_live(block: int | None = None):
-  server_lib.Live(job(), RUN['policy'], None, num_workers=1, num_batches=2).run(
-    block=block
-  )
-
-
-def many(block: int | None = None):
-  return ga_jax.simulate_many([SIMULATED], block)
+  server.LiveRun(JOB, None, **SIZES).run(block=block)
 
 
 def join(worker_id: int):
@@ -123,16 +110,14 @@ def join(worker_id: int):
 
 
 def add_to_a_server(worker_id: int):
-  server = ga_jax.Server(
-    np.zeros(1), RUN['rule'], RUN['policy'], num_workers=1, num_batches=1
+  alone = ga_jax.Server(
+    np.zeros(1), JOB.rule, JOB.policy, num_workers=1, num_batches=1
   )
-  server.add_worker(worker_id)
+  alone.add_worker(worker_id)
 
 
 def add_to_a_run(worker_id: int):
-  server_lib.Live(
-    job(), RUN['policy'], None, num_workers=1, num_batches=1
-  ).add_worker(worker_id)
+  server.LiveRun(JOB, None, **SIZES).add_worker(worker_id)
 
 
 def save(step: int):
@@ -142,7 +127,6 @@ def save(step: int):
 RATED = {'learning_rate': 0.1}
 WORKERS = {'num_workers': 4}
 LOSS = {'loss_fn': loss_fn}
-SIZES = {'num_workers': 1, 'num_batches': 2}
 # What is not in a registry, with the arguments that it needs.
 OTHERS = {
   'scale_by_learning_rate': (rules.scale_by_learning_rate, RATED),
@@ -195,29 +179,28 @@ OTHERS = {
   'add_to_a_run': (add_to_a_run, {'worker_id': 1}),
   'server': (
     ga_jax.Server,
-    {'params': np.zeros(1), **SIZES, 'rule': RUN['rule'], **STATISTICS}
-    | {'policy': RUN['policy']},
+    {'params': np.zeros(1), 'rule': JOB.rule, 'policy': JOB.policy}
+    | {**SIZES, **STATISTICS},
   ),
   'schedule': (
     ga_jax.schedule,
-    {'policy': RUN['policy'], 'clock': clocks.constant(), **SIZES},
+    {'policy': JOB.policy, 'clock': clocks.constant(), **SIZES},
   ),
   'play': (
     lambda **given: next(virtual_cluster.play(**given)),
-    {'policy': RUN['policy'], 'clock': clocks.constant(), **SIZES},
+    {'policy': JOB.policy, 'clock': clocks.constant(), **SIZES},
   ),
-  'simulate': (ga_jax.simulate, {**SIMULATED, **STATISTICS}),
-  'many': (many, {}),
-  'run_on_threads': (ga_jax.run_on_threads, {**RUN, **STATISTICS}),
-  'live': (
-    server_lib.Live,
-    {'job': job(), 'policy': RUN['policy'], 'staff': None, **SIZES},
+  'job': (ga_jax.Job, {**TRAINED, **STATISTICS}),
+  'simulate': (ga_jax.simulate, SIMULATED),
+  'many': (
+    ga_jax.simulate_many,
+    {'jobs': [JOB], 'clocks': [clocks.constant()], **SIZES},
   ),
+  'run_on_threads': (ga_jax.run_on_threads, {'job': JOB, **SIZES}),
+  'live': (ga_jax.Live, {}),
+  'live_run': (server.LiveRun, {'job': JOB, 'pool': None, **SIZES}),
   'run_live': (run_live, {}),
-  'threads': (
-    threads.Threads,
-    {'job': job(), 'policy': RUN['policy'], **SIZES},
-  ),
+  'threads': (threads.Threads, {'job': JOB, **SIZES}),
   'shared_out': (placement.shared_out, {'devices': [0, 1], 'size': 1}),
   'split': (split, {'tree': np.zeros(3), 'shards': 2}),
   'resident': (
@@ -307,10 +290,13 @@ def test_numbers_of_numpy_and_jax_are_accepted(name, make, given):
 
 
 def test_a_run_takes_numbers_of_numpy():
-  numbers = {'num_workers': 2, 'num_batches': 5, 'seed': 3, 'block': 2}
-  plain = ga_jax.simulate(**{**SIMULATED, **numbers}, align=2)
-  numpy = {name: np.int64(value) for name, value in numbers.items()}
-  again = ga_jax.simulate(**{**SIMULATED, **numpy}, align=np.int32(2))
+  def run(integer):
+    job = dataclasses.replace(JOB, seed=integer(3))
+    numbers = {'num_workers': 2, 'num_batches': 5, 'block': 2, 'align': 2}
+    numbers = {name: integer(value) for name, value in numbers.items()}
+    return ga_jax.simulate(job, clocks.constant(), **numbers)
+
+  plain, again = run(int), run(np.int64)
   assert again.params.tobytes() == plain.params.tobytes()
   assert again.trace.events.tobytes() == plain.trace.events.tobytes()
   assert type(again.trace.num_workers) is type(again.trace.num_batches) is int
@@ -319,7 +305,7 @@ def test_a_run_takes_numbers_of_numpy():
 def test_seeds_that_would_be_one_are_refused():
   # Of a seed JAX takes 32 bits, so that 2**32 would be 0.
   with pytest.raises(ValueError, match='seed must be an integer from 0 to 429'):
-    ga_jax.simulate(**SIMULATED, seed=2**32)
+    dataclasses.replace(JOB, seed=2**32)
 
 
 # A learning rate and a momentum, as they may come.

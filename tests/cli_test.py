@@ -478,11 +478,13 @@ def test_an_example_that_cannot_be_read_ends_workers_that_are_threads(
 
   with pytest.raises(server.WorkersLostError) as lost:
     ga_jax.run_on_threads(
-      lambda params, state, x, key: (((x - params) ** 2).mean(), state),
-      jnp.zeros(()),
-      batch_of,
-      ga_jax.gap_aware(0.02),
-      policy=ga_jax.policies.asynchronous(),
+      ga_jax.Job(
+        lambda params, state, x, key: (((x - params) ** 2).mean(), state),
+        jnp.zeros(()),
+        batch_of,
+        ga_jax.gap_aware(0.02),
+        ga_jax.policies.asynchronous(),
+      ),
       num_workers=2,
       num_batches=20,
     )

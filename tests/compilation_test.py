@@ -53,12 +53,14 @@ def trained(executor):
   }
   before = compilation.so_far()
   result = ga_jax.simulate(
-    loss_fn,
-    params,
-    batch,
-    ga_jax.gap_aware(0.05),
-    policy=ga_jax.policies.asynchronous(),
-    clock=ga_jax.clocks.homogeneous(0),
+    ga_jax.Job(
+      loss_fn,
+      params,
+      batch,
+      ga_jax.gap_aware(0.05),
+      ga_jax.policies.asynchronous(),
+    ),
+    ga_jax.clocks.homogeneous(0),
     num_workers=4,
     num_batches=40,
     block=8,

@@ -20,7 +20,6 @@ import ga_jax
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, models, policies, rules
 from ga_jax.executors import blocks, lengths
-from ga_jax.job import job as job_lib
 from ga_jax.models import caffe, layers, resnet, wide_resnet
 from tests import cases
 
@@ -418,12 +417,12 @@ def test_convolutions_are_counted(name, convolutions):
     logits, model_state = model.apply(params, model_state, batch, True)
     return logits.mean(), model_state
 
-  job = job_lib.build(
+  job = ga_jax.Job(
     loss_fn,
     params,
     lambda batch_id: np.zeros(inputs.shape, np.float32),
     rules.asgd(0.1),
-    policy=policies.asynchronous(),
+    policies.asynchronous(),
     model_state=state,
     stats_momentum=0.9,
   )
@@ -455,12 +454,14 @@ def test_unrolled_blocks_have_no_loop(monkeypatch):
   monkeypatch.setattr(blocks, 'compiled_block', traced)
   monkeypatch.setattr(lengths, 'convolutions', lambda job: 8)
   result = ga_jax.simulate(
-    lambda params, state, batch, key: (jnp.sum(params * batch), state),
-    np.ones(3, np.float32),
-    lambda batch_id: np.full(3, batch_id, np.float32),
-    rules.asgd(0.1, momentum=0.0),
-    policy=policies.asynchronous(),
-    clock=clocks.constant(),
+    ga_jax.Job(
+      lambda params, state, batch, key: (jnp.sum(params * batch), state),
+      np.ones(3, np.float32),
+      lambda batch_id: np.full(3, batch_id, np.float32),
+      rules.asgd(0.1, momentum=0.0),
+      policies.asynchronous(),
+    ),
+    clocks.constant(),
     num_workers=2,
     num_batches=5,
     block=2,

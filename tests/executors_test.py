@@ -1,5 +1,6 @@
 """Fast, exact and reference executors agree; one worker is plain optax."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,14 +10,11 @@ import optax
 import pytest
 
 import ga_jax
-from ga_jax import clocks, models, policies, programs, rules
+from ga_jax import clocks, models, policies, rules
 from ga_jax.executors import blocks, lengths, reference
-from ga_jax.job import job as job_lib
-from ga_jax.job import source
 from ga_jax.models.cnn import CNN
 from ga_jax.models.mlp import MLP
 from ga_jax.policies.parts.base import Action, Decision, Kind, Policy
-from ga_jax.server import core, statistics
 from tests import cases
 
 BATCHES = 192  # three blocks
@@ -59,37 +57,26 @@ SINGLE = [
 
 
 def run(rule, policy, executor, num_batches, dtype, seed=0):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
   return ga_jax.simulate(
-    loss_fn,
-    params,
-    batch_fn,
-    cases.rule(rule, 0.02),
-    policy=policies.make(policy, cases.WORKERS),
-    clock=clocks.heterogeneous(seed),
+    cases.tiny_job(
+      cases.rule(rule, 0.02),
+      policies.make(policy, cases.WORKERS),
+      dtype,
+      seed=seed,
+    ),
+    clocks.heterogeneous(seed),
     num_workers=cases.WORKERS,
     num_batches=num_batches,
-    model_state=stats,
-    stats_momentum=0.9,
     executor=executor,
-    seed=seed,
   )
 
 
 def run_reference(rule, policy, trace, dtype):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
-  job = job_lib.Job(
-    loss_fn=jax.jit(loss_fn),  # or each gradient takes as long as a run
-    source=source.Source(batch_fn),
-    rule_fn=core.fixed(cases.rule(rule, 0.02)),
-    hparams=(),
-    params=params,
-    model_state=stats,
-    fold_fn=statistics.Averages(0.9),
-    program_fn=job_lib.Fixed(programs.gradient),
-    accumulates=policies.make(policy, cases.WORKERS).accumulates,
-    seed=0,
+  job = cases.tiny_job(
+    cases.rule(rule, 0.02), policies.make(policy, cases.WORKERS), dtype
   )
+  # Compiled, or each gradient takes as long as a run.
+  job = dataclasses.replace(job, loss_fn=jax.jit(job.loss_fn))
   return reference.execute(job, trace)
 
 
@@ -212,16 +199,18 @@ def test_one_worker_is_plain_optax_bit_for_bit(
       both.append(policies.synchronous())
     for policy in both:
       result = ga_jax.simulate(
-        loss_fn,
-        params,
-        image_batches,
-        rule,
-        policy=policy,
-        clock=clocks.homogeneous(0),
+        ga_jax.Job(
+          loss_fn,
+          params,
+          image_batches,
+          rule,
+          policy,
+          model_state=stats,
+          stats_momentum=model.stats_momentum,
+        ),
+        clocks.homogeneous(0),
         num_workers=1,
         num_batches=200,
-        model_state=stats,
-        stats_momentum=model.stats_momentum,
         executor='exact',
       )
       assert cases.same_bits(result.params, theta)
@@ -233,16 +222,18 @@ def test_batch_norm_statistics_stay_bounded_under_staleness():
   """Adding the plain difference instead of the fold reached −9e20 here."""
   model, params, stats, loss_fn = classifier('mlp_bn')
   result = ga_jax.simulate(
-    loss_fn,
-    params,
-    image_batches,
-    rules.asgd(1e-6),
-    policy=policies.asynchronous(),
-    clock=clocks.constant(),
+    ga_jax.Job(
+      loss_fn,
+      params,
+      image_batches,
+      rules.asgd(1e-6),
+      policies.asynchronous(),
+      model_state=stats,
+      stats_momentum=model.stats_momentum,
+    ),
+    clocks.constant(),
     num_workers=32,
     num_batches=400,
-    model_state=stats,
-    stats_momentum=model.stats_momentum,
   )
   assert result.trace.applied()['staleness'].max() == 31
   layer = result.state.model_state['BatchNorm_0']
@@ -255,7 +246,6 @@ def test_batch_norm_statistics_stay_bounded_under_staleness():
 
 @pytest.mark.slow
 def test_hyper_parameters_compile_nothing_again():
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
   blocks.compiled_block.cache_clear()
 
   def rule_fn(hparams):
@@ -264,30 +254,21 @@ def test_hyper_parameters_compile_nothing_again():
   finals = []
   for rate, momentum in ((0.02, 0.9), (0.01, 0.9), (0.01, 0.0)):
     result = ga_jax.simulate(
-      loss_fn,
-      params,
-      batch_fn,
-      rule_fn,
-      hparams={'rate': np.float32(rate), 'momentum': np.float32(momentum)},
-      policy=policies.asynchronous(),
-      clock=clocks.homogeneous(0),
+      cases.tiny_job(
+        rule_fn,
+        policies.asynchronous(),
+        hparams={'rate': np.float32(rate), 'momentum': np.float32(momentum)},
+      ),
+      clocks.homogeneous(0),
       num_workers=3,
       num_batches=64,
-      model_state=stats,
-      stats_momentum=0.9,
     )
     finals.append(result.params)
     fixed = ga_jax.simulate(
-      loss_fn,
-      params,
-      batch_fn,
-      rules.gap_aware(rate, momentum),
-      policy=policies.asynchronous(),
-      clock=clocks.homogeneous(0),
+      cases.tiny_job(rules.gap_aware(rate, momentum), policies.asynchronous()),
+      clocks.homogeneous(0),
       num_workers=3,
       num_batches=64,
-      model_state=stats,
-      stats_momentum=0.9,
     )
     assert cases.distance(result.params, fixed.params) < 1e-4
   assert not cases.same_bits(finals[0], finals[1])
@@ -296,7 +277,6 @@ def test_hyper_parameters_compile_nothing_again():
 
 
 def test_observe_stops_a_run_and_sees_its_metrics():
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
   for executor in ('fast', 'exact'):
     seen = []
 
@@ -305,16 +285,10 @@ def test_observe_stops_a_run_and_sees_its_metrics():
       return arrivals >= 30
 
     result = ga_jax.simulate(
-      loss_fn,
-      params,
-      batch_fn,
-      rules.asgd(0.1),
-      policy=policies.asynchronous(),
-      clock=clocks.homogeneous(0),
+      cases.tiny_job(rules.asgd(0.1), policies.asynchronous()),
+      clocks.homogeneous(0),
       num_workers=3,
       num_batches=100,
-      model_state=stats,
-      stats_momentum=0.9,
       executor=executor,
       block=10,
       observe=observe,
@@ -328,12 +302,17 @@ def test_what_is_seen_last_is_the_end(executor):
   """The round that is open after the last arrival is closed before."""
   seen = []
   result = ga_jax.simulate(
-    lambda params, state, batch, key: (jnp.mean((batch - params) ** 2), state),
-    jnp.zeros(()),
-    lambda batch_id: np.ones(4, np.float32),
-    rules.asgd(0.1),
-    policy=policies.k_async(5, wait_for=4),
-    clock=clocks.homogeneous(0),
+    ga_jax.Job(
+      lambda params, state, batch, key: (
+        jnp.mean((batch - params) ** 2),
+        state,
+      ),
+      jnp.zeros(()),
+      lambda batch_id: np.ones(4, np.float32),
+      rules.asgd(0.1),
+      policies.k_async(5, wait_for=4),
+    ),
+    clocks.homogeneous(0),
     num_workers=5,
     num_batches=10,
     executor=executor,
@@ -351,16 +330,18 @@ def test_callers_parameters_survive_donation():
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   params = jax.tree.map(jnp.asarray, params)
   ga_jax.simulate(
-    loss_fn,
-    params,
-    batch_fn,
-    rules.asgd(0.1),
-    policy=policies.asynchronous(),
-    clock=clocks.homogeneous(0),
+    ga_jax.Job(
+      loss_fn,
+      params,
+      batch_fn,
+      rules.asgd(0.1),
+      policies.asynchronous(),
+      model_state=stats,
+      stats_momentum=0.9,
+    ),
+    clocks.homogeneous(0),
     num_workers=2,
     num_batches=20,
-    model_state=stats,
-    stats_momentum=0.9,
   )
   assert np.isfinite(cases.flat(params)).all()  # not deleted
 
@@ -403,28 +384,30 @@ def one_convolution():
 )
 def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
   _, params, stats, loss_fn = make()
-  job = job_lib.build(
+  job = ga_jax.Job(
     loss_fn,
     params,
     image_batches,
     rules.gap_aware(0.05),
-    policy=policies.asynchronous(),
+    policies.asynchronous(),
     model_state=stats,
     stats_momentum=0.9,
   )
   assert lengths.convolutions(job) > 0
   results = [
     ga_jax.simulate(
-      loss_fn,
-      params,
-      image_batches,
-      rules.gap_aware(0.05),
-      policy=policies.asynchronous(),
-      clock=clocks.homogeneous(0),
+      ga_jax.Job(
+        loss_fn,
+        params,
+        image_batches,
+        rules.gap_aware(0.05),
+        policies.asynchronous(),
+        model_state=stats,
+        stats_momentum=0.9,
+      ),
+      clocks.homogeneous(0),
       num_workers=4,
       num_batches=5,
-      model_state=stats,
-      stats_momentum=0.9,
       executor=executor,
       block=2 if executor == 'fast' else None,
     )
@@ -434,52 +417,44 @@ def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
 
 
 def test_bad_arguments():
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  good = {
-    'policy': policies.asynchronous(),
-    'clock': clocks.constant(),
-    'num_workers': 2,
-    'num_batches': 4,
-    'model_state': stats,
-    'stats_momentum': 0.9,
-  }
+  clock, sizes = clocks.constant(), {'num_workers': 2, 'num_batches': 4}
+  job = cases.tiny_job(rules.asgd(0.1), policies.asynchronous())
   for change, message in (
     ({'executor': 'quick'}, 'executor must be one of'),
     ({'num_workers': 0}, 'num_workers must be an integer of at least 1'),
     ({'num_batches': 0}, 'num_batches'),
-    ({'stats_momentum': None}, 'stats_momentum must be the momentum'),
-    ({'stats_momentum': 1.5}, 'stats_momentum must be finite'),
   ):
     with pytest.raises(ValueError, match=message):
-      ga_jax.simulate(
-        loss_fn, params, batch_fn, rules.asgd(0.1), **good | change
-      )
+      ga_jax.simulate(job, clock, **sizes | change)
+  for momentum, message in (
+    (None, 'stats_momentum must be the momentum'),
+    (1.5, 'stats_momentum must be finite'),
+  ):
+    with pytest.raises(ValueError, match=message):
+      dataclasses.replace(job, stats_momentum=momentum)
+  averaged = cases.tiny_job(rules.dana_zero(0.1, 2), policies.synchronous())
   for executor in ('fast', 'exact'):
     with pytest.raises(ValueError, match='cannot be averaged'):
-      ga_jax.simulate(
-        loss_fn,
-        params,
-        batch_fn,
-        rules.dana_zero(0.1, 2),
-        **good | {'policy': policies.synchronous(), 'executor': executor},
-      )
+      ga_jax.simulate(averaged, clock, **sizes, executor=executor)
 
 
 def test_a_plain_optax_chain_cannot_hide_a_gap_under_an_averaging_policy():
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
   hidden = optax.chain(optax.clip(1.0), rules.gap_aware(0.1))
   shown = ga_jax.chain(optax.clip(1.0), rules.gap_aware(0.1))
-  arguments = {
-    'policy': policies.synchronous(),
-    'clock': clocks.constant(),
-    'num_workers': 2,
-    'num_batches': 4,
-    'model_state': stats,
-    'stats_momentum': 0.9,
-  }
+  trained = functools.partial(
+    trained_with, policy=policies.synchronous(), num_workers=2
+  )
   with pytest.raises(TypeError, match=r'ga_jax\.chain'):
-    ga_jax.simulate(loss_fn, params, batch_fn, hidden, **arguments)
-  ga_jax.simulate(loss_fn, params, batch_fn, shown, **arguments)
+    trained(hidden)
+  trained(shown)
+
+
+def trained_with(rule, policy, num_workers):
+  """Four batches of the tiny problem."""
+  job = cases.tiny_job(rule, policy)
+  ga_jax.simulate(
+    job, clocks.constant(), num_workers=num_workers, num_batches=4
+  )
 
 
 def scripted(script):
@@ -516,20 +491,21 @@ def test_weights_discards_restarts_and_keys_mean_the_same_to_all(x64):
   def batch_fn(batch_id):
     return np.random.default_rng(batch_id).normal(size=8)
 
-  rule, stats = rules.gap_aware(0.02), {'m': np.float64(0)}
-  params = np.float64(0)
+  job = ga_jax.Job(
+    loss_fn,
+    np.float64(0),
+    batch_fn,
+    rules.gap_aware(0.02),
+    policy,
+    model_state={'m': np.float64(0)},
+    stats_momentum=0.9,
+  )
   runs = [
     ga_jax.simulate(
-      loss_fn,
-      params,
-      batch_fn,
-      rule,
-      policy=policy,
-      clock=clocks.heterogeneous(1),
+      job,
+      clocks.heterogeneous(1),
       num_workers=4,
       num_batches=61,
-      model_state=stats,
-      stats_momentum=0.9,
       executor=executor,
     )
     for executor in ('fast', 'exact')
@@ -537,18 +513,6 @@ def test_weights_discards_restarts_and_keys_mean_the_same_to_all(x64):
   trace = runs[0].trace
   trace.verify()
   assert trace.applied()['attempt'].max() > 0
-  job = job_lib.Job(
-    loss_fn=loss_fn,
-    source=source.Source(batch_fn),
-    rule_fn=core.fixed(rule),
-    hparams=(),
-    params=params,
-    model_state=stats,
-    fold_fn=statistics.Averages(0.9),
-    program_fn=job_lib.Fixed(programs.gradient),
-    accumulates=True,
-    seed=0,
-  )
   plain = reference.execute(job, trace)
   for run_ in runs:
     assert cases.distance(run_.params, plain.params) < 1e-10
@@ -556,33 +520,23 @@ def test_weights_discards_restarts_and_keys_mean_the_same_to_all(x64):
 
 
 def test_a_hidden_look_ahead_and_missing_buffers_are_refused():
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  arguments = {
-    'policy': policies.asynchronous(),
-    'clock': clocks.constant(),
-    'num_workers': 3,
-    'num_batches': 4,
-    'model_state': stats,
-    'stats_momentum': 0.9,
-  }
+  trained = functools.partial(
+    trained_with, policy=policies.asynchronous(), num_workers=3
+  )
   hidden = optax.chain(optax.clip(1.0), rules.dana_zero(0.1, 3))
   with pytest.raises(ValueError, match=r'ga_jax\.chain'):
-    ga_jax.simulate(loss_fn, params, batch_fn, hidden, **arguments)
+    trained(hidden)
   shown = ga_jax.chain(optax.clip(1.0), rules.dana_zero(0.1, 3))
-  ga_jax.simulate(loss_fn, params, batch_fn, shown, **arguments)
+  trained(shown)
   with pytest.raises(ValueError, match='keeps 2 momentum buffers'):
-    ga_jax.simulate(
-      loss_fn, params, batch_fn, rules.dana_zero(0.1, 2), **arguments
-    )
+    trained(rules.dana_zero(0.1, 2))
   with pytest.raises(ValueError, match='keeps 2 momentum buffers'):
     ga_jax.Server(
-      params,
+      np.zeros(3),
       rules.multi_asgd(0.1, 2),
       policies.asynchronous(),
       num_workers=3,
       num_batches=4,
-      model_state=stats,
-      stats_momentum=0.9,
     )
   with pytest.raises(ValueError, match='multi_steps averages'):
     ga_jax.multi_steps(rules.dana_zero(0.1, 2), 2)

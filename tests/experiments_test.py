@@ -172,9 +172,9 @@ def test_a_run_can_be_repeated():
 def test_the_seed_is_of_everything(monkeypatch):
   seeds, simulate = [], ga_jax.simulate
 
-  def watched(*arguments, seed, **others):
-    seeds.append(seed)
-    return simulate(*arguments, seed=seed, **others)
+  def watched(job, *arguments, **others):
+    seeds.append(job.seed)
+    return simulate(job, *arguments, **others)
 
   monkeypatch.setattr(ga_jax, 'simulate', watched)
   one, other = (

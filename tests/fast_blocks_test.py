@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import ga_jax
 from ga_jax import clocks, policies, rules
 from ga_jax.executors import blocks, slots
-from ga_jax.job import job as job_lib
 from ga_jax.simulation import virtual_cluster
 
 WORKERS, SIZE, LENGTH = 11, 4099, 2
@@ -23,12 +23,8 @@ def compiled(rule, unrolled):
     return jnp.mean((jnp.tanh(params) - batch) ** 2), model_state
 
   policy = policies.asynchronous()
-  job = job_lib.build(
-    loss_fn,
-    jnp.ones(SIZE),
-    lambda batch_id: np.float32(batch_id),
-    rule,
-    policy=policy,
+  job = ga_jax.Job(
+    loss_fn, jnp.ones(SIZE), lambda batch_id: np.float32(batch_id), rule, policy
   )
   trace = virtual_cluster.schedule(
     policy, clocks.homogeneous(0), num_workers=WORKERS, num_batches=99

@@ -11,7 +11,6 @@ import pytest
 import ga_jax
 from ga_jax import clocks, policies, rules
 from ga_jax.executors import exact, reference
-from ga_jax.job import job as job_lib
 from ga_jax.policies.parts.base import Kind
 from ga_jax.rules.parts import optimizer
 from tests import cases
@@ -29,12 +28,9 @@ def loss_fn(params, model_state, batch, key):
   return 0.5 * jnp.sum(CURVATURE * apart**2), model_state
 
 
-def problem():
-  return {
-    'loss_fn': loss_fn,
-    'params': {'p': jnp.zeros(3)},
-    'batches': lambda i: np.zeros(1),
-  }
+def job_of(rule, policy=policies.asynchronous()):  # noqa: B008
+  params = {'p': jnp.zeros(3)}
+  return ga_jax.Job(loss_fn, params, lambda i: np.zeros(1), rule, policy)
 
 
 @functools.cache
@@ -56,10 +52,8 @@ def half_die(at=10.0):
 
 def simulated(name, clock, executor='fast', num_batches=2000):
   return ga_jax.simulate(
-    **problem(),
-    rule=rule_of(name),
-    policy=policies.asynchronous(),
-    clock=clock,
+    job_of(rule_of(name)),
+    clock,
     num_workers=WORKERS,
     num_batches=num_batches,
     executor=executor,
@@ -90,7 +84,7 @@ def test_half_of_the_workers_leave_and_the_rest_arrive(name, x64):
 
 
 def test_the_rules_that_know_workers():
-  params = problem()['params']
+  params = {'p': jnp.zeros(3)}
   keeping = [
     name
     for name in rules.RULES
@@ -105,9 +99,7 @@ def test_who_left_is_out_of_every_executors_state(name, x64):
   del x64
   fast = simulated(name, half_die(), num_batches=61)  # leaves after the last
   whole = simulated(name, half_die(), 'exact', num_batches=61)
-  job = job_lib.build(
-    **problem(), rule=rule_of(name), policy=policies.asynchronous()
-  )
+  job = job_of(rule_of(name))
   plain = reference.execute(job, fast.trace)
   for state in (fast.state, whole.state):
     assert cases.distance(state.params, plain.params) < 1e-12
@@ -129,7 +121,7 @@ def test_leaves_before_the_first_and_after_the_last_gradient(x64):
     *(False, False, True, False)
   ]
   assert np.linalg.norm(end.params['p'] - OPTIMUM) < 1e-3
-  job = job_lib.build(**problem(), rule=rule, policy=policies.asynchronous())
+  job = job_of(rule)
   state, _, _ = exact.execute(job, server.trace())
   assert cases.same_bits(state, server.state)
 
@@ -137,7 +129,7 @@ def test_leaves_before_the_first_and_after_the_last_gradient(x64):
 def hand_driven(rule, order, then_leave):
   """A server whose workers answer in this order, and then leave."""
   server = ga_jax.Server(
-    problem()['params'],
+    {'p': jnp.zeros(3)},
     rule,
     policies.asynchronous(),
     num_workers=WORKERS,
@@ -195,7 +187,7 @@ def test_a_wrapper_hides_nobody(x64):
 
 def test_a_wrapper_hides_no_number_of_buffers():
   wrapped = optax.chain(optax.clip(1e9), rules.multi_asgd(0.01, WORKERS))
-  params = problem()['params']
+  params = {'p': jnp.zeros(3)}
   with pytest.raises(ValueError, match=r'4 momentum buffers.*num_workers=5'):
     ga_jax.Server(
       params, wrapped, policies.asynchronous(), num_workers=5, num_batches=9
@@ -210,9 +202,7 @@ def test_shards_are_told_too(x64):
   del x64
   name = 'dana_zero'
   trace = simulated(name, half_die(), num_batches=61).trace
-  job = job_lib.build(
-    **problem(), rule=rule_of(name), policy=policies.asynchronous()
-  )
+  job = job_of(rule_of(name))
   whole, _, _ = exact.execute(job, trace)
   pieces, _, _ = exact.execute(job, trace, shards=2)
   assert len(pieces.opt_state) == 2  # by shard

@@ -17,7 +17,6 @@ import ga_jax
 from ga_jax import clocks, policies, rules
 from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import locks
-from ga_jax.job import job as job_lib
 from ga_jax.live import threads
 from ga_jax.record import checkpoints, trace
 
@@ -259,28 +258,28 @@ def test_one_process_writes_a_record(tmp_path):
 
 
 def test_runs_begin_alone(tmp_path):
-  policy = policies.asynchronous()
-  what = (
+  job = ga_jax.Job(
     lambda params, state, x, key: (jnp.mean((x - params) ** 2), state),
     jnp.zeros(()),
     lambda batch_id: np.ones(4, np.float32),
     rules.asgd(0.1),
+    policies.asynchronous(),
   )
-  how = {'policy': policy, 'num_workers': 2, 'num_batches': 4}
+  how = {'num_workers': 2, 'num_batches': 4}
   store = Checkpoints(checkpoints.CheckpointStore(tmp_path / 'store'))
   with store.owned():
     before = snapshot(tmp_path)
     other = Checkpoints(checkpoints.CheckpointStore(tmp_path / 'store'))
     with pytest.raises(locks.OccupiedError, match='store'):
-      ga_jax.simulate(*what, clock=clocks.constant(), checkpoints=other, **how)
+      ga_jax.simulate(job, clocks.constant(), checkpoints=other, **how)
     path = str(tmp_path / 'rows')
-    job = job_lib.build(*what, policy=policy)
-    run = threads.Threads(job, trace_path=path, checkpoints=other, **how)
+    live = ga_jax.Live(trace_path=path, checkpoints=other)
+    run = threads.Threads(job, live=live, **how)
     with pytest.raises(locks.OccupiedError, match='store'):
       run.run()
     assert snapshot(tmp_path) == before
   with locks.Lock(path):
-    run = threads.Threads(job, trace_path=path, checkpoints=other, **how)
+    run = threads.Threads(job, live=live, **how)
     with pytest.raises(locks.OccupiedError, match='rows'):
       run.run()
   assert run.run().executed == 4

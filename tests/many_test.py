@@ -14,32 +14,37 @@ PLAIN = rules.asgd(0.02, 0.0)
 
 
 def run_of(seed, rule, dtype=np.float32, policy='asynchronous', **changes):
-  """Arguments of `simulate` that differ by seed in all that they may."""
+  """A job and a clock that differ by seed in all that they may."""
   loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
   rng = np.random.default_rng(seed)
-  return {
-    'loss_fn': loss_fn,
+  clock = changes.pop('clock', clocks.heterogeneous(seed))
+  own = {
     'params': jax.tree.map(
       lambda x: (x + 0.1 * rng.normal(size=x.shape)).astype(dtype), params
     ),
     'batches': lambda batch_id: batch_fn(1000 * seed + batch_id),
-    'rule': rule,
-    'policy': policies.make(policy, WORKERS),
-    'clock': clocks.heterogeneous(seed),
-    'num_workers': WORKERS,
-    'num_batches': BATCHES,
     'model_state': stats,
     'stats_momentum': 0.9,
     'seed': seed,
     **changes,
   }
+  policy = policies.make(policy, WORKERS)
+  return ga_jax.Job(loss_fn, rule=rule, policy=policy, **own), clock
+
+
+def mapped(runs, num_batches=BATCHES, **options):
+  jobs, theirs = [job for job, _ in runs], [clock for _, clock in runs]
+  sizes = {'num_workers': WORKERS, 'num_batches': num_batches}
+  return ga_jax.simulate_many(jobs, theirs, **sizes, **options)
 
 
 def check_same(runs, apart, **options):
-  results = ga_jax.simulate_many(runs, **options)
+  results = mapped(runs, **options)
   assert len(results) == len(runs)
-  for run, result in zip(runs, results, strict=True):
-    alone = ga_jax.simulate(**run, **options)
+  for (job, clock), result in zip(runs, results, strict=True):
+    alone = ga_jax.simulate(
+      job, clock, num_workers=WORKERS, num_batches=BATCHES, **options
+    )
     assert (alone.trace.events == result.trace.events).all()
     assert cases.distance(result.state, alone.state) < apart
     assert result.executed == alone.executed
@@ -102,26 +107,25 @@ def pick(resident, host_batch, key):
 
 
 def test_runs_must_be_one_computation():
-  def refuses(match, *runs):
+  def refuses(match, *runs, **options):
     with pytest.raises(ValueError, match=match):
-      ga_jax.simulate_many(runs)
+      mapped(runs, **options)
 
   rule = cases.rule('ga', 0.02)
   one = run_of(0, rule)
   refuses('at least one')
   refuses('rule differs', one, run_of(0, PLAIN))
   refuses('accumulates differs', one, run_of(0, rule, policy='synchronous'))
-  refuses('num_batches', one, run_of(0, rule, num_batches=12))
-  two_steps = {'program': two_steps_each, 'num_batches': 25}
-  refuses('num_batches', run_of(0, PLAIN, **two_steps))
+  two_steps = run_of(0, PLAIN, program=two_steps_each)
+  refuses('num_batches', two_steps, num_batches=25)
   refuses('needs losses', run_of(0, rule, policy='abs'))
-  data = jnp.ones((4, 16, 6)), jnp.ones((4, 16, 6))
+  data = jnp.ones((4, 16, 6)), jnp.zeros((4, 16, 6))
   refuses(
     'resident',
     *(run_of(0, rule, batches=source(resident)) for resident in data),
   )
-  with pytest.raises(TypeError, match='observe'):
-    ga_jax.simulate_many([run_of(0, rule, observe=print)])
+  with pytest.raises(ValueError, match='one for each, got 1 and 0'):
+    ga_jax.simulate_many([one[0]], [], num_workers=WORKERS, num_batches=9)
 
 
 def two_steps_each(loss_fn):

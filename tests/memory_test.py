@@ -13,8 +13,7 @@ import ga_jax
 from experiments.catalogue import assembly, facts, methods
 from ga_jax import rules
 from ga_jax.executors import blocks, fast, slots
-from ga_jax.job import job as job_lib
-from ga_jax.server import compiled, core, statistics, update
+from ga_jax.server import compiled, statistics, update
 
 WORKERS, SIZE = 8, 1 << 16
 COPY = 4 * SIZE  # bytes
@@ -42,16 +41,16 @@ def prepared(name):
   """(job, plan, bytes that are counted) of a method."""
   made = assembly.assembled(methods.METHODS[name], {}, WORKERS)
   params = jnp.ones(SIZE)
-  job = job_lib.build(
+  job = ga_jax.Job(
     loss_fn,
     params,
     lambda i: np.ones(16, np.float32),
     made.rule_fn,
-    policy=made.policy,
+    made.policy,
     hparams=jax.tree.map(np.float32, made.hparams),
     program=made.program_fn,
   )
-  program = job_lib.program_of(job)
+  program = job.worker_program
   plan = slots.plan(facts.schedule(made.policy, program, WORKERS))
   counted = facts.resident(methods.METHODS[name], params, WORKERS)
   return job, plan, counted
@@ -133,7 +132,7 @@ def test_live_arrays_are_what_was_counted():
     return False
 
   trace = facts.schedule(
-    ga_jax.policies.asynchronous(), job_lib.program_of(job), WORKERS
+    ga_jax.policies.asynchronous(), job.worker_program, WORKERS
   )
   fast.execute(job, trace, observe=observe, block=32)
   assert len(seen) >= 3
@@ -153,7 +152,7 @@ def test_live_arrays_are_what_was_counted():
 )
 def test_the_kernel_gives_away_the_state_and_keeps_the_parameters(make, kept):
   rule = make()
-  functions = compiled.compiled(core.fixed(rule), statistics.NOTHING, False)
+  functions = compiled.compiled(compiled.fixed(rule), statistics.NOTHING, False)
   state = jax.eval_shape(lambda p: functions.init((), p, ()), jnp.zeros(SIZE))
   counted = ga_jax.resident(rule, state.params, num_workers=1)
   assert abs(counted.state - kept * COPY) < SLACK

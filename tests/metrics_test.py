@@ -21,7 +21,6 @@ from experiments.screens import tensorboard
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, rules
 from ga_jax.executors import execution
-from ga_jax.job import job as job_lib
 from ga_jax.rules.parts import layer_penalties, optimizer
 from ga_jax.rules.parts import penalties as penalties_lib
 from tests import cases, scripts
@@ -38,25 +37,10 @@ SCRIPT = (
 
 
 def simulated(rule, layer_metrics=True, **options):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  options = {
-    'policy': policies.asynchronous(),
-    'clock': clocks.homogeneous(0),
-    'executor': 'exact',
-    'num_batches': 30,
-    **options,
-  }
-  return ga_jax.simulate(
-    loss_fn,
-    params,
-    batch_fn,
-    rule,
-    num_workers=3,
-    model_state=stats,
-    stats_momentum=0.9,
-    layer_metrics=layer_metrics,
-    **options,
-  )
+  policy = options.pop('policy', policies.asynchronous())
+  job = cases.tiny_job(rule, policy, layer_metrics=layer_metrics)
+  options = {'executor': 'exact', 'num_batches': 30, **options}
+  return ga_jax.simulate(job, clocks.homogeneous(0), num_workers=3, **options)
 
 
 def is_made_of_its_layers(result) -> bool:
@@ -125,16 +109,18 @@ def linear(params, model_state, x, key):
 
 def on_linear(layer_metrics, executor='exact'):
   return ga_jax.simulate(
-    linear,
-    LINEAR,
-    gradient,
-    cases.rule('ga', 0.01),
-    policy=policies.asynchronous(),
-    clock=clocks.heterogeneous(0),
+    ga_jax.Job(
+      linear,
+      LINEAR,
+      gradient,
+      cases.rule('ga', 0.01),
+      policies.asynchronous(),
+      layer_metrics=layer_metrics,
+    ),
+    clocks.heterogeneous(0),
     num_workers=3,
     num_batches=20,
     executor=executor,
-    layer_metrics=layer_metrics,
   )
 
 
@@ -223,16 +209,8 @@ def test_a_penalty_that_is_not_told_is_refused(rule, why):
 
 
 def test_no_layers_on_shards():
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  job = job_lib.build(
-    loss_fn,
-    params,
-    batch_fn,
-    cases.rule('sa', 0.01),
-    policy=policies.asynchronous(),
-    model_state=stats,
-    stats_momentum=0.9,
-    layer_metrics=True,
+  job = cases.tiny_job(
+    cases.rule('sa', 0.01), policies.asynchronous(), layer_metrics=True
   )
   with pytest.raises(ValueError, match='one server shard'):
     execution.check_shards(job, 2)

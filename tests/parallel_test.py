@@ -24,23 +24,20 @@ PLAIN = rules.asgd(0.02, 0.0)  # one object: compiled once
 
 
 def simulated(rule, policy='asynchronous', devices=None, **changes):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  of_job = {'loss_fn', 'params', 'batches', 'program', 'model_state'}
+  own = {name: changes.pop(name) for name in of_job & changes.keys()}
+  job = cases.tiny_job(rule, policies.make(policy, WORKERS), **own)
   arguments = {
-    'policy': policies.make(policy, WORKERS),
-    'clock': clocks.heterogeneous(0),
     'num_workers': WORKERS,
     'num_batches': 61,
-    'model_state': stats,
-    'stats_momentum': 0.9,
     'executor': 'exact',
     'devices': jax.local_devices()[:devices] if devices else devices,
     **changes,
   }
-  loss_fn = arguments.pop('loss_fn', loss_fn)
-  batch_fn = arguments.pop('batches', batch_fn)
+  clock = arguments.pop('clock', clocks.heterogeneous(0))
   before = threading.active_count()
   try:
-    return ga_jax.simulate(loss_fn, params, batch_fn, rule, **arguments)
+    return ga_jax.simulate(job, clock, **arguments)
   finally:
     assert threading.active_count() == before  # no thread is left behind
 
@@ -112,19 +109,14 @@ def test_a_short_last_ticket():
 @pytest.mark.slow
 def test_double_precision_is_of_the_threads_too(x64):
   del x64
-  loss_fn, params, stats, batch_fn = cases.tiny_problem(np.float64)
   one, several = (
     ga_jax.simulate(
-      loss_fn,
-      params,
-      batch_fn,
-      cases.rule('ga', 0.02),
-      policy=policies.asynchronous(),
-      clock=clocks.homogeneous(0),
+      cases.tiny_job(
+        cases.rule('ga', 0.02), policies.asynchronous(), np.float64
+      ),
+      clocks.homogeneous(0),
       num_workers=4,
       num_batches=20,
-      model_state=stats,
-      stats_momentum=0.9,
       executor='exact',
       devices=devices,
     )
@@ -192,12 +184,14 @@ def test_devices_compute_at_the_same_time():
     return jnp.mean((batch - params) ** 2) + zero, model_state
 
   ga_jax.simulate(
-    loss_fn,
-    np.zeros((), np.float32),
-    lambda batch_id: np.ones(4, np.float32),
-    rules.asgd(0.1),
-    policy=policies.synchronous(),
-    clock=clocks.constant(),
+    ga_jax.Job(
+      loss_fn,
+      np.zeros((), np.float32),
+      lambda batch_id: np.ones(4, np.float32),
+      rules.asgd(0.1),
+      policies.synchronous(),
+    ),
+    clocks.constant(),
     num_workers=2,
     num_batches=4,
     devices=jax.local_devices()[:2],

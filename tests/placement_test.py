@@ -7,9 +7,9 @@ import numpy as np
 import optax
 import pytest
 
+import ga_jax
 from ga_jax import models, policies, programs, rules
 from ga_jax.executors import exact
-from ga_jax.job import job as job_lib
 from ga_jax.live import threads
 from ga_jax.models.mlp import MLP
 from ga_jax.workers import placement
@@ -26,7 +26,7 @@ def relaxed():
 
 
 @functools.cache
-def job_of(model_name: str, program=programs.gradient) -> job_lib.Job:
+def job_of(model_name: str, program=programs.gradient) -> ga_jax.Job:
   """Sixteen numbers to three classes."""
   module = MLP(3, (32,), batch_norm=model_name == 'mlp_bn')
   model = models.base.from_linen(module)
@@ -45,12 +45,12 @@ def job_of(model_name: str, program=programs.gradient) -> job_lib.Job:
     rows = np.random.default_rng([1, batch_id]).integers(0, 256, BATCH)
     return inputs[rows], labels[rows]
 
-  return job_lib.build(
+  return ga_jax.Job(
     loss_fn,
     params,
     batch_fn,
     cases.rule('ga', 0.02) if program is programs.gradient else PLAIN,
-    policy=policies.asynchronous(),
+    policies.asynchronous(),
     model_state=stats,
     stats_momentum=model.stats_momentum,
     program=program,
@@ -79,7 +79,6 @@ def test_devices_share_a_workers_batches(model, size, program):
   job = job_of(model, program)
   run = threads.Threads(
     job,
-    policies.asynchronous(),
     num_workers=3,  # more than there are placements
     num_batches=60,
     devices_per_worker=size,
@@ -131,12 +130,11 @@ def test_a_killed_run_is_computed_again_where_workers_are(tmp_path):
   """What its devices would give differs from what one of them gives."""
   job, path = job_of('mlp'), str(tmp_path / 'rows')
   options = {'num_workers': 2, 'num_batches': 60, 'devices_per_worker': 2}
-  policy, part = policies.asynchronous(), str(tmp_path / 'part')
-  whole = threads.Threads(job, policy, trace_path=path, **options).run()
+  part, live = str(tmp_path / 'part'), ga_jax.Live(trace_path=path)
+  whole = threads.Threads(job, live=live, **options).run()
   whole.trace._replace(events=whole.trace.events[:90]).events.tofile(part)
-  rest = threads.Threads(
-    job, policy, trace_path=part, recover=True, **options
-  ).run()
+  live = ga_jax.Live(trace_path=part, recover=True)
+  rest = threads.Threads(job, live=live, **options).run()
   assert (rest.trace.events[:90] == whole.trace.events[:90]).all()
   again, metrics, _ = exact.execute(job, rest.trace, placement=shared(2))
   assert cases.same_bits(again, rest.state)

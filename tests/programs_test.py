@@ -12,11 +12,10 @@ import ga_jax
 from ga_jax import clocks, compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
 from ga_jax.executors import reference
-from ga_jax.job import job as job_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source as source_lib
 from ga_jax.policies.parts.base import Action, Decision, Kind, Policy
-from ga_jax.server import statistics, update
-from ga_jax.server.core import fixed
+from ga_jax.server import update
 from tests import cases
 
 RATE = 0.05
@@ -39,27 +38,14 @@ def compress(program, stage):
   return lambda loss_fn: compression_base.compressed(program(loss_fn), stage)
 
 
-def run(program, rule, executor='exact', **own):
+def run(program, rule, executor='exact', dtype=np.float64, **own):
   """Trains the tiny problem."""
-  dtype = own.pop('dtype', np.float64)
-  loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
-  arguments = {
-    'policy': policies.asynchronous(),
-    'clock': clocks.heterogeneous(0),
-    'num_workers': 3,
-    'num_batches': 60,
-    'model_state': stats,
-    'stats_momentum': 0.9,
-    **own,
-  }
+  policy = own.pop('policy', policies.asynchronous())
+  clock = own.pop('clock', clocks.heterogeneous(0))
   return ga_jax.simulate(
-    loss_fn,
-    params,
-    batch_fn,
-    rule,
-    program=program,
-    executor=executor,
-    **arguments,
+    cases.tiny_job(rule, policy, dtype, program=program),
+    clock,
+    **{'num_workers': 3, 'num_batches': 60, 'executor': executor, **own},
   )
 
 
@@ -110,24 +96,12 @@ def test_executors_agree(name, stage, x64):
   trace.verify()
   assert trace.number_of(Kind.LEAVE) == 1
   assert (trace.events['action'] == Action.DISCARD).any()
-  loss_fn, params, stats, batch_fn = cases.tiny_problem(np.float64)
 
   def compiled(loss_fn):  # once; in plain Python a ticket takes a second
     made = program(loss_fn)
     return made._replace(run=jax.jit(made.run))
 
-  job = job_lib.Job(
-    loss_fn=loss_fn,
-    source=source_lib.Source(batch_fn),
-    rule_fn=fixed(outer(name)),
-    hparams=(),
-    params=params,
-    model_state=stats,
-    fold_fn=statistics.Averages(0.9),
-    program_fn=job_lib.Fixed(compiled),
-    accumulates=False,
-    seed=0,
-  )
+  job = cases.tiny_job(outer(name), policy, np.float64, program=compiled)
   plain = reference.execute(job, trace)
   tolerance = 1e-6 if stage == 'bf16' else 1e-9  # a rounding may go either way
   for state in (fast.state, exact.state):
@@ -212,15 +186,17 @@ def test_elastic_averaging_by_hand(x64):
     elasticity=alpha,
   )
   result = ga_jax.simulate(
-    loss_fn,
-    np.zeros(2),
-    batch_fn,
-    rules.asgd(1.0, momentum=0.0),
-    policy=policies.asynchronous(),
-    clock=clocks.homogeneous(0),
+    ga_jax.Job(
+      loss_fn,
+      np.zeros(2),
+      batch_fn,
+      rules.asgd(1.0, momentum=0.0),
+      policies.asynchronous(),
+      program=program,
+    ),
+    clocks.homogeneous(0),
     num_workers=2,
     num_batches=40,
-    program=program,
     executor='exact',
   )
   centre, own, velocity = np.zeros(2), {}, {}
@@ -247,7 +223,7 @@ def test_laga_sums_gradients_and_hides_messages():
   program = make('laga')(loss_fn)
   sent = update.Snapshot(params, stats)
   host = jax.tree.map(lambda *x: np.stack(x), *[batch_fn(i) for i in range(3)])
-  work = job_lib.work(jax.random.key(0), host, 0, 0)
+  work = program_lib.work(jax.random.key(0), host, 0, 0)
   submission, _ = program.run((), sent, work)
   total = jax.tree.map(
     lambda *g: sum(g),
@@ -359,15 +335,17 @@ def test_topk_sends_everything_over_time_refused_submissions_included():
   def simulate(program, executor):
     with jax.enable_x64(True):
       return ga_jax.simulate(
-        loss_fn,
-        np.zeros(50),
-        lambda batch_id: gradients[batch_id],
-        optax.sgd(1.0),
-        policy=policy,
-        clock=clocks.homogeneous(0),
+        ga_jax.Job(
+          loss_fn,
+          np.zeros(50),
+          lambda batch_id: gradients[batch_id],
+          optax.sgd(1.0),
+          policy,
+          program=program,
+        ),
+        clocks.homogeneous(0),
         num_workers=2,
         num_batches=40,
-        program=program,
         executor=executor,
       )
 
@@ -474,13 +452,12 @@ def test_complex_parameters_go_downhill(name):
   rule = outer(name)
   of_complex, of_parts = complex_problem()
   source = source_lib.Source(lambda i: np.zeros(1, np.float32), streams=1)
-  common = {'policy': policies.asynchronous(), 'num_batches': 120}
+  policy = policies.asynchronous()
 
   def trained(loss_fn, params, run, **own):
     batches = source if name == 'recurrent' else source.batch_fn
-    return run(
-      loss_fn, params, batches, rule, program=program, **common, **own
-    ).params
+    job = ga_jax.Job(loss_fn, params, batches, rule, policy, program=program)
+    return run(job, num_batches=120, **own).params
 
   start = {'p': jnp.zeros((), jnp.complex64)}
   zero = jnp.zeros((), jnp.float32)

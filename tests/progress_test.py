@@ -246,12 +246,14 @@ def test_those_who_wait_are_told_of_as_it_happens():
   seen = []
   loss = lambda p, s, x, key: (((x - p) ** 2).mean(), s)  # noqa: E731
   result = ga_jax.simulate(
-    loss,
-    np.zeros(()),
-    lambda i: np.ones(4, np.float32),
-    ga_jax.gap_aware(0.01),
-    policy=policies.make('abs', 4),  # needs losses
-    clock=clocks.heterogeneous(0),
+    ga_jax.Job(
+      loss,
+      np.zeros(()),
+      lambda i: np.ones(4, np.float32),
+      ga_jax.gap_aware(0.01),
+      policies.make('abs', 4),
+    ),
+    clocks.heterogeneous(0),
     num_workers=4,
     num_batches=20,
     take_events=seen.extend,

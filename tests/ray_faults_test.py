@@ -22,7 +22,6 @@ from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
 from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import locks
-from ga_jax.job import job as job_lib
 from ga_jax.live.ray import actors as runtime
 from ga_jax.live.ray import handle
 from ga_jax.policies.parts.base import Action, Kind
@@ -66,21 +65,11 @@ JOBS = {
 
 
 def make(name):
-  """(job, policy); called in every process."""
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  """The job; called in every process."""
   rule, policy_name, program = JOBS[name]
   policy = policies.make(policy_name, WORKERS)
-  job = job_lib.build(
-    loss_fn,
-    params,
-    batch_fn,
-    rule,
-    policy=policy,
-    model_state=stats,
-    stats_momentum=0.9,
-    program=program,
-  )
-  return job, policy
+  job = cases.tiny_job(rule, policy, program=program)
+  return job
 
 
 def held(folder, seconds, worker_id, computed):
@@ -94,13 +83,14 @@ def start(folder, name, num_batches, seconds=0.0, every=None, **options):
   """A run that writes to a folder, and whose workers can be held there."""
   store = CheckpointStore(str(folder / 'checkpoints'))
   setup = runtime.Setup(
-    options.pop('make_fn', functools.partial(make, name)),
-    WORKERS,
-    num_batches,
-    trace_path=str(folder / 'rows'),
-    checkpoints_fn=every
-    and functools.partial(Checkpoints, store, every_updates=every),
-    **options,
+    **cases.live_arguments(
+      make_fn=options.pop('make_fn', functools.partial(make, name)),
+      num_workers=WORKERS,
+      num_batches=num_batches,
+      trace_path=str(folder / 'rows'),
+      checkpoints=Checkpoints(store, every_updates=every) if every else None,
+      **options,
+    )
   )
   return ray_runs.Run(setup, delay_fn=functools.partial(held, folder, seconds))
 
@@ -171,7 +161,7 @@ def kill_server(run, *moments) -> Kill:
     *moments: seconds to wait before it is killed, and killed again while it
       comes back.
   """
-  record, before = pathlib.Path(run.setup.trace_path), b''
+  record, before = pathlib.Path(run.setup.live.trace_path), b''
   for moment in moments or (0.0,):
     pid = ray.get(run.actors.server.pid.remote(), timeout=ray_runs.SECONDS)
     time.sleep(moment)

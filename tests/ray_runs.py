@@ -114,7 +114,7 @@ class Run:
 
   def rows(self, *kinds: Kind, start: int = 0) -> list[tuple]:
     """The record so far, from a row on; of these kinds, if any are given."""
-    rows = trace.read_rows(self.setup.trace_path)[start:]
+    rows = trace.read_rows(self.setup.live.trace_path)[start:]
     return [row for row in rows if not kinds or row[1] in kinds]
 
   def contributes(self, worker_id: int, start: int):
@@ -147,7 +147,7 @@ class Run:
   def finish(self):
     """The result; it is complete, exactly once, and replays to its bits."""
     result = ray.get(self.result, timeout=SECONDS)
-    check(self.setup.make_fn()[0], result)
+    check(self.setup.make_fn(), result)
     return result
 
 
@@ -173,7 +173,7 @@ def server_pid() -> int:
   (pid,) = (
     actor['Pid']
     for actor in ray._private.state.actors().values()
-    if (actor['ActorClassName'], actor['State']) == ('Server', 'ALIVE')
+    if (actor['ActorClassName'], actor['State']) == ('RayServer', 'ALIVE')
   )
   return pid
 

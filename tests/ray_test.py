@@ -11,7 +11,6 @@ import pytest
 
 from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
-from ga_jax.job import job as job_lib
 from ga_jax.live import server
 from ga_jax.live.ray import actors as runtime
 from ga_jax.live.ray import wire
@@ -142,20 +141,10 @@ def elastic(loss_fn):
 
 
 def run(rule, policy, program=None, num_batches=120, how=None, **options):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  what = {
-    'policy': policy,
-    'model_state': stats,
-    'stats_momentum': 0.9,
-    'program': program,
-  }
-  given = loss_fn, params, batch_fn, rule
-  result = runtime.run_on_ray(
-    *given,
-    **what,
-    **{'num_workers': WORKERS, 'num_batches': num_batches, **options},
-  )
-  ray_runs.check(job_lib.build(*given, **what), result, **(how or {}))
+  job = cases.tiny_job(rule, policy, program=program)
+  options = {'num_workers': WORKERS, 'num_batches': num_batches, **options}
+  result = runtime.run_on_ray(job, **cases.live_arguments(**options))
+  ray_runs.check(job, result, **(how or {}))
   assert sum(one.answers for one in result.workers.values()) >= (
     result.executed
   )
@@ -220,19 +209,13 @@ def fails_at(batch_id, failing):
 
 @pytest.mark.ray
 def test_when_all_workers_fail_their_error_is_shown(nodes):
-  loss_fn, params, stats, _ = cases.tiny_problem()
+  job = cases.tiny_job(
+    rules.asgd(0.01),
+    policies.asynchronous(),
+    batches=functools.partial(fails_at, failing=7),
+  )
   with pytest.raises(server.WorkersLostError) as caught:
-    runtime.run_on_ray(
-      loss_fn,
-      params,
-      functools.partial(fails_at, failing=7),
-      rules.asgd(0.01),
-      policy=policies.asynchronous(),
-      num_workers=1,
-      num_batches=50,
-      model_state=stats,
-      stats_momentum=0.9,
-    )
+    runtime.run_on_ray(job, num_workers=1, num_batches=50)
   said = str(caught.value)
   assert 'all workers have left or died at version 6' in said
   assert 'in fails_at' in said
@@ -260,22 +243,11 @@ def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
   ('change', 'message'),
   [
     ({'accelerator': 'abacus'}, "one of .*'tpu'.*, got 'abacus'"),
-    ({'lease_seconds': 0.0}, 'lease_seconds must be > 0.0, got 0.0'),
+    ({'num_workers': 0}, 'num_workers must be an integer of at least 1, got 0'),
   ],
 )
 @pytest.mark.ray
 def test_arguments_are_checked(change, message, nodes):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  job = cases.tiny_job(rules.asgd(0.01), policies.asynchronous())
   with pytest.raises(ValueError, match=message):
-    runtime.run_on_ray(
-      loss_fn,
-      params,
-      batch_fn,
-      rules.asgd(0.01),
-      policy=policies.asynchronous(),
-      num_workers=1,
-      num_batches=4,
-      model_state=stats,
-      stats_momentum=0.9,
-      **change,
-    )
+    runtime.run_on_ray(job, **{'num_workers': 1, 'num_batches': 4, **change})

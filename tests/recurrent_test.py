@@ -12,7 +12,7 @@ from ga_jax import clocks, compression, policies, programs
 from ga_jax.compression import base as compression_base
 from ga_jax.executors import exact, reference
 from ga_jax.executors import execution as execution_lib
-from ga_jax.job import job as job_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source
 from ga_jax.live import threads
 from ga_jax.policies.parts.base import Action, Kind
@@ -65,7 +65,7 @@ def answers(made, batch_ids, state=None):
   found, states = [], []
   for batch_id in batch_ids:
     batches = batch_fn(batch_id)[None].astype('f')
-    work = job_lib.work(jax.random.key(0), batches, batch_id, 0)
+    work = program_lib.work(jax.random.key(0), batches, batch_id, 0)
     sent = update.Snapshot(*jax.tree.map(jnp.asarray, (params, stats)))
     submission, state = made.run(state, sent, work)
     assert np.isfinite(submission.loss)
@@ -109,35 +109,24 @@ def test_the_first_batch_of_all_begins_a_memory():
 
 
 def simulated(executor, policy, clock, num_batches=28, **own):
-  params, stats = problem()
-  arguments = {
-    'model_state': stats,
-    'stats_momentum': 0.9,
-    'program': program,
-    **own,
-  }
   return ga_jax.simulate(
-    loss_fn,
-    params,
-    SOURCE,
-    ga_jax.gap_aware(0.02),
-    policy=policy,
-    clock=clock,
+    job_of(policy, made=own.pop('program', program)),
+    clock,
     num_workers=STREAMS,
     num_batches=num_batches,
     executor=executor,
-    **arguments,
+    **own,
   )
 
 
 def job_of(policy, dtype=np.float64, made=program):
   params, stats = problem(dtype)
-  return job_lib.build(
+  return ga_jax.Job(
     loss_fn,
     params,
     SOURCE,
     ga_jax.gap_aware(0.02),
-    policy=policy,
+    policy,
     model_state=stats,
     stats_momentum=0.9,
     program=made,
@@ -220,10 +209,9 @@ def test_compression_goes_with_a_memory(x64):
 
 
 def run_on_threads(num_batches=60, **own):
-  policy = policies.asynchronous()
-  job = job_of(policy, np.float32, single)
+  job = job_of(policies.asynchronous(), np.float32, single)
   run = threads.Threads(
-    job, policy, num_workers=STREAMS, num_batches=num_batches, **own
+    job, num_workers=STREAMS, num_batches=num_batches, live=ga_jax.Live(**own)
   )
   return job, run.run()
 
@@ -250,17 +238,19 @@ def test_streams_of_program_and_batches_must_agree():
   params, stats = problem(np.float32)
   with pytest.raises(ValueError, match=r'remembers 4 streams, .* streams=0'):
     ga_jax.simulate(
-      loss_fn,
-      params,
-      batch_fn,
-      ga_jax.gap_aware(0.02),
-      policy=policies.asynchronous(),
-      clock=clocks.constant(),
+      ga_jax.Job(
+        loss_fn,
+        params,
+        batch_fn,
+        ga_jax.gap_aware(0.02),
+        policies.asynchronous(),
+        model_state=stats,
+        stats_momentum=0.9,
+        program=single,
+      ),
+      clocks.constant(),
       num_workers=2,
       num_batches=4,
-      model_state=stats,
-      stats_momentum=0.9,
-      program=single,
     )
   with pytest.raises(
     ValueError, match='streams must be an integer of at least 1, got 0'
@@ -275,15 +265,8 @@ def test_a_run_on_ray_replays_to_the_same_bits():
   from ga_jax.live.ray import actors as runtime
   from tests import ray_runs
 
-  params, stats = problem(np.float32)
-  given = loss_fn, params, SOURCE, ga_jax.gap_aware(0.02)
-  what = {
-    'policy': policies.asynchronous(),
-    'model_state': stats,
-    'stats_momentum': 0.9,
-    'program': single,
-  }
+  job = job_of(policies.asynchronous(), np.float32, single)
   with ray_runs.cluster():
-    result = runtime.run_on_ray(*given, **what, num_workers=2, num_batches=60)
-    ray_runs.check(job_lib.build(*given, **what), result)
+    result = runtime.run_on_ray(job, num_workers=2, num_batches=60)
+    ray_runs.check(job, result)
   assert result.trace.updates() == 60

@@ -19,7 +19,6 @@ from experiments.records import record
 from experiments.running import environment, setup, train
 from experiments.settings import table as settings_lib
 from ga_jax.executors import exact
-from ga_jax.job import job as job_lib
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record import params as params_lib
 from tests import cases
@@ -398,7 +397,7 @@ def test_the_state_at_an_update_is_saved(folder, replayed):
   saved = folder / 'ga' / f'replay-{UNTIL}'
   assert str(saved) in out
   trace = record.load_trace(str(folder / 'ga'))
-  job = job_lib.build(**setup.arguments(GA, setup.method_of(GA)))
+  job = setup.job_of(GA, setup.method_of(GA))
   state, seen, _ = exact.execute(
     job, trace, observe=lambda batches, *_: batches >= UNTIL, block=1
   )

@@ -1,5 +1,6 @@
 """A trace is all it takes: what happened is computed again to the same bits."""
 
+import dataclasses
 import functools
 
 import jax
@@ -9,11 +10,7 @@ import pytest
 import ga_jax
 from ga_jax import clocks, policies, programs, rules
 from ga_jax.executors import exact, fast, reference
-from ga_jax.job import job as job_lib
-from ga_jax.job import source
 from ga_jax.policies.parts.base import Action, Kind
-from ga_jax.server import statistics
-from ga_jax.server.core import fixed
 from tests import cases, cluster
 
 WORKERS = 4
@@ -22,20 +19,13 @@ RULE = rules.gap_aware(0.05)  # one object: compiled once
 
 
 @functools.cache
-def job_of(accumulates: bool, dtype=np.float32, program=programs.dana_slim):
+def job_of(accumulates: bool, dtype=np.float32):
   """The tiny problem, with workers that keep a momentum."""
-  loss_fn, params, stats, batch_fn = cases.tiny_problem(dtype)
-  return job_lib.Job(
-    loss_fn=loss_fn,
-    source=source.Source(batch_fn),
-    rule_fn=fixed(rules.gap_aware(0.02, momentum=0.0)),
-    hparams=(),
-    params=params,
-    model_state=stats,
-    fold_fn=statistics.Averages(0.9),
-    program_fn=job_lib.Fixed(program),
-    accumulates=accumulates,
-    seed=0,
+  return cases.tiny_job(
+    rules.gap_aware(0.02, momentum=0.0),
+    policies.synchronous() if accumulates else policies.asynchronous(),
+    dtype,
+    program=programs.dana_slim,
   )
 
 
@@ -90,23 +80,14 @@ def test_lost_workers_begin_again_in_every_executor(name, tmp_path, x64):
 
 
 def interleaved(name: str, seed: int = 0, **own):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  job = cases.tiny_job(RULE, policies.make(name, 8))
+  if 'batch_fn' in own:
+    job = dataclasses.replace(job, batches=own.pop('batch_fn'))
+  clock = own.pop('clock', None) or clocks.with_fault(
+    clocks.heterogeneous(seed), worker_id=3, time=8.0
+  )
   return ga_jax.simulate(
-    loss_fn,
-    params,
-    own.pop('batch_fn', batch_fn),
-    RULE,
-    model_state=stats,
-    stats_momentum=0.9,
-    **{
-      'policy': policies.make(name, 8),
-      'clock': clocks.with_fault(
-        clocks.heterogeneous(seed), worker_id=3, time=8.0
-      ),
-      'num_workers': 8,
-      'num_batches': 150,
-      **own,
-    },
+    job, clock, **{'num_workers': 8, 'num_batches': 150, **own}
   )
 
 
@@ -119,8 +100,7 @@ def test_policies_that_need_losses_replay_to_the_same_bits(name, tmp_path):
   assert trace.number_of(Kind.LEAVE) == 1
   path = str(tmp_path / 'trace.npz')
   trace.save(path)
-  *_, batch_fn = cases.tiny_problem()
-  job = job_of(True, program=programs.gradient)._replace(rule_fn=fixed(RULE))
+  job = cases.tiny_job(RULE, policies.synchronous())
   state, metrics, _ = exact.execute(job, ga_jax.Trace.load(path))
   assert cases.same_bits(state, result.state)
   assert cases.same_bits(metrics, result.metrics)
@@ -132,7 +112,7 @@ def test_policies_that_need_losses_replay_to_the_same_bits(name, tmp_path):
   assert sizes[-10:].mean() > 1.5
 
   def bad_batch_fn(batch_id):
-    x, y = batch_fn(batch_id)
+    x, y = cases.tiny_problem()[-1](batch_id)
     return x, y + np.float32(0.3 * batch_id)
 
   other = interleaved(name, batch_fn=bad_batch_fn)
@@ -160,7 +140,7 @@ def test_a_run_whose_workers_all_die_says_so():
     clock = clocks.with_fault(clock, worker_id=worker_id, time=3.5)
   for name in ('synchronous', 'adasync'):
     with pytest.raises(ValueError, match='all workers died'):
-      interleaved(name, policy=policies.make(name, 8), clock=clock)
+      interleaved(name, clock=clock)
 
 
 def test_losses_that_are_not_there_are_asked_for():
@@ -173,7 +153,6 @@ def test_losses_that_are_not_there_are_asked_for():
 def test_exchanged_submissions_are_fresh(x64):
   """EASGD's force is computed at the parameters of now: no penalty."""
   del x64
-  loss_fn, params, stats, batch_fn = cases.tiny_problem(np.float64)
   finals = []
   for rule in (
     rules.asgd(1.0, 0.0),
@@ -181,19 +160,17 @@ def test_exchanged_submissions_are_fresh(x64):
     rules.dc_asgd(1.0, 0.0),
   ):
     result = ga_jax.simulate(
-      loss_fn,
-      params,
-      batch_fn,
-      rule,
-      policy=policies.asynchronous(),
-      clock=clocks.heterogeneous(0),
+      cases.tiny_job(
+        rule,
+        policies.asynchronous(),
+        np.float64,
+        program=functools.partial(
+          programs.easgd, learning_rate=0.05, num_workers=4, local_steps=2
+        ),
+      ),
+      clocks.heterogeneous(0),
       num_workers=4,
       num_batches=40,
-      model_state=stats,
-      stats_momentum=0.9,
-      program=functools.partial(
-        programs.easgd, learning_rate=0.05, num_workers=4, local_steps=2
-      ),
       executor='exact',
     )
     assert result.metrics['staleness'].max() > 0  # as it was

@@ -1,6 +1,7 @@
 """A run that is interrupted and resumed has the bits of one that is not."""
 
 import contextlib
+import dataclasses
 import functools
 import pathlib
 import shutil
@@ -11,11 +12,9 @@ import pytest
 
 from ga_jax import clocks, policies, programs, rules
 from ga_jax.executors import blocks, exact, fast, saving, slots
-from ga_jax.job import job as job_lib
-from ga_jax.job import source
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record import checkpoints
-from ga_jax.server import core, recovery, statistics
+from ga_jax.server import recovery
 from ga_jax.simulation import virtual_cluster
 from tests import cases
 
@@ -64,26 +63,14 @@ class Interrupted(Exception):
 def prepared(name):
   """(job, trace) of a case."""
   case = CASES[name]
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
   policy = policies.make(case.policy, cases.WORKERS)
-  job = job_lib.Job(
-    loss_fn=loss_fn,
-    source=source.Source(batch_fn),
-    rule_fn=core.fixed(case.rule),
-    hparams=(),
-    params=params,
-    model_state=stats,
-    fold_fn=statistics.Averages(0.9),
-    program_fn=job_lib.Fixed(case.program),
-    accumulates=policy.accumulates,
-    seed=0,
-  )
+  job = cases.tiny_job(case.rule, policy, program=case.program)
   trace = virtual_cluster.schedule(
     policy,
     case.clock,
     num_workers=cases.WORKERS,
     num_batches=case.num_batches,
-    batches_per_ticket=job_lib.program_of(job).num_batches,
+    batches_per_ticket=job.worker_program.num_batches,
   )
   return job, trace
 
@@ -210,7 +197,7 @@ def test_another_run_is_refused(tmp_path):
     fast.execute(job, trace, block=BLOCK + 1, checkpoints=where)
   with pytest.raises(ValueError, match=r'holds .* at \.state\.opt_state'):
     fast.execute(
-      job._replace(rule_fn=core.fixed(cases.rule('dana_ga', 0.02))),
+      dataclasses.replace(job, rule=cases.rule('dana_ga', 0.02)),
       trace,
       block=BLOCK,
       checkpoints=where,
@@ -225,16 +212,24 @@ def saved_with(tmp_path, **given):
   return store
 
 
+def rule_fn(hparams):
+  return rules.asgd(hparams['rate'])
+
+
 @pytest.mark.parametrize(
   ('other', 'about', 'said'),
   [
     ({'seed': 1}, {}, r'another seed \(0, not 1\): '),
     (
-      {'fold_fn': statistics.Averages(0.5)},
+      {'stats_momentum': 0.5},
       {},
       r'another stats_momentum \(0.9, not 0.5\): ',
     ),
-    ({'hparams': {'rate': 0.1}}, {}, 'another hparams: '),
+    (
+      {'hparams': {'rate': 0.1}, 'rule': rule_fn, 'program': None},
+      {},
+      'another hparams: ',
+    ),
     ({}, {'rate': 0.02}, r'another rate \(0.01, not 0.02\): '),
     (
       {'seed': 1},
@@ -247,8 +242,9 @@ def test_what_is_other_of_a_run_is_named(other, about, said, tmp_path):
   store = saved_with(tmp_path, about={'rate': 0.01})
   job, trace = prepared('plain')
   where = saving.Checkpoints(store, EVERY, about={'rate': 0.01, **about})
+  job = dataclasses.replace(job, **other)
   with pytest.raises(ValueError, match=f'is of a run with {said}resume with'):
-    fast.execute(job._replace(**other), trace, block=BLOCK, checkpoints=where)
+    fast.execute(job, trace, block=BLOCK, checkpoints=where)
 
 
 def test_of_an_older_checkpoint_less_is_compared(tmp_path):

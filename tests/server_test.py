@@ -10,7 +10,6 @@ import pytest
 
 import ga_jax
 from ga_jax import clocks, policies, rules
-from ga_jax.job import job as job_lib
 from ga_jax.job import source
 from ga_jax.policies.parts.base import Action
 from ga_jax.server import ledger, snapshots
@@ -31,16 +30,18 @@ def test_a_hand_written_loop_gives_the_simulators_bits():
   loss_fn, params, stats, batch_fn = cases.tiny_problem()
   rule = rules.dana_ga(0.05, 3)
   simulated = ga_jax.simulate(
-    loss_fn,
-    params,
-    batch_fn,
-    rule,
-    policy=policies.asynchronous(),
-    clock=clocks.constant(),
+    ga_jax.Job(
+      loss_fn,
+      params,
+      batch_fn,
+      rule,
+      policies.asynchronous(),
+      model_state=stats,
+      stats_momentum=0.9,
+    ),
+    clocks.constant(),
     num_workers=3,
     num_batches=50,
-    model_state=stats,
-    stats_momentum=0.9,
     executor='exact',
   )
   server = ga_jax.Server(
@@ -264,12 +265,12 @@ def test_a_gradient_buffer_that_is_used_again(policy):
 
 def test_what_a_job_was_given_is_copied():
   params, resident, times = np.zeros(3), np.ones(3), [np.ones(2), np.ones(2)]
-  job = job_lib.build(
+  job = ga_jax.Job(
     lambda params, model_state, batch, key: (jnp.sum(params), model_state),
     params,
     source.Source(lambda i: np.zeros(1), resident=resident),
     lambda hparams: rules.asgd(hparams),
-    policy=policies.asynchronous(),
+    policies.asynchronous(),
     hparams=(hparam := np.array(0.1)),
     model_state={'mean': (mean := np.zeros(2))},
     stats_momentum=0.9,

@@ -15,7 +15,6 @@ from ga_jax import policies, rules
 from ga_jax.executors import exact
 from ga_jax.guards import locks
 from ga_jax.job import compiled, source
-from ga_jax.job import job as job_lib
 from ga_jax.live import threads
 from ga_jax.policies.parts.base import Action
 from ga_jax.record import checkpoints
@@ -79,7 +78,7 @@ def test_a_server_that_eight_threads_call(policy, of_updates):
   server = ga_jax.Server(
     params, rule, policy, num_workers=THREADS, num_batches=200
   )
-  job = job_lib.build(loss_fn, params, batch_fn, rule, policy=policy)
+  job = ga_jax.Job(loss_fn, params, batch_fn, rule, policy)
   program = compiled.compiled_program(
     job.program_fn, job.loss_fn, job.source.load_fn
   )
@@ -239,16 +238,10 @@ def test_a_store_is_owned_by_one_thread(tmp_path):
 
 
 def test_a_run_is_made_once():
-  job = job_lib.build(
-    loss_fn,
-    jnp.zeros(3),
-    batch_fn,
-    rules.asgd(0.1),
-    policy=policies.asynchronous(),
+  job = ga_jax.Job(
+    loss_fn, jnp.zeros(3), batch_fn, rules.asgd(0.1), policies.asynchronous()
   )
-  run = threads.Threads(
-    job, policies.asynchronous(), num_workers=1, num_batches=3
-  )
+  run = threads.Threads(job, num_workers=1, num_batches=3)
   assert run.run().executed == 3
   with pytest.raises(RuntimeError, match='begun already'):
     run.run()

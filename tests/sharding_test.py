@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 import ga_jax
 from ga_jax import policies, programs, rules
 from ga_jax.executors import execution
-from ga_jax.job import job as job_lib
 from ga_jax.policies.parts.base import Action
 from ga_jax.rules.parts import global_sums
 from ga_jax.server import compiled, ledger, sharded, statistics
@@ -42,7 +41,7 @@ def params_of(dtype='float32'):
 @functools.cache
 def fixed(rule):
   """The same function for the same rule, so that it is compiled once."""
-  return core_lib.fixed(rule)
+  return compiled.fixed(rule)
 
 
 def core(rule, shards, *, dtype='float32', accumulates=False, **options):
@@ -427,12 +426,12 @@ def test_two_scalars_are_looked_at_together_too():
 
 def test_exchanges_and_too_many_shards_are_refused():
   rule = rules.asgd(0.1)
-  job = job_lib.build(
+  job = ga_jax.Job(
     lambda params, model_state, batch, key: (params.sum(), model_state),
     np.ones(16, np.float32),
     np.float32,
     rule,
-    policy=policies.asynchronous(),
+    policies.asynchronous(),
     program=lambda loss_fn: programs.easgd(loss_fn, 0.1, 2),
   )
   execution.check_shards(job, 1)

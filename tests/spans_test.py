@@ -331,11 +331,13 @@ def live_run(policy):
     return jnp.mean((batch.mean(0) - params) ** 2), model_state
 
   return ga_jax.run_on_threads(
-    loss_fn,
-    np.zeros(8, np.float32),
-    lambda batch_id: np.ones((2, 8), np.float32),
-    ga_jax.gap_aware(0.01),
-    policy=policies.make(policy, 3),
+    ga_jax.Job(
+      loss_fn,
+      np.zeros(8, np.float32),
+      lambda batch_id: np.ones((2, 8), np.float32),
+      ga_jax.gap_aware(0.01),
+      policies.make(policy, 3),
+    ),
     num_workers=3,
     num_batches=30,
     delay_fn=lambda worker, spent: (1 + worker) ** 2 * 1e-3,

@@ -1,5 +1,7 @@
 """Model statistics: what a worker returns is folded by what it is."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,6 @@ import pytest
 import ga_jax
 from ga_jax import clocks, policies, rules
 from ga_jax.executors import reference
-from ga_jax.job import job as job_lib
 from ga_jax.server import statistics
 from tests import cases
 
@@ -19,22 +20,26 @@ def batch_fn(batch_id):
   return np.random.default_rng([3, batch_id]).normal(5.0, 2.0, 16)
 
 
-def run(loss_fn, model_state, executor, **own):
-  arguments = {
-    'num_workers': 4,
-    'num_batches': BATCHES,
-    'policy': policies.asynchronous(),
-    'clock': clocks.heterogeneous(1),
-    'executor': executor,
-    **own,
-  }
-  return ga_jax.simulate(
+SIZES = {'num_workers': 4, 'num_batches': BATCHES}
+
+
+def job_of(loss_fn, model_state, **own):
+  return ga_jax.Job(
     loss_fn,
     jnp.zeros(()),
     batch_fn,
     rules.asgd(0.01),
+    policies.asynchronous(),
     model_state=model_state,
-    **arguments,
+    **own,
+  )
+
+
+def run(job, executor):
+  if executor == 'threads':
+    return ga_jax.run_on_threads(job, **SIZES)
+  return ga_jax.simulate(
+    job, clocks.heterogeneous(1), executor=executor, **SIZES
   )
 
 
@@ -91,22 +96,14 @@ def test_counters_count_every_batch_once(executor, x64):
   """And averages stay averages, beside them."""
   del x64
   start = {'seen': np.int32(3), 'mean': np.float64(0)}
-  result = run(counting_loss, start, executor, stats_momentum=0.9)
+  job = job_of(counting_loss, start, stats_momentum=0.9)
+  result = run(job, executor)
   assert result.metrics['staleness'].max() > 1
   state = result.state.model_state
   assert int(state['seen']) == 3 + BATCHES * 16
   assert state['seen'].dtype == np.int32
   # Each of 16 numbers weighs as in one worker's average: near the mean of 5.
   assert abs(float(state['mean']) - 5.0) < 0.5
-  job = job_lib.build(
-    counting_loss,
-    jnp.zeros(()),
-    batch_fn,
-    rules.asgd(0.01),
-    policy=policies.asynchronous(),
-    model_state=start,
-    stats_momentum=0.9,
-  )
   plain = reference.execute(job, result.trace)
   assert cases.distance(state, plain.model_state) < 1e-12
 
@@ -125,24 +122,11 @@ def test_statistics_of_ones_own_are_those_of_all_batches(where, x64):
     'mean': np.float64(0),
     'squares': np.float64(0),
   }
-  common = {
-    'policy': policies.asynchronous(),
-    'num_workers': 4,
-    'num_batches': BATCHES,
-    'model_state': start,
-    'fold_fn': welford_fold,
-  }
-  rule = rules.asgd(0.01)
-  if where == 'threads':
-    result = ga_jax.run_on_threads(
-      loss_fn, jnp.zeros(()), batch_fn, rule, **common
-    )
-    state = result.state.model_state
-  elif where == 'server':
-    state = by_hand(loss_fn, rule, common)
+  job = job_of(loss_fn, start, fold_fn=welford_fold)
+  if where == 'server':
+    state = by_hand(job)
   else:
-    del common['model_state']
-    state = run(loss_fn, start, where, **common).state.model_state
+    state = run(job, where).state.model_state
   numbers = np.concatenate([batch_fn(i) for i in range(BATCHES)])
   assert int(state['count']) == numbers.size
   np.testing.assert_allclose(state['mean'], numbers.mean(), rtol=1e-12)
@@ -151,12 +135,19 @@ def test_statistics_of_ones_own_are_those_of_all_batches(where, x64):
   )
 
 
-def by_hand(loss_fn, rule, common):
+def by_hand(job):
   """A host loop whose workers answer in another order than they ask."""
-  server = ga_jax.Server(jnp.zeros(()), rule, **common)
+  server = ga_jax.Server(
+    job.params,
+    job.rule,
+    job.policy,
+    model_state=job.model_state,
+    fold_fn=job.fold_fn,
+    **SIZES,
+  )
   order = np.random.default_rng(0)
   work = {worker: server.ticket(worker) for worker in range(4)}
-  gradient = jax.value_and_grad(loss_fn, has_aux=True)
+  gradient = jax.value_and_grad(job.loss_fn, has_aux=True)
   while not server.finished:
     worker = int(order.choice(sorted(work)))
     ticket, params, model_state = work.pop(worker)
@@ -176,16 +167,18 @@ def test_one_worker_has_its_own_statistics():
     return batch_fn(batch_id).astype(np.float32)
 
   result = ga_jax.simulate(
-    counting_loss,
-    jnp.zeros(()),
-    small,
-    rules.asgd(0.01),
-    policy=policies.asynchronous(),
-    clock=clocks.constant(),
+    ga_jax.Job(
+      counting_loss,
+      jnp.zeros(()),
+      small,
+      rules.asgd(0.01),
+      policies.asynchronous(),
+      model_state=start,
+      stats_momentum=0.9,
+    ),
+    clocks.constant(),
     num_workers=1,
     num_batches=5,
-    model_state=start,
-    stats_momentum=0.9,
     executor='exact',
   )
   state = jax.tree.map(jnp.asarray, start)
@@ -246,21 +239,13 @@ def test_a_loss_that_returns_other_statistics_is_refused(
     del key
     return params * batch.sum(), change(model_state)
 
-  arguments = loss_fn, jnp.zeros(()), lambda i: np.ones(2, np.float32)
-  common = {
-    'policy': policies.asynchronous(),
-    'num_workers': 2,
-    'num_batches': 4,
-    'model_state': {'seen': np.int32(0), 'mean': np.float32(0)},
-    'stats_momentum': 0.9,
-  }
-  if executor == 'threads':
-    run = ga_jax.run_on_threads
-  else:
-    common |= {'clock': clocks.constant(), 'executor': executor}
-    run = ga_jax.simulate
+  start = {'seen': np.int32(0), 'mean': np.float32(0)}
+  job = dataclasses.replace(
+    job_of(loss_fn, start, stats_momentum=0.9),
+    batches=lambda i: np.ones(2, np.float32),
+  )
   with pytest.raises(ValueError, match=said):
-    run(*arguments, rules.asgd(0.1), **common)
+    run(job, executor)
 
 
 def test_a_fold_that_does_not_fit_is_refused():

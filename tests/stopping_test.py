@@ -20,7 +20,6 @@ from experiments.running import setup, train
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, programs, rules
 from ga_jax.executors.saving import Checkpoints
-from ga_jax.job import job as job_lib
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record.checkpoints import CheckpointStore
 from ga_jax.record.trace import read_rows
@@ -34,20 +33,12 @@ RULE = rules.gap_aware(0.02, 0.0)  # one object: compiled once
 
 
 def simulated(name, folder=None, stop_at=10**9, num_batches=150):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
   store = folder and CheckpointStore(str(folder))
   return ga_jax.simulate(
-    loss_fn,
-    params,
-    batch_fn,
-    RULE,
-    policy=policies.make(name, 6),
-    clock=clocks.with_fault(clocks.heterogeneous(0), worker_id=2, time=9.0),
+    cases.tiny_job(RULE, policies.make(name, 6), program=programs.dana_slim),
+    clocks.with_fault(clocks.heterogeneous(0), worker_id=2, time=9.0),
     num_workers=6,
     num_batches=num_batches,
-    model_state=stats,
-    stats_momentum=0.9,
-    program=programs.dana_slim,  # workers have a state
     executor='exact',
     block=7,
     observe=lambda batches, state, metrics: batches >= stop_at,
@@ -97,19 +88,18 @@ def relaxed():
 @pytest.mark.parametrize('executor', ['fast', 'exact'])
 def test_the_trace_of_a_stopped_run_ends_there(executor):
   """Also where the round is closed by a worker that is lost."""
-
-  what = {
-    'loss_fn': lambda p, state, x, key: (jnp.mean((x - p) ** 2), state),
-    'params': jnp.zeros(()),
-    'batches': lambda batch_id: np.full(4, batch_id, np.float32),
-    'rule': rules.asgd(0.1),
-    'policy': policies.synchronous(),
-  }
+  job = ga_jax.Job(
+    lambda p, state, x, key: (jnp.mean((x - p) ** 2), state),
+    jnp.zeros(()),
+    lambda batch_id: np.full(4, batch_id, np.float32),
+    rules.asgd(0.1),
+    policies.synchronous(),
+  )
 
   def played(stop_at):
     return ga_jax.simulate(
-      **what,
-      clock=clocks.with_fault(
+      job,
+      clocks.with_fault(
         clocks.constant(), worker_id=1, time=2.5, noticed_after=1.0
       ),
       num_workers=3,
@@ -132,9 +122,7 @@ def test_the_trace_of_a_stopped_run_ends_there(executor):
     assert part.executed == len(part.trace.applied()) == stop_at
     assert int(part.state.version) == part.trace.updates()
     ends.add(int(part.trace.events['event'][-1]))
-    state, _, executed = simulate.EXECUTORS[executor](
-      job_lib.build(**what), part.trace, block=1
-    )
+    state, _, executed = simulate.EXECUTORS[executor](job, part.trace, block=1)
     assert executed == stop_at
     assert cases.same_bits(state, part.state)
   # The exact executor stops before the round is closed, blocks close it.

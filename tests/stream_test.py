@@ -464,12 +464,14 @@ def trained(source, executor):
     return (((flat @ params).sum(1) - wanted) ** 2).mean(), state
 
   return ga_jax.simulate(
-    loss_fn,
-    np.full((12, 1), 0.1, np.float32),
-    source,
-    ga_jax.gap_aware(1e-3),
-    policy=ga_jax.policies.asynchronous(),
-    clock=ga_jax.clocks.CLOCKS['heterogeneous'](0),
+    ga_jax.Job(
+      loss_fn,
+      np.full((12, 1), 0.1, np.float32),
+      source,
+      ga_jax.gap_aware(1e-3),
+      ga_jax.policies.asynchronous(),
+    ),
+    ga_jax.clocks.CLOCKS['heterogeneous'](0),
     num_workers=4,
     num_batches=11,
     executor=executor,

@@ -10,10 +10,10 @@ import jax
 import numpy as np
 import pytest
 
+import ga_jax
 from ga_jax import compression, policies, programs, rules
 from ga_jax.executors import exact
 from ga_jax.executors.saving import Checkpoints
-from ga_jax.job import job as job_lib
 from ga_jax.live import threads
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record import trace
@@ -60,21 +60,11 @@ CASES = {
 
 @functools.cache
 def prepared(name):
-  """(job, policy) of a case."""
+  """The job of a case."""
   case = CASES[name]
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
   policy = policies.make(case.policy, WORKERS)
-  job = job_lib.build(
-    loss_fn,
-    params,
-    batch_fn,
-    case.rule,
-    policy=policy,
-    model_state=stats,
-    stats_momentum=0.9,
-    program=case.program,
-  )
-  return job, policy
+  job = cases.tiny_job(case.rule, policy, program=case.program)
+  return job
 
 
 class Life:
@@ -104,7 +94,7 @@ class Life:
     Returns:
       Its result, or None where it was killed.
     """
-    job, policy = prepared(self.name)
+    job = prepared(self.name)
 
     def clock_fn():  # asked before every event
       if self.size() >= dies_at * ROW:
@@ -116,18 +106,19 @@ class Life:
       where = Checkpoints(self._store, every_updates=self._every)
     run = threads.Threads(
       job,
-      policy,
-      **{
-        'num_workers': WORKERS,
-        'devices': jax.local_devices()[:2],
-        'num_batches': TICKETS * job_lib.program_of(job).num_batches,
-        'pipeline_depth': CASES[self.name].depth,
-        'trace_path': self.rows_path,
-        'checkpoints': where,
-        'recover': True,
-        'clock_fn': clock_fn,
-        **options,
-      },
+      **cases.live_arguments(
+        **{
+          'num_workers': WORKERS,
+          'devices': jax.local_devices()[:2],
+          'num_batches': TICKETS * job.worker_program.num_batches,
+          'pipeline_depth': CASES[self.name].depth,
+          'trace_path': self.rows_path,
+          'checkpoints': where,
+          'recover': True,
+          'clock_fn': clock_fn,
+          **options,
+        }
+      ),
     )
     self.states = {}
     with contextlib.suppress(KilledError):
@@ -281,16 +272,18 @@ def test_checkpoints_of_another_run_are_refused(tmp_path):
 
 
 def test_only_a_run_with_a_record_can_go_on():
-  job, policy = prepared('plain')
+  job = prepared('plain')
   with pytest.raises(ValueError, match='give a trace_path'):
-    threads.Threads(job, policy, num_workers=1, num_batches=4, recover=True)
+    threads.Threads(
+      job, num_workers=1, num_batches=4, live=ga_jax.Live(recover=True)
+    )
 
 
 def test_events_have_times_of_their_own():
   """Also where the clock stands still."""
-  job, policy = prepared('plain')
+  job = prepared('plain')
   run = threads.Threads(
-    job, policy, num_workers=WORKERS, num_batches=40, clock_fn=lambda: 7.0
+    job, num_workers=WORKERS, num_batches=40, clock_fn=lambda: 7.0
   )
   times = run.run().trace.events['time']
   assert (np.diff(times) > 0).all()

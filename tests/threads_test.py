@@ -13,7 +13,6 @@ import ga_jax
 from ga_jax import compression, data, models, policies, programs, rules
 from ga_jax.executors import exact
 from ga_jax.executors.saving import Checkpoints
-from ga_jax.job import job as job_lib
 from ga_jax.live import server, threads
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record.checkpoints import CheckpointStore
@@ -24,21 +23,7 @@ from tests import cases
 WORKERS = 4
 
 
-def tiny_job(rule, policy, program=None):
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
-  return job_lib.build(
-    loss_fn,
-    params,
-    batch_fn,
-    rule,
-    policy=policy,
-    model_state=stats,
-    stats_momentum=0.9,
-    program=program,
-  )
-
-
-def run(job, policy, observe=None, block=None, **options):
+def run(job, observe=None, block=None, **options):
   where = jax.local_devices()[:2]  # programs are compiled for each
   options = {
     'num_workers': WORKERS,
@@ -46,8 +31,9 @@ def run(job, policy, observe=None, block=None, **options):
     'devices': where,
     **options,
   }
+  options = cases.live_arguments(**options)
   before = threading.active_count()
-  result = threads.Threads(job, policy, **options).run(observe, block)
+  result = threads.Threads(job, **options).run(observe, block)
   assert threading.active_count() == before  # no thread is left behind
   result.trace.verify()
   assert result.executed == len(result.trace.applied())
@@ -75,16 +61,16 @@ def test_threads_compute_under_the_settings_of_their_caller(x64):
     del batches, metrics
     seen.extend([state.params['w'].dtype, jnp.ones(()).dtype])
 
-  job = job_lib.build(
+  job = ga_jax.Job(
     wide_loss,
     params,
     batch_fn,
     cases.rule('ga', 0.02),
-    policy=policy,
+    policy,
     model_state=stats,
     stats_momentum=0.9,
   )
-  result = run(job, policy, observe, num_batches=20)
+  result = run(job, observe, num_batches=20)
   assert set(seen) == {np.dtype(np.float64)}
   assert len(seen) >= 3
   assert result.params['w'].dtype == result.metrics['loss'].dtype == np.float64
@@ -106,8 +92,8 @@ def test_there_are_devices_to_run_on():
 )
 def test_every_policy_replays_to_the_same_bits(name):
   policy = policies.make(name, WORKERS)
-  job = tiny_job(cases.rule('ga', 0.02), policy)
-  assert replays(job, run(job, policy))
+  job = cases.tiny_job(cases.rule('ga', 0.02), policy)
+  assert replays(job, run(job))
 
 
 @pytest.mark.parametrize(
@@ -134,8 +120,8 @@ def test_every_kind_of_program_replays_to_the_same_bits(name):
   def program(loss_fn):
     return programs.PROGRAMS[name](loss_fn, **arguments)
 
-  job = tiny_job(rules.asgd(0.02, 0.0), policy, program)
-  assert replays(job, run(job, policy, num_batches=61))  # a short last ticket
+  job = cases.tiny_job(rules.asgd(0.02, 0.0), policy, program=program)
+  assert replays(job, run(job, num_batches=61))  # a short last ticket
 
 
 @pytest.mark.parametrize(
@@ -151,7 +137,7 @@ def test_what_reaches_the_server_is_the_message(name):
       programs.gradient(loss_fn), compression.COMPRESSIONS[name]()
     )
 
-  job = tiny_job(rules.asgd(0.02, 0.0), policy, program)
+  job = cases.tiny_job(rules.asgd(0.02, 0.0), policy, program=program)
   sizes = []
 
   def deliver(deliver, message):
@@ -159,9 +145,9 @@ def test_what_reaches_the_server_is_the_message(name):
     deliver(message)
 
   where = jax.local_devices()[:1]
-  result = run(job, policy, num_batches=30, devices=where, deliver_fn=deliver)
+  result = run(job, num_batches=30, devices=where, deliver_fn=deliver)
   assert replays(job, result)
-  wanted = job_lib.program_of(job).message_bytes(job.params)
+  wanted = job.worker_program.message_bytes(job.params)
   assert sizes == [wanted] * 30
   assert wanted < programs.base.nbytes(job.params)
 
@@ -180,9 +166,9 @@ def test_every_rule_replays_to_the_same_bits_three_times(name):
   policy = policies.asynchronous()
   rule = rules.lift(cases.RULES[name](0.01))
   workers = rule.num_workers or WORKERS  # as many as it has buffers
-  job = tiny_job(rule, policy)
+  job = cases.tiny_job(rule, policy)
   for _ in range(3):
-    result = run(job, policy, num_workers=workers, num_batches=500)
+    result = run(job, num_workers=workers, num_batches=500)
     assert result.trace.updates() == 500
     assert replays(job, result)
 
@@ -206,15 +192,15 @@ def test_one_worker_is_plain_optax_bit_for_bit(make):
     (_, state), grads = gradient(theta, state, batch_fn(i))
     theta, opt_state = update(grads, opt_state, theta)
   policy = policies.asynchronous()
-  result = run(tiny_job(make(0.05, 0.9), policy), policy, num_workers=1)
+  result = run(cases.tiny_job(make(0.05, 0.9), policy), num_workers=1)
   assert cases.same_bits(result.params, theta)
   assert cases.same_bits(result.state.model_state, state)
 
 
 def test_snapshots_may_be_read_ahead():
   policy = policies.softsync(WORKERS, softsync_n=2)
-  job = tiny_job(cases.rule('ga', 0.02), policy)
-  result = run(job, policy, pipeline_depth=2)
+  job = cases.tiny_job(cases.rule('ga', 0.02), policy)
+  result = run(job, pipeline_depth=2)
   assert replays(job, result)
   issued = collections.Counter()
   most = 0
@@ -230,11 +216,10 @@ def test_snapshots_may_be_read_ahead():
     program = programs.dana_slim if 'state' in message else None
     with pytest.raises(ValueError, match=message):
       threads.Threads(
-        tiny_job(cases.rule('ga', 0.02), refused, program),
-        refused,
+        cases.tiny_job(cases.rule('ga', 0.02), refused, program=program),
         num_workers=2,
         num_batches=4,
-        pipeline_depth=1,
+        live=ga_jax.Live(pipeline_depth=1),
       )
 
 
@@ -247,8 +232,8 @@ def test_observers_see_blocks_and_stop():
     seen.append((batches, int(state.count), len(metrics['loss'])))
     return batches >= 30
 
-  job = tiny_job(cases.rule('ga', 0.02), policy)
-  stopped = threads.Threads(job, policy, num_workers=2, num_batches=10**6).run(
+  job = cases.tiny_job(cases.rule('ga', 0.02), policy)
+  stopped = threads.Threads(job, num_workers=2, num_batches=10**6).run(
     observe, 10
   )
   assert seen[:3] == [(10, 10, 10), (20, 20, 10), (30, 30, 10)]
@@ -260,12 +245,12 @@ def test_observers_see_blocks_and_stop():
     raise KeyError('mine')
 
   with pytest.raises(KeyError, match='mine'):
-    run(job, policy, broken)
+    run(job, broken)
 
 
 def test_a_hung_worker_loses_its_lease_and_its_answer():
   policy = policies.synchronous()  # everybody waits for it until then
-  job = tiny_job(cases.rule('ga', 0.02), policy)
+  job = cases.tiny_job(cases.rule('ga', 0.02), policy)
   hangs, released = iter([True]), threading.Event()
 
   def delay(worker_id, seconds):
@@ -279,7 +264,7 @@ def test_a_hung_worker_loses_its_lease_and_its_answer():
     return False
 
   result = run(
-    job, policy, observe, 1, lease_seconds=1.0, delay_fn=delay, num_batches=900
+    job, observe, 1, lease_seconds=1.0, delay_fn=delay, num_batches=900
   )
   assert replays(job, result)
   assert result.refused['lease'] >= 1  # a busy machine may lose others
@@ -293,16 +278,14 @@ def test_a_hung_worker_loses_its_lease_and_its_answer():
 
 def test_workers_come_and_go_and_die():
   policy = policies.synchronous()
-  job = tiny_job(cases.rule('ga', 0.02), policy)
+  job = cases.tiny_job(cases.rule('ga', 0.02), policy)
 
   def delay(worker_id, seconds):
     if worker_id == 2:
       raise RuntimeError('out of memory, say')
     return 0.0
 
-  run_ = threads.Threads(
-    job, policy, num_workers=3, num_batches=200, delay_fn=delay
-  )
+  run_ = threads.Threads(job, num_workers=3, num_batches=200, delay_fn=delay)
 
   def observe(batches, state, metrics):
     if batches == 60:
@@ -328,7 +311,7 @@ def test_when_all_workers_die_the_last_error_is_shown():
     raise RuntimeError(f'worker {worker_id} is gone')
 
   with pytest.raises(server.WorkersLostError, match=r'worker \d is gone'):
-    run(tiny_job(cases.rule('ga', 0.02), policy), policy, delay_fn=delay)
+    run(cases.tiny_job(cases.rule('ga', 0.02), policy), delay_fn=delay)
 
 
 def test_gradients_that_are_never_finite_end_the_run():
@@ -341,15 +324,17 @@ def test_gradients_that_are_never_finite_end_the_run():
 
   with pytest.raises(ledger.NotFiniteError, match='batch 17 gave no finite'):
     ga_jax.run_on_threads(
-      loss_fn,
-      params,
-      bad_batch_fn,
-      rules.asgd(0.01),
-      policy=policy,
+      ga_jax.Job(
+        loss_fn,
+        params,
+        bad_batch_fn,
+        rules.asgd(0.01),
+        policy,
+        model_state=stats,
+        stats_momentum=0.9,
+      ),
       num_workers=2,
       num_batches=50,
-      model_state=stats,
-      stats_momentum=0.9,
     )
 
 
@@ -438,9 +423,7 @@ def digits_job(policy):
     logits, _ = model.apply(params, stats, test, False)
     return float((logits.argmax(-1) != dataset.test.labels).mean())
 
-  job = job_lib.build(
-    loss_fn, params, source, rules.gap_aware(0.05), policy=policy
-  )
+  job = ga_jax.Job(loss_fn, params, source, rules.gap_aware(0.05), policy)
   return job, error
 
 
@@ -449,17 +432,16 @@ def test_chaos():
   policy = policies.asynchronous()
   with jax.numpy_rank_promotion('allow'):
     job, error = digits_job(policy)
-    calm = run(job, policy, num_batches=1000)
+    calm = run(job, num_batches=1000)
     chaos = Chaos(0)
     chaos.run = threads.Threads(
       job,
-      policy,
       num_workers=WORKERS,
       num_batches=1000,
       devices=jax.local_devices()[:2],
-      lease_seconds=0.1,
       delay_fn=chaos.delay,
       deliver_fn=chaos.deliver,
+      live=ga_jax.Live(lease_seconds=0.1),
     )
     wild = chaos.run.run()
     wild.trace.verify()  # exactly once
@@ -486,10 +468,9 @@ def test_chaos():
 def test_time_is_accounted_for():
   """A gradient of 20 ms and no more workers than cores: always at work."""
   policy = policies.asynchronous()
-  job = tiny_job(cases.rule('ga', 0.02), policy)
+  job = cases.tiny_job(cases.rule('ga', 0.02), policy)
   result = run(
     job,
-    policy,
     num_workers=2,
     num_batches=60,
     delay_fn=lambda worker_id, seconds: 0.02,
@@ -512,12 +493,8 @@ def test_soak():
     return jnp.mean((batch - params[None]) ** 2), model_state
 
   batch = np.ones((4, 10), np.float32)
-  job = job_lib.build(
-    loss_fn,
-    params,
-    lambda batch_id: batch,
-    cases.rule('ga', 0.01),
-    policy=policy,
+  job = ga_jax.Job(
+    loss_fn, params, lambda batch_id: batch, cases.rule('ga', 0.01), policy
   )
   seen = []
 
@@ -530,7 +507,6 @@ def test_soak():
   with tempfile.TemporaryDirectory() as folder:
     result = run(
       job,
-      policy,
       observe,
       1000,
       num_workers=2,
@@ -561,11 +537,10 @@ def resident_kib() -> int:
 )
 def test_arguments_are_checked(change, message):
   policy = policies.asynchronous()
-  job = tiny_job(cases.rule('ga', 0.02), policy)
+  job = cases.tiny_job(cases.rule('ga', 0.02), policy)
+  given = {'num_workers': 2, 'num_batches': 4, **change}
   with pytest.raises(ValueError, match=message):
-    threads.Threads(
-      job, policy, **{'num_workers': 2, 'num_batches': 4, **change}
-    )
+    threads.Threads(job, **cases.live_arguments(**given))
 
 
 def test_batches_are_prepared_while_the_device_computes():
@@ -598,7 +573,9 @@ def test_batches_are_prepared_while_the_device_computes():
 )
 def test_a_stopped_run_goes_on_where_it_was(policy_name, tmp_path):
   policy = policies.make(policy_name, WORKERS)
-  job = tiny_job(rules.gap_aware(0.01, 0.0), policy, programs.dana_slim)
+  job = cases.tiny_job(
+    rules.gap_aware(0.01, 0.0), policy, program=programs.dana_slim
+  )
   path = str(tmp_path / 'rows')
 
   def start(stop_at):
@@ -607,12 +584,10 @@ def test_a_stopped_run_goes_on_where_it_was(policy_name, tmp_path):
     )
     run_ = threads.Threads(
       job,
-      policy,
       num_workers=WORKERS,
       num_batches=300,
       devices=jax.local_devices()[:2],
-      trace_path=path,
-      checkpoints=checkpoints,
+      live=ga_jax.Live(trace_path=path, checkpoints=checkpoints),
     )
     return run_.run(lambda batches, state, metrics: batches >= stop_at, 10)
 

@@ -13,7 +13,6 @@ import pytest
 import ga_jax
 from ga_jax import policies, rules
 from ga_jax.server import compiled as compiled_lib
-from ga_jax.server import core as core_lib
 from ga_jax.server import server, statistics, update
 
 SIZE = 1 << 20
@@ -201,7 +200,7 @@ def test_the_optimiser_state_is_given_away_and_nothing_else(make):
 
 
 def test_the_kernel_writes_the_state_where_it_was():
-  rule = core_lib.fixed(ga_jax.gap_aware(RATE))
+  rule = compiled_lib.fixed(ga_jax.gap_aware(RATE))
   functions = compiled_lib.compiled(rule, statistics.NOTHING, False)
   state = functions.init((), jnp.zeros(SIZE), ())
   arrival = update.any_arrival(state)

@@ -144,8 +144,7 @@ class Ours:
   """`ga_jax.simulate`; compiled once, so that turns only compute."""
 
   def __init__(self, problem: twin_problems.Problem, num_workers: int):
-    model = problem.make()
-    self._params, self._state = twin_problems.initial(problem)
+    params, state = twin_problems.initial(problem)
 
     def load(resident, indices, key):
       del key
@@ -158,26 +157,27 @@ class Ours:
       load,
       jax.tree.map(jnp.asarray, twin_problems.examples(problem)),
     )
-    self.loss_fn = classification.cross_entropy(model)
-    self._rule = rules.gap_aware(RATE, momentum=0.9)
-    self._schedule = {
-      'policy': policies.asynchronous(),
-      'clock': clocks.homogeneous(twin_problems.SEED),
-      'num_workers': num_workers,
-    }
+    self.loss_fn = classification.cross_entropy(problem.make())
+    self._job = ga_jax.Job(
+      self.loss_fn,
+      params,
+      self.source,
+      rules.gap_aware(RATE, momentum=0.9),
+      policies.asynchronous(),
+      model_state=state,
+      stats_momentum=0.9,
+    )
+    self._clock = clocks.homogeneous(twin_problems.SEED)
+    self._num_workers = num_workers
 
   def run(self, num_updates: int, observe=None) -> ga_jax.Result:
     """The whole simulation."""
     return ga_jax.simulate(
-      self.loss_fn,
-      self._params,
-      self.source,
-      self._rule,
+      self._job,
+      self._clock,
+      num_workers=self._num_workers,
       num_batches=num_updates,
-      model_state=self._state,
-      stats_momentum=0.9,
       observe=observe,
-      **self._schedule,
     )
 
   def rate(self, num_updates: int) -> float:
@@ -193,7 +193,12 @@ class Ours:
 
     # The events are played before anything is computed: a share is added.
     start = time.perf_counter()
-    virtual_cluster.schedule(num_batches=num_updates, **self._schedule)
+    virtual_cluster.schedule(
+      self._job.policy,
+      self._clock,
+      num_workers=self._num_workers,
+      num_batches=num_updates,
+    )
     events = (time.perf_counter() - start) / num_updates
     self.run(num_updates, observe)
     (n0, t0), (n1, t1) = ends[0], ends[-1]

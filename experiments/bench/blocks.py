@@ -7,10 +7,10 @@ and the homogeneous one.
 
 import jax
 
+import ga_jax
 from experiments.bench import timing
 from ga_jax import clocks, policies
 from ga_jax.executors import blocks, lengths, slots
-from ga_jax.job import job as job_lib
 from ga_jax.simulation import virtual_cluster
 
 
@@ -32,7 +32,7 @@ class Run:
     """Compiles it and goes through the buffer of live versions once.
 
     Args:
-      loss_fn: see `simulate`.
+      loss_fn: see `ga_jax.Job`.
       start: (parameters, model statistics).
       source: `Source` of the batches.
       rule: the server's.
@@ -41,12 +41,12 @@ class Run:
       turns: how often it will be called.
     """
     params, model_state = start
-    self._job = job_lib.build(
+    self._job = ga_jax.Job(
       loss_fn,
       params,
       source,
       rule,
-      policy=policies.asynchronous(),
+      policies.asynchronous(),
       model_state=model_state,
       stats_momentum=0.9 if jax.tree.leaves(model_state) else None,
     )

@@ -14,7 +14,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 import os
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +63,23 @@ share its interpreter.
 """
 
 
+class Sizes(NamedTuple):
+  """Of every run."""
+
+  batch_size: int
+  workers: int
+  updates: int
+  block: int
+
+  def of_run(self) -> dict[str, int]:
+    """What `simulate` takes beside job and clock."""
+    return {
+      'num_workers': self.workers,
+      'num_batches': self.updates,
+      'block': self.block,
+    }
+
+
 def prepare():
   """Checks what was asked for before anything is timed."""
   for name in _MODEL.value:
@@ -81,7 +98,7 @@ def main(_):
   names = _MODEL.value or (['mlp_bn', 'cnn_bn'] if on_cpu else ['resnet20'])
   updates = _UPDATES.value or (16 if on_cpu else 192)
   block = _BLOCK.value or (2 if on_cpu else 32)
-  sizes = _BATCH.value, _WORKERS.value, updates, block
+  sizes = Sizes(_BATCH.value, _WORKERS.value, updates, block)
   timing.say(
     f'{_SEEDS.value} seeds, {updates} updates of {_BATCH.value} examples each'
   )
@@ -101,14 +118,13 @@ def main(_):
   timing.finish(where, rows, targets)
 
 
-def measured(name: str, sizes, seeds) -> dict[str, list[float]]:
+def measured(name: str, sizes: Sizes, seeds) -> dict[str, list[float]]:
   """Seconds that all runs of a model take, by how they are computed."""
-  *of_run, block = sizes
-  runs = [arguments(name, *of_run, seed) for seed in seeds]
+  jobs = [job_of(name, sizes.batch_size, seed) for seed in seeds]
   candidates = {
-    ALONE: lambda: [alone(run, block) for run in runs],
-    MAPPED: lambda: ga_jax.simulate_many(runs, block),
-    THREADS: lambda: in_threads(runs, block),
+    ALONE: lambda: [alone(job, sizes) for job in jobs],
+    MAPPED: lambda: mapped(jobs, sizes),
+    THREADS: lambda: in_threads(jobs, sizes),
   }
   for candidate in candidates.values():
     candidate()  # compiles
@@ -135,14 +151,20 @@ def timed(candidates) -> dict[str, list[float]]:
   return timing.alternate(calls, _ROUNDS.value)
 
 
-def alone(run: dict[str, Any], block: int):
+def alone(job: ga_jax.Job, sizes: Sizes):
   """Computes a run; it is done when its metrics are on the host."""
-  ga_jax.simulate(**run, block=block)
+  ga_jax.simulate(job, clocks.homogeneous(job.seed), **sizes.of_run())
 
 
-def in_threads(runs, block: int):
-  with concurrent.futures.ThreadPoolExecutor(len(runs)) as pool:
-    list(pool.map(lambda run: alone(run, block), runs))
+def mapped(jobs, sizes: Sizes):
+  """Computes all runs in one program."""
+  theirs = [clocks.homogeneous(job.seed) for job in jobs]
+  ga_jax.simulate_many(jobs, theirs, **sizes.of_run())
+
+
+def in_threads(jobs, sizes: Sizes):
+  with concurrent.futures.ThreadPoolExecutor(len(jobs)) as pool:
+    list(pool.map(lambda job: alone(job, sizes), jobs))
 
 
 _EVERYBODY: list[Any] = []  # in a process: the barrier of all of them
@@ -163,37 +185,31 @@ def in_processes(pool, function, work):
     future.result()
 
 
-def compiled(name: str, sizes):
+def compiled(name: str, sizes: Sizes):
   """Compiles what runs need; each process does so once."""
   in_process(name, sizes, 0)
   _EVERYBODY[0].wait()
 
 
-def in_process(name: str, sizes, seed: int):
-  *of_run, block = sizes
-  alone(arguments(name, *of_run, seed), block)
+def in_process(name: str, sizes: Sizes, seed: int):
+  alone(job_of(name, sizes.batch_size, seed), sizes)
 
 
 @functools.cache
-def arguments(
-  name: str, batch_size: int, workers: int, updates: int, seed: int
-) -> dict[str, Any]:
-  """What `simulate` takes for a run of a seed."""
+def job_of(name: str, batch_size: int, seed: int) -> ga_jax.Job:
+  """What a run of a seed trains."""
   model = models.MODELS[name](10)
   params, stats = model.init(jax.random.key(seed), jnp.zeros((1, *SHAPE)))
-  return {
-    'loss_fn': loss_of(name),
-    'params': params,
-    'batches': random_images.source(IMAGES, SHAPE, CLASSES, batch_size, seed),
-    'rule': RULE,
-    'policy': policies.asynchronous(),
-    'clock': clocks.homogeneous(seed),
-    'num_workers': workers,
-    'num_batches': updates,
-    'model_state': stats,
-    'stats_momentum': model.stats_momentum,
-    'seed': seed,
-  }
+  return ga_jax.Job(
+    loss_of(name),
+    params,
+    random_images.source(IMAGES, SHAPE, CLASSES, batch_size, seed),
+    RULE,
+    policies.asynchronous(),
+    model_state=stats,
+    stats_momentum=model.stats_momentum,
+    seed=seed,
+  )
 
 
 @functools.cache

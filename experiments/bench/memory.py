@@ -121,17 +121,20 @@ def train(name: str, params, workers: int):
   """Four gradients per worker."""
   made = assembly.assembled(methods.METHODS[name], {}, workers)
   inputs = np.ones((BATCH, len(params)), np.float32)
-  result = ga_jax.simulate(
+  job = ga_jax.Job(
     loss_fn,
     params,
     lambda _: inputs,
     made.rule_fn,
-    policy=made.policy,
-    clock=clocks.homogeneous(0),
+    made.policy,
+    program=made.program_fn,
+    hparams=jax.tree.map(np.float32, made.hparams),
+  )
+  result = ga_jax.simulate(
+    job,
+    clocks.homogeneous(0),
     num_workers=workers,
     num_batches=4 * workers,
-    hparams=jax.tree.map(np.float32, made.hparams),
-    program=made.program_fn,
   )
   jax.block_until_ready(result.state)
 

@@ -32,7 +32,6 @@ from experiments.bench import timing
 from experiments.script import launch, shared_flags
 from experiments.tasks import classification
 from ga_jax import models, policies
-from ga_jax.job import job
 from ga_jax.live.ray import actors as runtime
 
 _SECONDS = flags.DEFINE_float('seconds', 4.0, 'of each measurement, about')
@@ -146,10 +145,13 @@ def our_rate(size: Size, workers: int, rule: str) -> float:
   """Round trips per second through server, record and versions."""
 
   def make():
-    policy = policies.asynchronous()
-    return job.build(
-      cheapest, parameters(size), small_batch, RULES[rule](), policy=policy
-    ), policy
+    return ga_jax.Job(
+      cheapest,
+      parameters(size),
+      small_batch,
+      RULES[rule](),
+      policies.asynchronous(),
+    )
 
   return rate_of(make, workers)
 
@@ -262,16 +264,15 @@ def network_rate(workers: int) -> float:
 
   def make():
     loss_fn, params, model_state = network()
-    policy = policies.asynchronous()
-    return job.build(
+    return ga_jax.Job(
       loss_fn,
       params,
       image_batch,
       RULES['GA'](),
-      policy=policy,
+      policies.asynchronous(),
       model_state=model_state,
       stats_momentum=0.9,
-    ), policy
+    )
 
   return rate_of(make, workers)
 

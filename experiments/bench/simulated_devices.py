@@ -155,12 +155,8 @@ def gradient_milliseconds(loss_fn) -> float:
 
 def simulated(loss_fn, **how) -> ga_jax.Result:
   return ga_jax.simulate(
-    loss_fn,
-    weights(),
-    batch_fn,
-    RULE,
-    policy=policies.asynchronous(),
-    clock=clocks.homogeneous(0),
+    ga_jax.Job(loss_fn, weights(), batch_fn, RULE, policies.asynchronous()),
+    clocks.homogeneous(0),
     num_workers=_WORKERS.value,
     num_batches=_UPDATES.value,
     **how,

@@ -103,12 +103,15 @@ def sleeping_rate(sleeps, policy=policies.asynchronous) -> float:
     return jnp.mean((batch - params) ** 2), model_state
 
   batches = max(20, _UPDATES.value * len(sleeps) // _WORKERS.value)
-  result = ga_jax.run_on_threads(
+  job = ga_jax.Job(
     loss_fn,
     np.zeros(100, np.float32),
     lambda batch_id: np.ones((4, 100), np.float32),
     ga_jax.gap_aware(0.01),
-    policy=policy(),
+    policy(),
+  )
+  result = ga_jax.run_on_threads(
+    job,
     num_workers=len(sleeps),
     num_batches=batches,
     delay_fn=lambda worker, spent: sleeps[worker] - spent,
@@ -135,15 +138,18 @@ def computing(depth: int, workers: int = 2, size: int = 448, products: int = 8):
     x, _ = jax.lax.scan(product, batch, None, length=products)
     return jnp.mean(x**2), model_state
 
-  result = ga_jax.run_on_threads(
+  job = ga_jax.Job(
     loss_fn,
     _matrix(size),
     lambda batch_id: _matrix(size),
     ga_jax.gap_aware(1e-6),
-    policy=policies.asynchronous(),
+    policies.asynchronous(),
+  )
+  result = ga_jax.run_on_threads(
+    job,
     num_workers=workers,
     num_batches=200,
-    pipeline_depth=depth,
+    live=ga_jax.Live(pipeline_depth=depth),
   )
   telemetry = result.workers.values()
   answers = sum(one.answers for one in telemetry)

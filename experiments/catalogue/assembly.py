@@ -1,4 +1,4 @@
-"""From a named method to what `simulate` takes.
+"""From a named method to what `ga_jax.Job` takes.
 
 Parts become functions of numbers, so that runs which differ in a learning rate
 or a momentum alone share their compiled code.
@@ -59,7 +59,7 @@ class RuleSpec(NamedTuple):
 
 
 class Assembled(NamedTuple):
-  """A method ready for `simulate`.
+  """A method ready for a `ga_jax.Job`.
 
   Attributes:
     rule_fn: `rule_fn(hparams) -> rule`.

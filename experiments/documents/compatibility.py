@@ -77,17 +77,20 @@ def try_pair(**pair) -> float | str:
 
 def train(made: assembly.Assembled) -> float:
   """The part of the way to the optimum that is left; infinite for NaN."""
-  result = ga_jax.simulate(
+  job = ga_jax.Job(
     loss_fn,
     np.zeros(6, np.float32),
     lambda batch_id: np.zeros(1, np.float32),
     made.rule_fn,
+    made.policy,
+    program=made.program_fn,
     hparams=made.hparams,
-    policy=made.policy,
-    clock=clocks.homogeneous(0),
+  )
+  result = ga_jax.simulate(
+    job,
+    clocks.homogeneous(0),
     num_workers=WORKERS,
     num_batches=BATCHES,
-    program=made.program_fn,
     executor='exact',
   )
   left = np.linalg.norm(result.params - TARGET) / np.linalg.norm(TARGET)

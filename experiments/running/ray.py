@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 
+import ga_jax
 from experiments.running import (
   compilation,
   environment,
@@ -26,11 +27,8 @@ from experiments.running import setup as run_lib
 from experiments.settings import table as settings_lib
 from ga_jax import data
 from ga_jax.executors import execution
-from ga_jax.job import job
-from ga_jax.live import server as server_lib
 from ga_jax.live.ray import actors as runtime
 from ga_jax.live.ray import messages
-from ga_jax.policies.parts.base import Policy
 
 _POLL_SECONDS = 0.2
 # What every process must have in common.
@@ -69,12 +67,11 @@ def run(
   evaluate_epochs: bool,
   keeping: run_lib.Keeping,
   control: control_lib.Control,
-) -> tuple[server_lib.Result, dict[str, Any]]:
+) -> tuple[ga_jax.LiveResult, dict[str, Any]]:
   """Runs to the end; see `train.train` for the arguments."""
   try:
     known = inputs.of(settings)
-    made, _ = _make(settings, known)
-    execution.check_shards(made, settings.server_shards)
+    execution.check_shards(_make(settings, known), settings.server_shards)
   except ValueError as error:
     raise settings_lib.SettingError(
       'server_shards', settings.server_shards, str(error)
@@ -90,13 +87,9 @@ def run(
     make_fn=functools.partial(_make, settings, known),
     num_workers=settings.workers,
     num_batches=run_lib.total_batches(settings),
-    lease_seconds=settings.lease_seconds,
-    pipeline_depth=settings.pipeline_depth,
-    trace_path=keeping.rows_path(),
-    checkpoints_fn=keeping.checkpoints,
+    live=run_lib.live_of(settings, keeping),
     observe_fn=functools.partial(_following, settings, evaluate_epochs),
     block=run_lib.observed_every(settings),
-    recover=keeping.resume,
     check_fn=functools.partial(check, recorded),
     shards=settings.server_shards,
   )
@@ -156,7 +149,7 @@ def check(recorded: dict[str, Any], worker_id: int, facts: messages.Facts):
     )
 
 
-def _followed(server, observe, control) -> server_lib.Result:
+def _followed(server, observe, control) -> ga_jax.LiveResult:
   """Shows what the server observes until it has its result."""
   result, pid, seen, told = server.run.remote(), 0, 0, False
   batches = 0  # that were shown
@@ -175,9 +168,7 @@ def _followed(server, observe, control) -> server_lib.Result:
       return ray.get(result)
 
 
-def _make(
-  settings: settings_lib.Settings, known: dict[str, str]
-) -> tuple[job.Job, Policy]:
+def _make(settings: settings_lib.Settings, known: dict[str, str]) -> ga_jax.Job:
   """The job as a process of the cluster builds it, on the driver's data.
 
   Raises:
@@ -188,8 +179,7 @@ def _make(
       f'{socket.gethostname()} has other data than the driver: '
       f'{"; ".join(map(str, found))}'
     )
-  work = run_lib.arguments(settings, run_lib.method_of(settings))
-  return job.build(**work), work['policy']
+  return run_lib.job_of(settings, run_lib.method_of(settings))
 
 
 def _following(settings, evaluate_epochs, tell, telemetry) -> watch.Watch:

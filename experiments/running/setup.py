@@ -124,10 +124,14 @@ def method_of(settings: settings_lib.Settings) -> assembly.Assembled:
   return assembly.remembering(made, memory(settings), settings.workers)
 
 
-def arguments(
+def job_of(
   settings: settings_lib.Settings, method: assembly.Assembled
-) -> dict[str, Any]:
-  """What a run computes, as every runtime and `job.build` take it."""
+) -> ga_jax.Job:
+  """What a run trains.
+
+  Raises:
+    SettingError: its parameters cannot be saved.
+  """
   the_task = tasks.task_of(settings)
   params, model_state = initial(settings)
   try:  # what cannot be saved, before it takes hours
@@ -136,19 +140,30 @@ def arguments(
     raise settings_lib.SettingError(
       'model', settings.model, str(error)
     ) from error
-  return {
-    'loss_fn': the_task.loss_fn,
-    'params': params,
-    'batches': tasks.source_of(settings),
-    'rule': method.rule_fn,
-    'policy': method.policy,
-    'model_state': model_state,
-    'stats_momentum': the_task.model.stats_momentum,
-    'seed': settings.seed,
-    'hparams': method.hparams,
-    'program': method.program_fn,
-    'layer_metrics': settings.layer_metrics,
-  }
+  return ga_jax.Job(
+    the_task.loss_fn,
+    params,
+    tasks.source_of(settings),
+    method.rule_fn,
+    method.policy,
+    model_state=model_state,
+    stats_momentum=the_task.model.stats_momentum,
+    program=method.program_fn,
+    hparams=method.hparams,
+    seed=settings.seed,
+    layer_metrics=settings.layer_metrics,
+  )
+
+
+def live_of(settings: settings_lib.Settings, keeping: Keeping) -> ga_jax.Live:
+  """How a live run is made."""
+  return ga_jax.Live(
+    lease_seconds=settings.lease_seconds,
+    pipeline_depth=settings.pipeline_depth,
+    trace_path=keeping.rows_path(),
+    checkpoints=keeping.checkpoints(),
+    recover=keeping.resume,
+  )
 
 
 class MessageBytes(NamedTuple):

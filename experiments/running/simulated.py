@@ -4,12 +4,12 @@ import ga_jax
 from experiments.running import devices, setup
 
 
-def run(settings, work, total, messages, follow, keeping):
+def run(settings, job, total, messages, follow, keeping):
   """The result, and its own part of the summary."""
   clock = setup.clock_of(settings, messages)
   result = ga_jax.simulate(
-    **work,
-    clock=clock,
+    job,
+    clock,
     num_workers=settings.workers,
     num_batches=total,
     executor=settings.executor,

@@ -5,25 +5,19 @@ from typing import NamedTuple
 import jax
 
 from experiments.running import setup
-from ga_jax.job import job
 from ga_jax.live import threads
 
 
-def run(settings, work, total, follow, keeping, control):
+def run(settings, job, total, follow, keeping, control):
   """The result, and its own part of the summary."""
   made = threads.Threads(
-    job.build(**work),
-    work['policy'],
+    job,
     num_workers=settings.workers,
     num_batches=total,
+    live=setup.live_of(settings, keeping),
     devices=jax.local_devices()[: settings.devices or None],
-    lease_seconds=settings.lease_seconds,
-    pipeline_depth=settings.pipeline_depth,
     devices_per_worker=settings.devices_per_worker,
     delay_fn=Slower(settings.straggler),
-    trace_path=keeping.rows_path(),
-    checkpoints=keeping.checkpoints(),
-    recover=keeping.resume,
   )
   control.on_stop(made.stop)
   follow.telemetry = made.telemetry

@@ -58,10 +58,8 @@ def train(
   the_task = tasks.task_of(settings)
   total = setup.total_batches(settings)
   method = setup.method_of(settings)
-  work = setup.arguments(settings, method)
-  messages = setup.message_bytes(
-    the_task, method, work['params'], work['model_state']
-  )
+  job = setup.job_of(settings, method)
+  messages = setup.message_bytes(the_task, method, job.params, job.model_state)
   rates = [None]  # the last one is the run's
 
   def seen(progress):
@@ -71,15 +69,13 @@ def train(
 
   follow = setup.following(settings, seen, evaluate_epochs, control)
   if settings.runtime == 'threads':
-    result, own = threads.run(settings, work, total, follow, keeping, control)
+    result, own = threads.run(settings, job, total, follow, keeping, control)
   elif settings.runtime == 'ray':
     from experiments.running import ray  # Ray is an extra
 
     result, own = ray.run(settings, seen, evaluate_epochs, keeping, control)
   else:
-    result, own = simulated.run(
-      settings, work, total, messages, follow, keeping
-    )
+    result, own = simulated.run(settings, job, total, messages, follow, keeping)
   if not result.metrics:
     raise setup.NothingDoneError(
       'stopped before the first gradient was applied'

@@ -32,7 +32,7 @@ class Progress(NamedTuple):
       simulated, that they had a ticket in hand. None where it is not known.
     diverged: whether a loss was not finite; the run ends.
     arrivals: where a row ends here the metrics of its arrivals, host arrays by
-      name, see `simulate.Result`.
+      name, see `ga_jax.Result`.
   """
 
   epoch: float
@@ -50,7 +50,7 @@ class Watch:
   """Follows a run: epochs, speed, losses that are not finite.
 
   Attributes:
-    telemetry: of the workers of a live run, see `live.Live.telemetry`.
+    telemetry: of the workers of a live run, see `LiveRun.telemetry`.
   """
 
   telemetry: Callable[[], dict[int, server.Telemetry]] | None = None

@@ -16,6 +16,7 @@ import numpy as np
 from ga_jax.executors import slots
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source
 from ga_jax.kernels import row_buffers
 from ga_jax.rules.parts import optimizer
@@ -50,13 +51,13 @@ class Spec(NamedTuple):
   """What a block is compiled for; hashable.
 
   Attributes:
-    rule_fn: of the job, as the next six.
-    program_fn: see `job.Job`.
-    loss_fn: see `job.Job`.
-    load_fn: of the job's source.
-    fold_fn: see `job.Job`.
-    accumulates: see `job.Job`.
-    layer_metrics: see `job.Job`.
+    rule_fn: `rule_fn(hparams) -> rule`.
+    program_fn: `program_fn(hparams)(loss_fn) -> Program`.
+    loss_fn: of the job.
+    load_fn: of its source.
+    fold_fn: how model statistics are folded.
+    accumulates: whether the policy averages rounds.
+    layer_metrics: whether gap and penalty are measured by layer too.
     resets: whether a worker is lost, so that its state is set back.
     unrolled: whether the arrivals of a block are no loop.
     mapped: whether it computes several runs at once.
@@ -98,9 +99,11 @@ def arrive(spec: Spec, rule, program, key, carry: Carry, rows, step: Step):
       worker,
       program.init(state.params),
     )
-  work = job_lib.work(key, step.host_batches, step.first_batch, step.attempt)
+  work = program_lib.work(
+    key, step.host_batches, step.first_batch, step.attempt
+  )
   submission, worker = program.run(worker, sent, work)
-  submission, worker, sent = job_lib.received(
+  submission, worker, sent = program_lib.received(
     program, worker, submission, sent, state.params
   )
   workers = jax.tree.map(
@@ -186,7 +189,7 @@ def block_of(
       program_fn=job.program_fn,
       loss_fn=job.loss_fn,
       load_fn=job.source.load_fn,
-      fold_fn=job.fold_fn,
+      fold_fn=job.fold,
       accumulates=job.accumulates,
       layer_metrics=job.layer_metrics,
       resets=bool(resets),
@@ -207,7 +210,7 @@ def compiled_block(spec: Spec):
 
   def block(carry, steps, hparams, resident, key):
     rule = spec.rule_fn(hparams)
-    program = job_lib.worker_program(
+    program = program_lib.over_host_batches(
       spec.program_fn, hparams, spec.loss_fn, spec.load_fn, resident
     )
     return row_buffers.scan(
@@ -294,7 +297,7 @@ def compiled_start(
 
   def start(hparams, resident, params, model_state, *, rows, num_workers):
     rule = rule_fn(hparams)
-    program = job_lib.worker_program(
+    program = program_lib.over_host_batches(
       program_fn, hparams, loss_fn, load_fn, resident
     )
     state = update.init(rule, params, model_state, accumulates=accumulates)

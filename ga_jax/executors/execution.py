@@ -51,7 +51,7 @@ class Execution:
     _check_program(job, shards)
     self._core = shards_lib.core(
       job.rule_fn,
-      job.fold_fn,
+      job.fold,
       job.accumulates,
       job.hparams,
       job.params,
@@ -64,7 +64,7 @@ class Execution:
     self._compiled = compiled_lib.compiled_program(
       job.program_fn, job.loss_fn, job.source.load_fn
     )
-    self._program = job_lib.program_of(job)
+    self._program = job.worker_program
     self._device, self._placement = device, placement
     self._workers = {}  # worker_id -> committed program state
     self._answers = {}  # ticket_id -> (submission, program state), not entered
@@ -199,7 +199,7 @@ class Execution:
     return hparams, worker_state, sent, batches, resident, key
 
   def _receive(self, submission, worker_state, sent_fn):
-    """What an answer is to the server: see `job.received`.
+    """What an answer is to the server: see `program.received`.
 
     Returns:
       (submission, program state, what it was computed at, where that is other
@@ -245,7 +245,7 @@ def check_shards(job: job_lib.Job, shards: int):
 
 def _check_program(job: job_lib.Job, shards: int):
   """Raises a ValueError where a worker program needs a whole server."""
-  program = job_lib.program_of(job)
+  program = job.worker_program
   if shards > 1 and program.exchange is not None:
     raise ValueError(
       "this worker program exchanges with the whole of the server's "

@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 from ga_jax.job import job as job_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source
 from ga_jax.server import update
 
@@ -27,14 +28,14 @@ def unrolled_convolutions(job: job_lib.Job) -> int:
 
 def convolutions(job: job_lib.Job) -> int:
   """How many convolutions a ticket of a job takes, gradients included."""
-  program = job_lib.program_of(job)
+  program = job.worker_program
   batches = source.host_batches(job.source, 0, program.num_batches)
 
   def run(params, model_state, key):
     return program.run(
       program.init(params),
       update.Snapshot(params, model_state),
-      job_lib.work(key, batches, 0, 0),
+      program_lib.work(key, batches, 0, 0),
     )
 
   return _count(

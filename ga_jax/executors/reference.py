@@ -11,6 +11,7 @@ import numpy as np
 import optax
 
 from ga_jax.job import job as job_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source as source_lib
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.server import statistics, update
@@ -38,7 +39,7 @@ def execute(job: job_lib.Job, trace):
   rule = job.rule_fn(job.hparams)
   params, stats = jax.tree.map(jnp.asarray, (job.params, job.model_state))
   state = rule.init(params)
-  program = job_lib.program_of(job)
+  program = job.worker_program
   published = (rule.lookahead(params, state), stats)
   sent, workers, losses = {}, {}, []
   round_, count, in_round = [], 0, 0
@@ -55,7 +56,7 @@ def execute(job: job_lib.Job, trace):
       snapshot = update.Snapshot(*sent[ticket])
       own = workers.get(worker, program.init(job.params))
       answer, own = program.run(own, snapshot, work(job, row))
-      answer, workers[worker], snapshot = job_lib.received(
+      answer, workers[worker], snapshot = program_lib.received(
         program, own, answer, snapshot, params
       )
       stale = 0 if program.exchange else row['staleness']
@@ -70,7 +71,7 @@ def execute(job: job_lib.Job, trace):
       number = int(row['num_batches'])
       in_round += number
       three = answer.model_state, stats, snapshot.model_state
-      stats = folded(job.fold_fn, *three, number)
+      stats = folded(job.fold, *three, number)
       losses.append(float(answer.loss))
     if row['action'] == Action.APPLY:
       mean = weighted_mean(round_)
@@ -87,7 +88,7 @@ def work(job: job_lib.Job, row):
   first, number = int(row['first_batch']), int(row['num_batches'])
   batches = source_lib.host_batches(job.source, first, number)
   key = jax.random.key(job.seed)
-  return job_lib.work(key, batches, first, int(row['attempt']))
+  return program_lib.work(key, batches, first, int(row['attempt']))
 
 
 def folded(fold_fn, returned, now, sent, number: int):

@@ -16,7 +16,10 @@ _SHORT = 40  # characters of a value that a message shows
 
 
 class Checkpoints:
-  """A store, and how often a run is written to it."""
+  """A store, and how often a run is written to it.
+
+  It may be sent to the process that makes the run (pickled), before that.
+  """
 
   def __init__(
     self,
@@ -56,7 +59,7 @@ class Checkpoints:
     self._about = about
     self._run = {}  # see `resume`
     self._updates = 0  # where it was saved last
-    self._time = clock_fn()
+    self._time = clock_fn()  # of then; set again by `resume`
 
   def owned(self):
     """Keeps others out; see `checkpoints.CheckpointStore.owned`."""
@@ -93,7 +96,7 @@ class Checkpoints:
     Raises:
       RecoveryError: the checkpoint is of another run; names what differs.
     """
-    self._run = run or {}
+    self._run, self._time = run or {}, self._clock_fn()
     newest = self._store.newest()
     if newest is None:
       return None
@@ -140,7 +143,7 @@ def of_job(job, **more) -> dict[str, Any]:
     hparams.update(array.tobytes())
   return {
     'seed': int(job.seed),
-    'stats_momentum': _of_fold(job.fold_fn),
+    'stats_momentum': _of_fold(job.fold),
     'layer_metrics': job.layer_metrics,
     'hparams': hparams.hexdigest(),
     **more,

@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from ga_jax.job import job as job_lib
+from ga_jax.job import program as program_lib
 from ga_jax.job import source as source_lib
 from ga_jax.server import ledger, update
 
@@ -33,7 +34,7 @@ def compiled_program(program_fn, loss_fn, load_fn) -> CompiledProgram:
   """Compiles a worker program; each of its steps on its own."""
 
   def program(hparams, resident=()):
-    return job_lib.worker_program(
+    return program_lib.over_host_batches(
       program_fn, hparams, loss_fn, load_fn, resident
     )
 
@@ -48,7 +49,7 @@ def compiled_program(program_fn, loss_fn, load_fn) -> CompiledProgram:
     first_batch,
     attempt,
   ):
-    work = job_lib.work(key, host_batches, first_batch, attempt)
+    work = program_lib.work(key, host_batches, first_batch, attempt)
     return program(hparams, resident).run(worker_state, sent, work)
 
   def answer(hparams, worker_state, sent, host_batches, resident, key, ticket):
@@ -73,7 +74,7 @@ def compiled_program(program_fn, loss_fn, load_fn) -> CompiledProgram:
 
   @jax.jit
   def exchange(hparams, worker_state, submission, sent, params):
-    return job_lib.received(
+    return program_lib.received(
       program(hparams), worker_state, submission, sent, params
     )
 
@@ -87,7 +88,7 @@ def answer_shape(job: job_lib.Job, num_batches: int):
   return jax.eval_shape(
     lambda *args: compiled.answer(*args, ticket),
     job.hparams,
-    job_lib.program_of(job).init(job.params),
+    job.worker_program.init(job.params),
     update.Snapshot(job.params, job.model_state),
     source_lib.host_batches(job.source, 0, num_batches),
     job.source.resident,

@@ -1,218 +1,223 @@
-"""What is to be computed, whoever computes it."""
+"""What is trained, whoever trains it."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple
+import dataclasses
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from ga_jax import programs
 from ga_jax.guards import checks
+from ga_jax.job import program as program_lib
 from ga_jax.job import source as source_lib
 from ga_jax.policies.parts import base as policies
 from ga_jax.policies.parts.base import Policy
-from ga_jax.programs import gradient
-from ga_jax.server import core, statistics, update
+from ga_jax.rules.parts import optimizer
+from ga_jax.server import compiled, statistics, update
 
 # Of what is larger JAX takes 32 bits: two seeds would be one.
 _LARGEST_SEED = 2**32 - 1
 
 
-class Job(NamedTuple):
-  """A training job.
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Job:
+  """What is trained: a loss, parameters, batches, a rule and a policy.
+
+  Checked when it is made, and never changed: `dataclasses.replace` makes
+  another one. Arrays of NumPy are copied. A job can be pickled where its
+  functions can; it then holds NumPy arrays, and is made again where it comes.
 
   Attributes:
     loss_fn: `loss_fn(params, model_state, batch, key) -> (loss, model_state)`;
       what `programs.recurrent` says where that is the program.
-    source: where batches come from.
-    rule_fn: `rule_fn(hparams) -> rule`, hashable.
-    hparams: pytree of numbers given to `rule_fn` and `program_fn`; changing
-      them compiles nothing again.
-    params: initial parameters.
-    model_state: initial model statistics.
-    fold_fn: how they are folded, hashable; see `statistics`.
-    program_fn: `program_fn(hparams)(loss_fn) -> Program`, hashable.
-    accumulates: whether the policy averages rounds.
-    seed: of everything random in a batch.
-    layer_metrics: whether gap and penalty are measured by layer too.
+    params: initial parameters, a pytree of arrays.
+    batches: `batch_fn(batch_id) -> batch` of NumPy arrays, or a `Source`; it is
+      called by every worker, whose threads or processes these are.
+    rule: a rule, a plain optax transformation, or, with `hparams`, a function
+      `rule(hparams) -> rule`.
+    policy: whom the server waits for.
+    model_state: initial running statistics, () without: moving averages
+      (floating-point leaves) and counters (integers).
+    stats_momentum: momentum m of the averages (0.99 in Flax's BatchNorm by
+      default); required where there are any.
+    fold_fn: instead, for statistics of another kind: `fold_fn(returned, now,
+      sent, num_batches) -> model_state`, see `statistics.Averages`.
+    program: what a worker does, `program(loss_fn) -> Program`, or, with
+      `hparams`, `program(hparams)(loss_fn)`; by default `programs.gradient`.
+    hparams: pytree of numbers for `rule` and `program`; other numbers compile
+      nothing again. Kept as JAX's arrays; None without.
+    seed: of the keys that batches and losses are given, 0 to 2³² − 1.
+    layer_metrics: whether to measure gap and penalty of every layer (a leaf of
+      the parameters, in their order: `layer_penalties.names`) at every arrival.
+
+  Raises:
+    ValueError: a number is out of its range, the program remembers other
+      streams than the batches have, or the rule's penalties are not known by
+      layer where they are asked for.
+    TypeError: an argument is something else than it should be.
+
+  Examples:
+    >>> import ga_jax, jax.numpy as jnp, numpy as np
+    >>> loss = lambda p, s, x, key: (jnp.mean((x - p) ** 2), s)
+    >>> job = ga_jax.Job(
+    ...     loss, jnp.zeros(()), lambda i: np.ones(4, np.float32),
+    ...     ga_jax.gap_aware(0.01), ga_jax.policies.asynchronous(), seed=1)
+    >>> job.worker_program.num_batches
+    1
   """
 
   loss_fn: Callable[..., Any]
-  source: source_lib.Source
-  rule_fn: Callable[[Any], Any]
-  hparams: Any
   params: Any
-  model_state: Any
-  fold_fn: statistics.FoldFn
-  program_fn: Callable[[Any], Callable[..., programs.Program]]
-  accumulates: bool
-  seed: int
+  batches: source_lib.Source | Callable[[int], Any]
+  rule: Any
+  policy: Policy
+  _: dataclasses.KW_ONLY
+  model_state: Any = ()
+  stats_momentum: float | None = None
+  fold_fn: statistics.FoldFn | None = None
+  program: Callable[..., Any] | None = None
+  hparams: Any = None
+  seed: int = 0
   layer_metrics: bool = False
 
+  def __post_init__(self):
+    policies.check(self.policy)
+    batches = source_lib.source_of(self.batches)
+    params, model_state, resident, hparams = update.owned(
+      (self.params, self.model_state, batches.resident, self.hparams)
+    )
+    kept = {
+      'rule': optimizer.lift(self.rule) if hparams is None else self.rule,
+      'params': params,
+      'model_state': model_state,
+      'batches': batches._replace(resident=resident),
+      # Arrays, so that a momentum of 0 means the same inside and outside jit.
+      'hparams': jax.tree.map(jnp.asarray, hparams),
+      'seed': checks.integer('seed', self.seed, 0, _LARGEST_SEED),
+    }
+    for name, value in kept.items():
+      object.__setattr__(self, name, value)
+    self._check()
 
-class Fixed(NamedTuple):
-  """A program as a function of hyper-parameters that ignores them."""
+  def _check(self):
+    """Raises where parts do not fit."""
+    _ = self.fold  # which is checked where it is made
+    if self.layer_metrics:
+      update.check_layer_metrics(
+        self.rule_fn(self.hparams),
+        self.params,
+        self.model_state,
+        self.accumulates,
+      )
+    streams = self.program_fn(self.hparams)(self.loss_fn).streams
+    if streams not in (0, self.batches.streams):
+      raise ValueError(
+        f'the worker program remembers {streams} streams, the source of the '
+        f'batches has streams={self.batches.streams}'
+      )
 
-  program: Callable[..., programs.Program]
+  def __reduce__(self):
+    given = {
+      field.name: getattr(self, field.name)
+      for field in dataclasses.fields(self)
+    }
+    for name in ('params', 'model_state', 'hparams'):
+      given[name] = jax.tree.map(np.asarray, given[name])
+    return functools.partial(Job, **given), ()
 
-  def __call__(self, hparams):
-    del hparams
+  def check_workers(self, num_workers: int) -> int:
+    """How many workers there are, as a Python int.
+
+    Raises:
+      ValueError: it is no integer of at least 1, or the rule does not fit so
+        many.
+    """
+    num_workers = checks.integer('num_workers', num_workers, 1)
+    update.check_rule(
+      self.rule_fn(self.hparams), self.accumulates, num_workers, self.params
+    )
+    return num_workers
+
+  # What is derived, for those who compute it.
+
+  @property
+  def accumulates(self) -> bool:
+    """Whether the policy averages rounds."""
+    return self.policy.accumulates
+
+  @functools.cached_property
+  def source(self) -> source_lib.Source:
+    """Where batches come from, `resident` on JAX's default device.
+
+    It is moved when it is asked for first: who only sends a job elsewhere has
+    no use for it.
+    """
+    resident = jax.tree.map(jnp.asarray, self.batches.resident)
+    return self.batches._replace(resident=resident)
+
+  @functools.cached_property
+  def rule_fn(self) -> Callable[[Any], optimizer.AsyncOptimizer]:
+    """`rule_fn(hparams) -> rule`, hashable; by it compiled code is known."""
+    return compiled.Fixed(self.rule) if self.hparams is None else self.rule
+
+  @functools.cached_property
+  def program_fn(self) -> Callable[[Any], Callable[..., programs.Program]]:
+    """`program_fn(hparams)(loss_fn) -> Program`, hashable."""
+    if self.hparams is None or self.program is None:
+      return compiled.Fixed(self.program or programs.gradient)
     return self.program
 
-
-def build(
-  loss_fn: Callable[..., Any],
-  params,
-  batches: source_lib.Source | Callable[[int], Any],
-  rule,
-  *,
-  policy: Policy,
-  model_state=(),
-  stats_momentum: float | None = None,
-  fold_fn: statistics.FoldFn | None = None,
-  seed: int = 0,
-  hparams: Any = None,
-  program: Callable[..., Any] | None = None,
-  layer_metrics: bool = False,
-) -> Job:
-  """A job from what users give; see `simulate` for the arguments.
-
-  Raises:
-    ValueError: the program remembers other streams than the batches have, or
-      the rule's penalties are not known by layer where they are asked for.
-    TypeError: an argument is something else than it should be.
-  """
-  policies.check(policy)
-  if not isinstance(batches, source_lib.Source):
-    if not callable(batches):
-      raise TypeError(
-        'batches must be a function of the batch id, batch_fn(batch_id) -> '
-        f'batch, or a Source, got {type(batches)}'
-      )
-    batches = source_lib.Source(batches)
-  params, model_state, resident, hparams = update.owned(
-    (params, model_state, batches.resident, hparams)
-  )
-  resident = jax.tree.map(jnp.asarray, resident)  # moved only once
-  if hparams is None:
-    rule_fn, program_fn = core.fixed(rule), Fixed(program or gradient)
-  else:
-    rule_fn, program_fn = rule, program or Fixed(gradient)
-  job = Job(
-    loss_fn=loss_fn,
-    source=batches._replace(resident=resident),
-    rule_fn=rule_fn,
-    # Arrays, so that a momentum of 0 means the same inside and outside jit.
-    hparams=() if hparams is None else jax.tree.map(jnp.asarray, hparams),
-    params=params,
-    model_state=model_state,
-    fold_fn=statistics.fold_of(model_state, stats_momentum, fold_fn),
-    program_fn=program_fn,
-    accumulates=policy.accumulates,
-    seed=checks.integer('seed', seed, 0, _LARGEST_SEED),
-    layer_metrics=layer_metrics,
-  )
-  if layer_metrics:
-    update.check_layer_metrics(
-      job.rule_fn(job.hparams), params, model_state, job.accumulates
+  @functools.cached_property
+  def fold(self) -> statistics.FoldFn:
+    """How model statistics are folded, hashable; see `statistics`."""
+    return statistics.fold_of(
+      self.model_state, self.stats_momentum, self.fold_fn
     )
-  streams = program_of(job).streams
-  if streams not in (0, batches.streams):
-    raise ValueError(
-      f'the worker program remembers {streams} streams, the source of the '
-      f'batches has streams={batches.streams}'
-    )
-  return job
 
-
-def check_workers(job: Job, num_workers: int):
-  """Raises a ValueError where a job's rule does not fit so many workers."""
-  update.check_rule(
-    job.rule_fn(job.hparams), job.accumulates, num_workers, job.params
-  )
-
-
-def worker_program(
-  program_fn, hparams, loss_fn, load_fn, resident
-) -> programs.Program:
-  """The worker program over host batches, loading included."""
-
-  def loss_of_host_batch(params, model_state, host_batch, key):
-    load_key, loss_key = jax.random.split(key)
-    batch = load_fn(resident, host_batch, load_key)
-    returned = loss_fn(params, model_state, batch, loss_key)
-    _check_loss(returned)
-    return returned
-
-  return program_fn(hparams)(loss_of_host_batch)
-
-
-def _check_loss(returned):
-  """Raises a TypeError where a loss function returns something else."""
-  form = 'loss_fn(params, model_state, batch, key) -> (loss, model_state)'
-  if not (isinstance(returned, tuple) and len(returned) == 2):
-    raise TypeError(
-      f'{form}: it must return two values; model_state is () without statistics'
-    )
-  if jnp.shape(returned[0]):
-    raise TypeError(
-      f'{form}: the loss must be a scalar, got shape {jnp.shape(returned[0])}'
+  @property
+  def worker_program(self) -> programs.Program:
+    """What a worker does with host batches, not compiled."""
+    return program_lib.over_host_batches(
+      self.program_fn,
+      self.hparams,
+      self.loss_fn,
+      self.source.load_fn,
+      self.source.resident,
     )
 
 
-def program_of(job: Job) -> programs.Program:
-  """The worker program of a job, not compiled."""
-  return worker_program(
-    job.program_fn,
-    job.hparams,
-    job.loss_fn,
-    job.source.load_fn,
-    job.source.resident,
-  )
-
-
-def work(key, host_batches, first_batch, attempt) -> programs.Work:
-  """The work of a ticket.
+def takes_a_job(verb: Callable) -> Callable:
+  """Of a function whose first argument is a `Job`, or `jobs`: checks it.
 
   Args:
-    key: of the run.
-    host_batches: stacked on a leading axis [num_batches].
-    first_batch: id of the first batch.
-    attempt: how often these batches had been issued before.
+    verb: the function.
 
   Returns:
-    `Work`, with a key per batch: fold_in(seed, batch, attempt).
+    The function, which raises a TypeError that says how it is called where it
+    is given something else, as version 0.1 took.
   """
-
-  def batch_key(batch_id):
-    return jax.random.fold_in(jax.random.fold_in(key, batch_id), attempt)
-
-  number = jax.tree.leaves(host_batches)[0].shape[0]
-  ids = jnp.asarray(first_batch, jnp.int32) + jnp.arange(
-    number, dtype=jnp.int32
+  first, *_ = parameters = inspect.signature(verb).parameters
+  required = ', '.join(
+    f'{name}=...' if parameter.kind == parameter.KEYWORD_ONLY else name
+    for name, parameter in parameters.items()
+    if parameter.default is parameter.empty
   )
-  return programs.Work(host_batches, jax.vmap(batch_key)(ids), ids)
 
+  @functools.wraps(verb)
+  def checked(*args, **kwargs):
+    given = args[0] if args else kwargs.get(first)
+    several = first == 'jobs' and isinstance(given, Sequence)
+    for job in given if several else [given]:
+      if not isinstance(job, Job):
+        raise TypeError(
+          f'{verb.__name__} is called as {verb.__name__}({required}), where a '
+          'job is ga_jax.Job(loss_fn, params, batches, rule, policy, ...); got '
+          f'a {type(job).__name__}'
+        )
+    return verb(*args, **kwargs)
 
-def received(program: programs.Program, worker_state, submission, sent, params):
-  """What the server makes of a submission at arrival.
-
-  Args:
-    program: the worker program.
-    worker_state: after its run.
-    submission: what it submitted.
-    sent: the snapshot it was sent.
-    params: the server's parameters now.
-
-  Returns:
-    (submission, worker_state, sent): a message is decoded to gradients. An
-    exchanged submission was computed at the parameters of now, so these take
-    the place of those that were sent.
-  """
-  if program.decode is not None:
-    grads = program.decode(submission.grads, params)
-    submission = submission._replace(grads=grads)
-  if program.exchange is None:
-    return submission, worker_state, sent
-  submission, worker_state = program.exchange(worker_state, submission, params)
-  return submission, worker_state, sent._replace(params=params)
+  return checked

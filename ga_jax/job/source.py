@@ -28,6 +28,22 @@ class Source(NamedTuple):
   expect_fn: Callable[[Sequence[int]], None] = lambda batch_ids: None
 
 
+def source_of(batches: Source | Callable[[int], Any]) -> Source:
+  """A source of what may be a `batch_fn` alone.
+
+  Raises:
+    TypeError: it is neither.
+  """
+  if isinstance(batches, Source):
+    return batches
+  if not callable(batches):
+    raise TypeError(
+      'batches must be a function of the batch id, batch_fn(batch_id) -> '
+      f'batch, or a Source, got {type(batches)}'
+    )
+  return Source(batches)
+
+
 def host_batches(source: Source, first_batch: int, num_batches: int):
   """The host batches of a ticket, stacked on a leading axis [num_batches]."""
   batches = [

@@ -19,19 +19,20 @@ import queue
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from ga_jax.executors import execution
 from ga_jax.executors import saving as checkpoints_lib
-from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import checks, locks
 from ga_jax.job import compiled
 from ga_jax.job import job as job_lib
 from ga_jax.live import observer as observer_lib
-from ga_jax.policies.parts.base import Kind, Policy
+from ga_jax.live import options
+from ga_jax.live.result import LiveResult, Telemetry
+from ga_jax.policies.parts.base import Kind
 from ga_jax.record import trace as trace_lib
 from ga_jax.server import alike, ledger, recovery, split, update
 from ga_jax.server import shards as shards_lib
@@ -41,61 +42,6 @@ from ga_jax.workers.placement import Placement
 
 class WorkersLostError(RuntimeError):
   """Every worker has died and batches are left."""
-
-
-class Telemetry(NamedTuple):
-  """Where one worker's time went, in seconds, and what it did."""
-
-  wait: float = 0.0
-  transfer: float = 0.0
-  compute: float = 0.0
-  answers: int = 0
-
-  def plus(self, seconds: worker.Seconds) -> 'Telemetry':
-    """With one more answer."""
-    wait, transfer, compute = seconds
-    return Telemetry(
-      self.wait + wait,
-      self.transfer + transfer,
-      self.compute + compute,
-      self.answers + 1,
-    )
-
-  @property
-  def utilisation(self) -> float:
-    """The part of its time in which the worker computed."""
-    total = self.wait + self.transfer + self.compute
-    return self.compute / total if total else 0.0
-
-
-class Result(NamedTuple):
-  """What a run leaves behind.
-
-  Attributes:
-    state: the server's state.
-    trace: what happened.
-    metrics: host arrays with an entry per applied arrival, see
-      `simulate.Result`; times are seconds since the run began.
-    refused: answers and tickets that were refused, by cause; what a record does
-      not tell of an earlier process is `recovery.UNRECORDED`.
-    workers: telemetry by worker.
-    stopped: whether it was stopped before its end.
-  """
-
-  state: update.ServerState
-  trace: trace_lib.Trace
-  metrics: dict[str, np.ndarray]
-  refused: dict[str, int]
-  workers: dict[int, Telemetry]
-  stopped: bool
-
-  @property
-  def params(self):
-    return self.state.params
-
-  @property
-  def executed(self) -> int:
-    return len(self.metrics['loss']) if self.metrics else 0
 
 
 class WorkerHandle(Protocol):
@@ -139,7 +85,7 @@ class WorkerPool(Protocol):
     """Ends every worker."""
 
 
-class Live:
+class LiveRun:
   """A live run.
 
   `add_worker`, `remove_worker` and `stop` may be called from other threads.
@@ -148,99 +94,75 @@ class Live:
   def __init__(
     self,
     job: job_lib.Job,
-    policy: Policy,
-    staff: WorkerPool,
+    pool: WorkerPool,
     *,
     num_workers: int,
     num_batches: int,
+    live: options.Live = options.Live(),
     device: Any = None,
-    lease_seconds: float = float('inf'),
-    pipeline_depth: int = 0,
-    allow_non_finite: bool = False,
-    deliver_fn: Callable[[Callable[[Any], None], Any], None] | None = None,
-    trace_path: str | None = None,
-    checkpoints: Checkpoints | None = None,
-    recover: bool = False,
     placement: Placement | None = None,
     shards: int = 1,
     remote: shards_lib.Remote | None = None,
+    deliver_fn: Callable[[Callable[[Any], None], Any], None] | None = None,
     clock_fn: Callable[[], float] = time.monotonic,
   ):
     """Prepares a run; nothing is computed yet.
 
     Args:
-      job: what to compute.
-      policy: whom the server waits for.
-      staff: where workers come from.
+      job: what is trained.
+      pool: where workers come from.
       num_workers: how many are hired at the start, also of a run that goes on.
       num_batches: batches to apply.
+      live: how.
       device: where the server's arrays are; by default JAX's default device.
-      lease_seconds: how long a ticket may be out, in seconds.
-      pipeline_depth: snapshots that a worker reads ahead.
-      allow_non_finite: whether gradients that are not finite are applied; else
-        they are refused and their batches issued again.
-      deliver_fn: `deliver_fn(deliver, message)`, between workers and server;
-        for tests that lose, double and forge messages.
-      trace_path: file to write the rows to as they happen; None keeps them in
-        memory.
-      checkpoints: where to save the run, and how often; what is there already
-        is gone on with (`trace_path` must be the one of then): what the record
-        holds beyond it is computed again, to the same bits. Batches that were
-        out are issued again.
-      recover: whether to go on with the record at `trace_path` where there is
-        no checkpoint yet.
       placement: where workers compute, for what is computed again; by default
         the server's device alone.
       shards: of the server, see `execution.Execution`.
       remote: where they are, see `execution.Execution`.
+      deliver_fn: `deliver_fn(deliver, message)`, between workers and server;
+        for tests that lose, double and forge messages.
       clock_fn: seconds, for the trace and the leases.
 
     Raises:
       ValueError: an argument is out of its range, or the parts do not fit.
     """
-    num_workers = checks.integer('num_workers', num_workers, 1)
-    pipeline_depth = checks.integer('pipeline_depth', pipeline_depth, 0)
+    policy = job.policy
+    num_workers = job.check_workers(num_workers)
     shards = checks.integer('shards', shards, 1)
-    lease_seconds = checks.number(
-      'lease_seconds', lease_seconds, above=0.0, finite=False
-    )
-    if (checkpoints or recover) and trace_path is None:
-      raise ValueError('a run can only go on with a record: give a trace_path')
-    job_lib.check_workers(job, num_workers)
     self._job = job
     self._needs_loss = policy.needs_loss
-    self._staff = staff
+    self._pool = pool
     self._device = device
-    self._lease = lease_seconds
-    self._depth = pipeline_depth
-    self._allow_non_finite = allow_non_finite
+    self._lease = live.lease_seconds
+    self._depth = live.pipeline_depth
+    self._allow_non_finite = live.allow_non_finite
     self._deliver_fn = deliver_fn
     self._clock_fn = clock_fn
     self._started = clock_fn()
     self._latest = 0.0  # time
-    self._program = program = job_lib.program_of(job)
-    if pipeline_depth and jax.tree.leaves(program.init(job.params)):
+    self._program = program = job.worker_program
+    if self._depth and jax.tree.leaves(program.init(job.params)):
       raise ValueError(
         f'pipeline_depth must be 0 with a worker program that keeps a state, '
-        f'got {pipeline_depth}'
+        f'got {self._depth}'
       )
     self._book = ledger.Ledger(
       policy,
       num_batches=num_batches,
       batches_per_ticket=program.num_batches,
-      depth=pipeline_depth,
-      streams=job.source.streams,
+      depth=self._depth,
+      streams=job.batches.streams,
     )
     self._execution = execution.Execution(
       job, device, placement, shards, remote
     )
     self._expected = None  # shapes and dtypes of a submission
-    self._checkpoints = checkpoints
+    self._checkpoints = live.checkpoints
     self._of_run = checkpoints_lib.of_job(
       job, num_batches=num_batches, policy=checkpoints_lib.of_policy(policy)
     )
-    self._trace_path = trace_path
-    self._recover = recover
+    self._trace_path = live.trace_path
+    self._recover = live.recover
     self._writer = None
     self._begun = threading.Lock()  # never given back: a run is made once
     self._inbox = queue.SimpleQueue()
@@ -273,7 +195,7 @@ class Live:
       ValueError: the rule has no buffer for it.
     """
     worker_id = ledger.check_worker_id(worker_id)
-    job_lib.check_workers(self._job, worker_id + 1)
+    self._job.check_workers(worker_id + 1)
     self._inbox.put(functools.partial(self._hire, worker_id))
 
   def remove_worker(self, worker_id: int):
@@ -290,7 +212,7 @@ class Live:
     self,
     observe: Callable[[int, update.ServerState, Any], bool] | None = None,
     block: int | None = None,
-  ) -> Result:
+  ) -> LiveResult:
     """Runs to the end.
 
     Args:
@@ -299,7 +221,7 @@ class Live:
       block: arrivals between two observations; 64 by default.
 
     Returns:
-      A `Result`.
+      A `LiveResult`.
 
     Raises:
       RuntimeError: it was called before.
@@ -332,7 +254,7 @@ class Live:
       stack.enter_context(contextlib.closing(self._writer))
       yield
 
-  def _run(self, observe, block) -> Result:
+  def _run(self, observe, block) -> LiveResult:
     self._warm_up()
     observer = observer_lib.Observer(
       observe, block, self._book.num_batches, self.stop
@@ -354,11 +276,11 @@ class Live:
       if self._checkpoints:
         self._save(observer)
     finally:
-      self._staff.end()
+      self._pool.end()
       metrics = observer.end(self._execution.state)
       self._writer.flush()
     trace = self._writer.trace(self._largest + 1, self._book.num_batches)
-    return Result(
+    return LiveResult(
       self._execution.state,
       trace,
       metrics,
@@ -449,7 +371,7 @@ class Live:
     self._writer.flush()
     arrays = self._execution.save()
     for worker_id, state in arrays['workers'].items():
-      fetched = self._staff.fetch(worker_id, state)
+      fetched = self._pool.fetch(worker_id, state)
       if fetched is None:
         self._checkpoints.put_off(self._book.version)
         return
@@ -480,11 +402,11 @@ class Live:
     self._execution.warm_up(*zeros)
     ticket = ledger.Ticket(-1, 0, 0, 0, number, 0)
     sent, state = self._execution.snapshot(), self._execution.worker_state(0)
-    self._staff.warm_up(worker.Order(ticket, sent, state, None))
+    self._pool.warm_up(worker.Order(ticket, sent, state, None))
 
   def _hire(self, worker_id: int):
     if worker_id not in self._hands:
-      self._hands[worker_id] = self._staff.hire(worker_id, self._deliver)
+      self._hands[worker_id] = self._pool.hire(worker_id, self._deliver)
 
   def _join(self, worker_id: int):
     """A worker is able to take orders; it may be a member already."""
@@ -506,7 +428,7 @@ class Live:
     self._orders.pop(worker_id, None)
     if worker_id in self._book.workers:
       self._book.leave(worker_id, self._now())
-    if not (self._here or self._staff.may_return or self._book.done):
+    if not (self._here or self._pool.may_return or self._book.done):
       raise WorkersLostError(
         f'all workers have left or died at version {self._book.version}; the '
         'last one: ' + (self._last_error or 'was removed')

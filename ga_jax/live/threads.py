@@ -14,10 +14,9 @@ from typing import Any
 import jax
 
 from ga_jax.job import job as job_lib
-from ga_jax.job import source
-from ga_jax.live import server
-from ga_jax.policies.parts.base import Policy
-from ga_jax.server import statistics, update
+from ga_jax.live import options, server
+from ga_jax.live.result import LiveResult
+from ga_jax.server import update
 from ga_jax.workers import placement, worker
 
 JOIN_SECONDS = 5.0  # what a hung worker is given at the end
@@ -62,8 +61,8 @@ class ThreadPool:
     """A worker's thread, which is here at once."""
     delay_fn = self._delay_fn and functools.partial(self._delay_fn, worker_id)
     machine = self._machines[worker_id % len(self._machines)]
-    hands = worker.Computing(machine, delay_fn, self._stopping)
-    one = worker.Worker(worker_id, hands, queue.SimpleQueue(), deliver)
+    computing = worker.Computing(machine, delay_fn, self._stopping)
+    one = worker.Worker(worker_id, computing, queue.SimpleQueue(), deliver)
     self._workers.append(one)
     deliver(worker.Here(worker_id))
     return one
@@ -83,7 +82,7 @@ class ThreadPool:
       one.thread.join(max(0.0, deadline - time.monotonic()))
 
 
-class Threads(server.Live):
+class Threads(server.LiveRun):
   """A live run whose workers are threads of this process.
 
   `add_worker`, `remove_worker` and `stop` may be called from other threads.
@@ -92,28 +91,28 @@ class Threads(server.Live):
   def __init__(
     self,
     job: job_lib.Job,
-    policy: Policy,
     *,
     num_workers: int,
     num_batches: int,
+    live: options.Live = options.Live(),
     devices: Sequence[Any] | None = None,
     devices_per_worker: int = 1,
     delay_fn: Callable[[int, float], float] | None = None,
-    **options,
+    **for_tests,
   ):
     """Prepares a run; nothing is computed yet.
 
     Args:
-      job: what to compute.
-      policy: whom the server waits for.
+      job: what is trained.
       num_workers: workers, shared out over the devices in turn.
       num_batches: batches to apply.
+      live: how.
       devices: of the workers; the first is the server's too. By default all
         local devices.
       devices_per_worker: how many share a worker's batches.
       delay_fn: `delay_fn(worker_id, compute_seconds) -> seconds` that a worker
         sleeps after a computation, for stragglers.
-      **options: of `live.Live`: lease_seconds, pipeline_depth, ...
+      **for_tests: `deliver_fn` and `clock_fn` of `server.LiveRun`.
 
     Raises:
       ValueError: an argument is out of its range, or the parts do not fit.
@@ -123,85 +122,69 @@ class Threads(server.Live):
     )
     super().__init__(
       job,
-      policy,
       ThreadPool(job, placements, delay_fn),
       num_workers=num_workers,
       num_batches=num_batches,
+      live=live,
       device=placements[0].devices[0],
       placement=placements[0] if devices_per_worker > 1 else None,
-      **options,
+      **for_tests,
     )
 
 
+@job_lib.takes_a_job
 def run_on_threads(
-  loss_fn: Callable[..., Any],
-  params,
-  batches: source.Source | Callable[[int], Any],
-  rule,
+  job: job_lib.Job,
   *,
-  policy: Policy,
   num_workers: int,
   num_batches: int,
-  model_state=(),
-  stats_momentum: float | None = None,
-  fold_fn: statistics.FoldFn | None = None,
-  seed: int = 0,
-  hparams: Any = None,
-  program: Callable[..., Any] | None = None,
-  layer_metrics: bool = False,
+  live: options.Live = options.Live(),
+  devices: Sequence[Any] | None = None,
+  devices_per_worker: int = 1,
+  delay_fn: Callable[[int, float], float] | None = None,
   observe: Callable[[int, update.ServerState, Any], bool] | None = None,
   block: int | None = None,
-  **options,
-) -> server.Result:
+) -> LiveResult:
   """Trains with N workers on this machine's devices, nobody waiting.
 
   Args:
-    loss_fn: and all that follow up to `layer_metrics` as for `simulate`.
-    params: see `simulate`.
-    batches: see `simulate`; `batch_fn` is called from the workers' threads.
-    rule: see `simulate`.
-    policy: whom the server waits for.
-    num_workers: number of workers; they share the devices where these are less.
-    num_batches: batches to apply.
-    model_state: see `simulate`.
-    stats_momentum: see `simulate`.
-    fold_fn: see `simulate`.
-    seed: see `simulate`.
-    hparams: see `simulate`.
-    program: see `simulate`.
-    layer_metrics: see `simulate`.
-    observe: see `live.Live.run`.
-    block: see `live.Live.run`.
-    **options: of `Threads`: devices, lease_seconds, pipeline_depth, ...
+    job: what is trained; its `batch_fn` is called from the workers' threads.
+    num_workers: number of workers, at least 1; they share the devices where
+      these are less.
+    num_batches: batches to apply, at least 1.
+    live: how.
+    devices: of the workers, see `Threads`; by default all local ones.
+    devices_per_worker: how many share a worker's batches.
+    delay_fn: for stragglers, see `Threads`.
+    observe: `observe(batches, state, metrics) -> stop`, called in a thread of
+      its own every `block` applied arrivals.
+    block: arrivals between two observations; 64 by default.
 
   Returns:
-    A `Result`; its trace replays to the same bits in the exact executor.
+    A `LiveResult`; its trace replays to the same bits in the exact executor.
+
+  Raises:
+    ValueError: an argument is out of its range, or the parts do not fit.
+    WorkersLostError: every worker died and batches are left; for others see
+      `LiveRun.run`.
 
   Examples:
     >>> import ga_jax, jax.numpy as jnp, numpy as np
     >>> loss = lambda p, s, x, key: (jnp.mean((x - p) ** 2), s)
-    >>> result = ga_jax.run_on_threads(
+    >>> job = ga_jax.Job(
     ...     loss, jnp.zeros(()), lambda i: np.ones(4, np.float32),
-    ...     ga_jax.gap_aware(0.02), policy=ga_jax.policies.asynchronous(),
-    ...     num_workers=2, num_batches=500)
+    ...     ga_jax.gap_aware(0.02), ga_jax.policies.asynchronous())
+    >>> result = ga_jax.run_on_threads(job, num_workers=2, num_batches=500)
     >>> print(round(float(result.params), 2))
     1.0
   """
-  job = job_lib.build(
-    loss_fn,
-    params,
-    batches,
-    rule,
-    policy=policy,
-    model_state=model_state,
-    stats_momentum=stats_momentum,
-    fold_fn=fold_fn,
-    seed=seed,
-    hparams=hparams,
-    program=program,
-    layer_metrics=layer_metrics,
-  )
   threads = Threads(
-    job, policy, num_workers=num_workers, num_batches=num_batches, **options
+    job,
+    num_workers=num_workers,
+    num_batches=num_batches,
+    live=live,
+    devices=devices,
+    devices_per_worker=devices_per_worker,
+    delay_fn=delay_fn,
   )
   return threads.run(observe, block)

@@ -19,7 +19,7 @@ _NAME = re.compile(r'(\d+)-step-(\d+)')  # serial, step
 _MOVED = {
   ('ga_jax.checkpoint', 'Leaf'): 'ga_jax.record.arrays',
   ('ga_jax.ledger', 'Ticket'): 'ga_jax.server.ledger',
-  ('ga_jax.runtimes.live', 'Telemetry'): 'ga_jax.live.server',
+  ('ga_jax.runtimes.live', 'Telemetry'): 'ga_jax.live.result',
 }
 
 

@@ -6,11 +6,27 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import optax
 
 from ga_jax.rules.parts import global_sums, optimizer
 from ga_jax.server import statistics, update
 
 leave = jax.jit(optimizer.leave)  # (opt_state, worker_id); nothing is donated
+
+
+class Fixed(NamedTuple):
+  """A function of hyper-parameters that ignores them, equal where `of` is."""
+
+  of: Any  # a rule, or a worker program
+
+  def __call__(self, hparams):
+    del hparams
+    return self.of
+
+
+def fixed(rule: optax.GradientTransformation) -> Fixed:
+  """A rule as a function of hyper-parameters."""
+  return Fixed(optimizer.lift(rule))
 
 
 class Compiled(NamedTuple):

@@ -4,13 +4,12 @@
 `sharded.ShardedCore` one whose arrays are in pieces.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from ga_jax.policies.parts.base import Action
 from ga_jax.rules.parts import optimizer
@@ -294,16 +293,3 @@ class ServerCore(Core):
   def _publish(self):
     self._published = self._state
     self.version += 1
-
-
-def fixed(rule: optax.GradientTransformation) -> Callable[[Any], Any]:
-  """A rule as a function of hyper-parameters that ignores them."""
-  return _Fixed(optimizer.lift(rule))
-
-
-class _Fixed(NamedTuple):
-  rule: optimizer.AsyncOptimizer
-
-  def __call__(self, hparams):
-    del hparams
-    return self.rule

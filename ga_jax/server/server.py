@@ -77,7 +77,7 @@ class Server(exclusive.Exclusive):
       model_state: pytree of running statistics, () without; copied.
       stats_momentum: momentum of the moving averages in it (0.99 in Flax's
         BatchNorm by default); required where there are any.
-      fold_fn: for statistics of another kind, see `simulate`.
+      fold_fn: for statistics of another kind, see `Job`.
       batches_per_ticket: consecutive batches per ticket.
       allow_non_finite: whether gradients that are not finite are applied; else
         `submit` waits for a gradient to see whether it is, and refuses it.
@@ -91,12 +91,12 @@ class Server(exclusive.Exclusive):
     self._rule = optimizer.lift(rule)
     update.check_rule(self._rule, policy.accumulates, num_workers, params)
     compiled = compiled_lib.compiled(
-      core.fixed(self._rule),
+      compiled_lib.fixed(self._rule),
       statistics.fold_of(model_state, stats_momentum, fold_fn),
       policy.accumulates,
     )
     self._core = core.ServerCore(
-      compiled, (), params, model_state, policy.accumulates
+      compiled, None, params, model_state, policy.accumulates
     )
     self._ledger = ledger.Ledger(
       policy, num_batches=num_batches, batches_per_ticket=batches_per_ticket

@@ -7,31 +7,41 @@ as the run with the most live versions needs.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax import clocks as clocks_lib
 from ga_jax.executors import blocks, lengths
 from ga_jax.guards import checks
 from ga_jax.job import job as job_lib
+from ga_jax.job import source as source_lib
+from ga_jax.job.result import Result
 from ga_jax.simulation import simulate, virtual_cluster
 
 
+@job_lib.takes_a_job
 def simulate_many(
-  runs: Sequence[dict[str, Any]], block: int | None = None
-) -> list[simulate.Result]:
+  jobs: Sequence[job_lib.Job],
+  clocks: Sequence[clocks_lib.Clock],
+  *,
+  num_workers: int,
+  num_batches: int,
+  block: int | None = None,
+) -> list[Result]:
   """Trains several simulated clusters in one compiled program.
 
   It pays where a run alone leaves the device idle: small models on an
   accelerator. `experiments.bench.many_seeds` measures it.
 
   Args:
-    runs: arguments of `simulate`, a dict per run, from `loss_fn` to `program`.
-      They may differ in numbers and in arrays: `params`, `model_state`, `seed`,
-      `hparams`, `clock`, and in the host batches of `batches`, whose `resident`
-      arrays they share.
+    jobs: what is trained, one for each run. They may differ in numbers and in
+      arrays: `params`, `model_state`, `seed`, `hparams`, and in the host
+      batches of `batches`, whose `resident` arrays they share.
+    clocks: how long tasks take, one for each run.
+    num_workers: number of workers of every run, at least 1.
+    num_batches: batches to apply in every run, a multiple of those per ticket.
     block: arrivals per block; by default the fast executor's choice.
 
   Returns:
@@ -45,23 +55,32 @@ def simulate_many(
     >>> import ga_jax, jax.numpy as jnp, numpy as np
     >>> loss = lambda p, s, x, key: (jnp.mean((x - p) ** 2), s)
     >>> rule, policy = ga_jax.gap_aware(0.01), ga_jax.policies.asynchronous()
-    >>> results = ga_jax.simulate_many([
-    ...     dict(loss_fn=loss, params=jnp.zeros(()), rule=rule, policy=policy,
-    ...          batches=lambda i: np.ones(4, np.float32), seed=seed,
-    ...          clock=ga_jax.clocks.homogeneous(seed), num_workers=4,
-    ...          num_batches=500) for seed in range(3)])
+    >>> seeds, batches = range(3), lambda i: np.ones(4, np.float32)
+    >>> results = ga_jax.simulate_many(
+    ...     [ga_jax.Job(loss, jnp.zeros(()), batches, rule, policy, seed=seed)
+    ...      for seed in seeds],
+    ...     [ga_jax.clocks.homogeneous(seed) for seed in seeds],
+    ...     num_workers=4, num_batches=500)
     >>> [round(float(result.params), 2) for result in results]
     [1.0, 1.0, 1.0]
   """
   if block is not None:
     block = checks.integer('block', block, 1)
-  if not runs:
-    raise ValueError('runs must hold at least one')
-  jobs, traces = zip(*(_scheduled(**run) for run in runs), strict=True)
+  if not jobs or len(jobs) != len(clocks):
+    raise ValueError(
+      'jobs must hold at least one, and clocks one for each, got '
+      f'{len(jobs)} and {len(clocks)}'
+    )
+  traces = [
+    virtual_cluster.schedule(
+      job.policy, clock, **simulate.cluster_of(job, num_workers, num_batches)
+    )
+    for job, clock in zip(jobs, clocks, strict=True)
+  ]
   plans = [
     blocks.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
   ]
-  _check_alike(runs, jobs, plans)
+  _check_alike(jobs, plans)
   most = max(plan.left.shape[1] for plan in plans)
   plans = [plan._replace(left=_wider(plan.left, most)) for plan in plans]
   first, rows = jobs[0], max(plan.rows for plan in plans)
@@ -94,42 +113,40 @@ def simulate_many(
   return _results(carry.state, log, traces, plans)
 
 
-def _scheduled(*, clock, policy, **arguments):
-  """A run's job and trace."""
-  job, settings = simulate.prepared(policy=policy, **arguments)
-  return job, virtual_cluster.schedule(policy, clock, **settings)
-
-
-def _check_alike(runs, jobs: Sequence[job_lib.Job], plans):
+def _check_alike(jobs: Sequence[job_lib.Job], plans):
   """Raises a ValueError where runs are not one computation."""
+  first, *others = jobs
   for name in (
     *('loss_fn', 'rule_fn', 'program_fn'),
-    *('fold_fn', 'accumulates', 'layer_metrics'),
+    *('fold', 'accumulates', 'layer_metrics'),
   ):
-    if any(getattr(job, name) != getattr(jobs[0], name) for job in jobs):
+    if any(getattr(job, name) != getattr(first, name) for job in others):
       raise ValueError(
         f'{name.removesuffix("_fn")} differs between the runs: they must share '
         'what is compiled'
       )
-  shared = [
-    jax.tree.leaves(getattr(run['batches'], 'resident', ())) for run in runs
-  ]
-  same = all(
-    len(leaves) == len(shared[0])
-    and all(a is b for a, b in zip(leaves, shared[0], strict=True))
-    for leaves in shared
-  )
-  if not same or len({job.source.load_fn for job in jobs}) > 1:
+  if not all(_share_data(job.batches, first.batches) for job in others):
     raise ValueError(
       'batches differ between the runs in their resident arrays or their '
       'load_fn: they may differ in their batch_fn alone'
     )
   held = np.concatenate([plan.arrivals['num_batches'] for plan in plans])
-  if len({len(plan.arrivals) for plan in plans}) > 1 or (held != held[0]).any():
-    raise ValueError(
-      'num_batches must be the same in all runs, and a multiple of the batches '
-      'per ticket'
-    )
+  if (held != held[0]).any():
+    raise ValueError('num_batches must be a multiple of the batches per ticket')
+
+
+def _share_data(one: source_lib.Source, other: source_lib.Source) -> bool:
+  """Whether two sources differ at most in their `batch_fn`."""
+
+  def same(a, b):
+    return a is b or (a.dtype == b.dtype and np.array_equal(a, b))
+
+  trees = one.resident, other.resident
+  return (
+    one.load_fn == other.load_fn
+    and jax.tree.structure(trees[0]) == jax.tree.structure(trees[1])
+    and all(map(same, *map(jax.tree.leaves, trees)))
+  )
 
 
 def _stacked(trees):
@@ -143,7 +160,7 @@ def _wider(left: np.ndarray, most: int) -> np.ndarray:
   return np.pad(left, ((0, 0), (0, missing)), constant_values=-1)
 
 
-def _results(states, log, traces, plans) -> list[simulate.Result]:
+def _results(states, log, traces, plans) -> list[Result]:
   """The results of each run."""
   metrics = {
     name: np.concatenate([np.asarray(part[name]) for part in log], axis=1)
@@ -155,5 +172,5 @@ def _results(states, log, traces, plans) -> list[simulate.Result]:
     state = blocks.left_at_end(state, plan)
     own = {name: values[i] for name, values in metrics.items()}
     own['time'] = trace.applied()['time']
-    results.append(simulate.Result(state, trace, own, len(own['loss'])))
+    results.append(Result(state, trace, own))
   return results

@@ -144,7 +144,7 @@ def machine_of(
     compiled.answer,
     hparams,
     key,
-    job_lib.program_of(job).exchange is not None,
+    job.worker_program.exchange is not None,
   )
 
 

@@ -7,6 +7,7 @@ last checkpoint and the record that it wrote ahead.
 """
 
 import contextlib
+import dataclasses
 import functools
 import os
 import pathlib
@@ -23,17 +24,15 @@ import jax
 import ray
 from ray.util import scheduling_strategies
 
-from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import checks, locks
 from ga_jax.job import job as job_lib
-from ga_jax.job import source
+from ga_jax.live import options
 from ga_jax.live import server as server_lib
 from ga_jax.live.ray import handle, messages, wire
 from ga_jax.live.ray import shards as shards_lib
 from ga_jax.live.ray import worker as worker_lib
-from ga_jax.policies.parts.base import Policy
+from ga_jax.live.result import LiveResult
 from ga_jax.server import shards as server_shards
-from ga_jax.server import statistics
 from ga_jax.workers import worker
 
 ACCELERATORS = ('cpu', 'gpu', 'tpu')
@@ -60,54 +59,44 @@ class Setup(NamedTuple):
   """A run as it is sent to the processes that make it.
 
   Attributes:
-    make_fn: `make_fn() -> (job, policy)`, called in every process.
+    make_fn: `make_fn() -> Job`, called in every process.
     num_workers: how many workers are asked for.
     num_batches: batches to apply.
-    lease_seconds: see `live.Live`.
-    pipeline_depth: see `live.Live`.
-    allow_non_finite: see `live.Live`.
-    trace_path: see `live.Live`.
-    checkpoints_fn: `checkpoints_fn() -> Checkpoints`, or None.
+    live: how it is made.
     observe_fn: `observe_fn(tell, telemetry) -> observe`, called in the server's
       process; what it has `tell(item)` is the server's `news`, `telemetry` is
-      that of `live.Live`. For observe see `live.Live.run`.
-    block: see `live.Live.run`.
-    recover: whether to go on with what is there.
+      that of `LiveRun`. For observe see `LiveRun.run`.
+    block: see `LiveRun.run`.
     check_fn: see `handle.RayWorkerHandle`.
     shards: of the server, each in a process of its own; 1 keeps everything in
       the server's.
   """
 
-  make_fn: Callable[[], tuple[job_lib.Job, Policy]]
+  make_fn: Callable[[], job_lib.Job]
   num_workers: int
   num_batches: int
-  lease_seconds: float = float('inf')
-  pipeline_depth: int = 0
-  allow_non_finite: bool = False
-  trace_path: str | None = None
-  checkpoints_fn: Callable[[], Checkpoints | None] | None = None
+  live: options.Live = options.Live()
   observe_fn: Callable[..., Callable[..., bool]] | None = None
   block: int | None = None
-  recover: bool = False
   check_fn: Callable[[int, messages.Facts], None] | None = None
   shards: int = 1
 
 
 class RayPool:
-  """Workers that are actors; see `live.WorkerPool`."""
+  """Workers that are actors; see `server.WorkerPool`."""
 
   def __init__(self, actors, layouts: messages.Layouts, device, setup: Setup):
     self._actors = actors
     self._layouts = layouts
-    self._shelf = handle.PackedSnapshots(layouts)
+    self._snapshots = handle.PackedSnapshots(layouts)
     self._device = device
     self._setup = setup
-    self._hands = {}
+    self._handles = {}
 
   @property
   def may_return(self) -> bool:
     """Whether workers may come although none is here."""
-    return any(hand.may_return for hand in self._hands.values())
+    return any(one.may_return for one in self._handles.values())
 
   def warm_up(self, order: worker.Order):
     """Workers compile on their own."""
@@ -118,18 +107,18 @@ class RayPool:
       raise ValueError(
         f'worker {worker_id} has no actor, only {sorted(self._actors)}'
       )
-    hand = self._hands[worker_id] = handle.RayWorkerHandle(
+    one = self._handles[worker_id] = handle.RayWorkerHandle(
       worker_id,
       self._actors[worker_id],
       self._layouts,
-      self._shelf,
+      self._snapshots,
       self._device,
-      self._setup.pipeline_depth,
-      self._setup.pipeline_depth == 0 and self._setup.shards == 1,
+      self._setup.live.pipeline_depth,
+      self._setup.live.pipeline_depth == 0 and self._setup.shards == 1,
       deliver,
       self._setup.check_fn,
     )
-    return hand
+    return one
 
   def fetch(self, worker_id: int, worker_state):
     """Asks a worker for a state that it keeps; None where it is lost."""
@@ -146,38 +135,40 @@ class RayPool:
 
   def end(self):
     """Lets go of the workers; the driver ends them."""
-    for hand in self._hands.values():
-      hand.dismiss()
+    for one in self._handles.values():
+      one.dismiss()
 
 
-class Server:
+class RayServer:
   """The server's process. To be made an actor by `ray.remote`."""
 
   def __init__(self, setup: Setup, names: dict[int, str]):
     """Begins; `names` are those of `worker.RayWorker`s by worker_id."""
     self._setup = setup
     self._names = names
-    self._live = None
+    self._live_run = None
     self._stop_wanted = False
     self._news = []
     # At once: an actor that was started again is told only seconds later to.
     self._result = futures.ThreadPoolExecutor(1).submit(self._run)
 
-  def run(self) -> server_lib.Result:
+  def run(self) -> LiveResult:
     """Waits for the end; the result's arrays are NumPy's."""
     return self._result.result()
 
-  def _run(self) -> server_lib.Result:
-    self._live = self._built()
+  def _run(self) -> LiveResult:
+    self._live_run = self._built()
     if self._stop_wanted:
-      self._live.stop()
+      self._live_run.stop()
     observe = None
     if self._setup.observe_fn is not None:
-      observe = self._setup.observe_fn(self._news.append, self._live.telemetry)
+      observe = self._setup.observe_fn(
+        self._news.append, self._live_run.telemetry
+      )
     deadline = time.monotonic() + _ORPHAN_SECONDS
     while True:
       try:
-        result = self._live.run(observe, self._setup.block)
+        result = self._live_run.run(observe, self._setup.block)
         break
       except ray.exceptions.RayActorError:  # a shard is lost
         os._exit(1)  # Ray starts the server again, with other shards
@@ -185,29 +176,23 @@ class Server:
         if time.monotonic() > deadline:
           raise
         time.sleep(_ORPHAN_PAUSE)
-    return result._replace(state=wire.to_host(result.state))
+    return dataclasses.replace(result, state=wire.to_host(result.state))
 
-  def _built(self) -> server_lib.Live:
+  def _built(self) -> server_lib.LiveRun:
     setup = self._setup
     actors = {w: ray.get_actor(name) for w, name in self._names.items()}
-    job, policy = setup.make_fn()
+    job = setup.make_fn()
     device = jax.local_devices(backend='cpu')[0]
-    cast = RayPool(actors, messages.layouts_of(job), device, setup)
-    return server_lib.Live(
+    recover = setup.live.recover or _started_again()
+    return server_lib.LiveRun(
       job,
-      policy,
-      cast,
+      RayPool(actors, messages.layouts_of(job), device, setup),
       num_workers=setup.num_workers,
       num_batches=setup.num_batches,
+      live=dataclasses.replace(setup.live, recover=recover),
       device=device,
-      lease_seconds=setup.lease_seconds,
-      pipeline_depth=setup.pipeline_depth,
-      allow_non_finite=setup.allow_non_finite,
-      trace_path=setup.trace_path,
-      checkpoints=setup.checkpoints_fn and setup.checkpoints_fn(),
-      recover=setup.recover or _started_again(),
       shards=setup.shards,
-      remote=server_shards.Remote(shards_lib.ShardCalls, ray.get),
+      remote=server_shards.Remote(shards_lib.RayShardCalls, ray.get),
     )
 
   def news(self, pid: int, start: int) -> tuple[int, list[Any]]:
@@ -224,13 +209,13 @@ class Server:
 
   def version(self) -> int:
     """Updates made."""
-    return 0 if self._live is None else self._live.version
+    return 0 if self._live_run is None else self._live_run.version
 
   def stop(self):
     """Ends the run after the update in hand."""
     self._stop_wanted = True
-    if self._live is not None:
-      self._live.stop()
+    if self._live_run is not None:
+      self._live_run.stop()
 
   def pid(self) -> int:
     """Of the server's process."""
@@ -248,7 +233,7 @@ class Actors(NamedTuple):
   """The actors of a run.
 
   Attributes:
-    server: handle of a `Server`.
+    server: handle of a `RayServer`.
     workers: handles of `worker.RayWorker`s, by worker_id.
   """
 
@@ -302,11 +287,11 @@ def start(
   platform = {} if accelerator != 'cpu' else {'JAX_PLATFORMS': 'cpu'}
   run = uuid.uuid4().hex[:8]
   names = {w: f'ga_jax-{run}-worker-{w}' for w in range(setup.num_workers)}
-  station = ray.remote(concurrency_groups={messages.STATES: 1})(
+  actor = ray.remote(concurrency_groups={messages.STATES: 1})(
     worker_lib.RayWorker
   )
   workers = {
-    worker_id: station.options(
+    worker_id: actor.options(
       name=name,
       max_restarts=-1,
       runtime_env={'env_vars': shared | platform},
@@ -325,7 +310,7 @@ def start(
     ray.get_runtime_context().get_node_id(), soft=False
   )
   server = (
-    ray.remote(Server)
+    ray.remote(RayServer)
     .options(
       num_cpus=0,
       max_restarts=-1,
@@ -387,78 +372,60 @@ def _make_token():
       file.write(secrets.token_hex(32))
 
 
+@job_lib.takes_a_job
 def run_on_ray(
-  loss_fn: Callable[..., Any],
-  params,
-  batches: source.Source | Callable[[int], Any],
-  rule,
+  job: job_lib.Job,
   *,
-  policy: Policy,
   num_workers: int,
   num_batches: int,
-  model_state=(),
-  stats_momentum: float | None = None,
-  fold_fn: statistics.FoldFn | None = None,
-  seed: int = 0,
-  hparams: Any = None,
-  program: Callable[..., Any] | None = None,
+  live: options.Live = options.Live(),
   address: str = 'local',
   accelerator: str = 'cpu',
   devices_per_worker: int = 1,
-  **options,
-) -> server_lib.Result:
+  shards: int = 1,
+) -> LiveResult:
   """Trains with N workers on a Ray cluster, nobody waiting.
 
-  Everything that is given must be picklable (functions and classes of your
-  script are); it is sent to every process once.
+  The job must be picklable (functions and classes of your script are); it is
+  sent to every process once.
 
   Args:
-    loss_fn: and all that follow up to `program` as for `simulate`.
-    params: see `simulate`.
-    batches: see `simulate`; `batch_fn` is called in the workers' processes.
-    rule: see `simulate`.
-    policy: whom the server waits for.
-    num_workers: number of workers; those for which the cluster has no room come
-      in when a node joins.
-    num_batches: batches to apply.
-    model_state: see `simulate`.
-    stats_momentum: see `simulate`.
-    fold_fn: see `simulate`.
-    seed: see `simulate`.
-    hparams: see `simulate`.
-    program: see `simulate`.
+    job: what is trained; its `batch_fn` is called in the workers' processes.
+    num_workers: number of workers, at least 1; those for which the cluster has
+      no room come in when a node joins.
+    num_batches: batches to apply, at least 1.
+    live: how; `trace_path` and `checkpoints` are of the driver's machine, where
+      the server is.
     address: see `connect`.
     accelerator: see `start`.
     devices_per_worker: see `start`.
-    **options: of `Setup`: lease_seconds, pipeline_depth, trace_path, ...
+    shards: of the server, see `Setup`.
 
   Returns:
-    A `live.Result` of NumPy arrays; its trace replays to the same bits in the
+    A `LiveResult` of NumPy arrays; its trace replays to the same bits in the
     exact executor of a process with the same thread pool.
+
+  Raises:
+    ValueError: an argument is out of its range, or the parts do not fit.
+    ConnectionError: there is no cluster at that address.
   """
-  num_workers = checks.integer('num_workers', num_workers, 1)
+  num_workers = job.check_workers(num_workers)
   devices_per_worker = checks.integer(
     'devices_per_worker', devices_per_worker, 1
   )
-  given = {
-    'loss_fn': loss_fn,
-    'params': wire.to_host(params),
-    'batches': batches,
-    'rule': rule,
-    'policy': policy,
-    'model_state': wire.to_host(model_state),
-    'stats_momentum': stats_momentum,
-    'fold_fn': fold_fn,
-    'seed': seed,
-    'hparams': hparams if hparams is None else wire.to_host(hparams),
-    'program': program,
-  }
   connect(address, num_workers * devices_per_worker)
-  make_fn = functools.partial(_made, given)
   with tempfile.TemporaryDirectory(prefix='ga_jax-') as folder:
-    # A server that dies goes on from its record, wanted or not.
-    options.setdefault('trace_path', os.path.join(folder, 'trace.rows'))
-    setup = Setup(make_fn, num_workers, num_batches, **options)
+    if live.trace_path is None:
+      # A server that dies goes on from its record, wanted or not.
+      path = os.path.join(folder, 'trace.rows')
+      live = dataclasses.replace(live, trace_path=path)
+    setup = Setup(
+      functools.partial(_sent, job),
+      num_workers,
+      num_batches,
+      live,
+      shards=shards,
+    )
     actors = start(
       setup, accelerator=accelerator, devices_per_worker=devices_per_worker
     )
@@ -468,5 +435,6 @@ def run_on_ray(
       actors.end()
 
 
-def _made(given) -> tuple[job_lib.Job, Policy]:
-  return job_lib.build(**given), given['policy']
+def _sent(job: job_lib.Job) -> job_lib.Job:
+  """The job that came with the call."""
+  return job

@@ -79,7 +79,7 @@ class RayWorkerHandle:
     worker_id: int,
     actor,
     layouts: messages.Layouts,
-    shelf: PackedSnapshots,
+    snapshots: PackedSnapshots,
     device,
     depth: int,
     channels: bool,
@@ -92,7 +92,7 @@ class RayWorkerHandle:
       worker_id: who it is.
       actor: handle of its `RayWorker`.
       layouts: of the job.
-      shelf: shared by all hands.
+      snapshots: packed, shared by all handles.
       device: where submissions go.
       depth: orders that are sent ahead.
       channels: whether to use them where the worker is on the same host.
@@ -104,7 +104,7 @@ class RayWorkerHandle:
     self.may_return = True
     self.actor = actor
     self._layouts = layouts
-    self._shelf = shelf
+    self._snapshots = snapshots
     self._sharding = placement.Placement((device,)).sharding()
     self._device = device
     self._depth = depth
@@ -116,7 +116,7 @@ class RayWorkerHandle:
     self._channels_made = 0
     self._dismissed = False
     self._thread = threading.Thread(
-      target=self._run, name=f'hand-{worker_id}', daemon=True
+      target=self._run, name=f'handle-{worker_id}', daemon=True
     )
     self._thread.start()
 
@@ -181,7 +181,7 @@ class RayWorkerHandle:
       try:
         self._deliver(self._receive(sent[0]))
       except exceptions.ObjectLostError:
-        self._shelf.forget(sent[0].order.ticket.version)
+        self._snapshots.forget(sent[0].order.ticket.version)
         raise
       sent.popleft()
 
@@ -194,7 +194,7 @@ class RayWorkerHandle:
       handles = order.sent.handles
       compute = self.actor.compute.options(num_returns=1 + len(handles))
       return _Sent(order, None, *compute.remote(note, *handles))
-    packed = self._shelf.take(order.ticket.version, order.sent)
+    packed = self._snapshots.take(order.ticket.version, order.sent)
     if self._orders is None:
       return _Sent(
         order, packed, self.actor.compute.remote(note, packed.stored())

@@ -88,7 +88,7 @@ class Layouts(NamedTuple):
 
 def layouts_of(job: job_lib.Job) -> Layouts:
   """The layouts of a job; the same in every process."""
-  number = job_lib.program_of(job).num_batches
+  number = job.worker_program.num_batches
   submission, _ = compiled.answer_shape(job, number)
   sent = update.Snapshot(job.params, job.model_state)
   return Layouts(

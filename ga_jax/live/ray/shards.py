@@ -6,7 +6,7 @@ from ga_jax.live.ray import wire
 from ga_jax.server import shard
 
 
-class Shard(shard.Shard):
+class RayShard(shard.Shard):
   """A server shard in a process of its own."""
 
   def hold(self, version: int):
@@ -16,11 +16,13 @@ class Shard(shard.Shard):
     return wire.to_host(super().read(version))
 
 
-class ShardCalls:
-  """A `Shard` elsewhere: its methods return handles."""
+class RayShardCalls:
+  """A `RayShard` elsewhere: its methods return handles."""
 
   def __init__(self, *args):
-    actor = ray.remote(Shard).options(num_cpus=0, scheduling_strategy='SPREAD')
+    actor = ray.remote(RayShard).options(
+      num_cpus=0, scheduling_strategy='SPREAD'
+    )
     self._actor = actor.remote(*args)
 
   def __getattr__(self, method: str):

@@ -27,7 +27,7 @@ class RayWorker:
   def __init__(
     self,
     worker_id: int,
-    make_fn: Callable[[], Any],
+    make_fn: Callable[[], job_lib.Job],
     devices_per_worker: int = 1,
     delay_fn: Callable[[int, float], float] | None = None,
     facts_fn: Callable[[], Any] | None = None,
@@ -37,21 +37,21 @@ class RayWorker:
 
     Args:
       worker_id: who it is.
-      make_fn: `make_fn() -> (job, policy)`.
+      make_fn: `make_fn() -> Job`.
       devices_per_worker: how many of this process's devices it shares its
         batches over.
       delay_fn: see `threads.Threads`.
       facts_fn: `facts_fn() -> anything` that the server is to know of here.
       shards: of the server.
     """
-    job, _ = make_fn()
+    job = make_fn()
     (where, *_) = placement.shared_out(jax.local_devices(), devices_per_worker)
     self._placement = where
     self._layouts = messages.layouts_of(job)
     self._split = split.split(job.params, shards) if shards > 1 else None
     delay = delay_fn and (lambda seconds: delay_fn(worker_id, seconds))
     machine = worker.machine_of(job, where)
-    self._hands = worker.Computing(machine, delay)
+    self._computing = worker.Computing(machine, delay)
     self._exchanges = machine.exchanges
     self._states = {}  # ticket_id -> program state that its answer left
     self._connected = False
@@ -59,7 +59,7 @@ class RayWorker:
     self._channels_made = 0
     self._waited = time.perf_counter()
     self._facts_fn = facts_fn
-    number = job_lib.program_of(job).num_batches
+    number = job.worker_program.num_batches
     ticket = ledger.Ticket(-1, worker_id, 0, 0, number, 0)
     # Once through everything, so that it is compiled.
     sent = update.Snapshot(job.params, job.model_state)
@@ -67,7 +67,7 @@ class RayWorker:
     sent = self._layouts.sent.unpack(
       self._layouts.sent.pack(sent), where.sharding()
     )
-    state = job_lib.program_of(job).init(job.params)
+    state = job.worker_program.init(job.params)
     order = worker.Order(ticket, sent, state, None)
     submission, _ = machine.dispatch(order, machine.load(0, number))
     self._layouts.submission.pack(submission)
@@ -117,7 +117,7 @@ class RayWorker:
     if isinstance(state, messages.Kept):
       state = self._states[state.ticket_id]
     order = worker.Order(ticket, snapshot, state, note.reserved)
-    answer = self._hands.compute(order, wait)
+    answer = self._computing.compute(order, wait)
     self._keep(note, answer)
     buffers, pieces, is_finite = self._packed(answer.submission)
     if not sent:
