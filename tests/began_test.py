@@ -300,7 +300,7 @@ def test_a_process_of_a_cluster_refuses_other_data(root):
     dataset='npz', data_path=str(root / 'data.npz'), model='mlp', batch_size=16
   )
   known = inputs.of(settings)
-  job, _ = ray._make(settings, known)
+  job = ray._make(settings, known)
   assert job.seed == 0
   write(root / 'data.npz', seed=1)
   forget_data()

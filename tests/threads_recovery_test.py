@@ -104,21 +104,22 @@ class Life:
     where = None
     if self._every:
       where = Checkpoints(self._store, every_updates=self._every)
+    options = {
+      'num_batches': TICKETS * job.worker_program.num_batches,
+      **options,
+    }
     run = threads.Threads(
       job,
-      **cases.live_arguments(
-        **{
-          'num_workers': WORKERS,
-          'devices': jax.local_devices()[:2],
-          'num_batches': TICKETS * job.worker_program.num_batches,
-          'pipeline_depth': CASES[self.name].depth,
-          'trace_path': self.rows_path,
-          'checkpoints': where,
-          'recover': True,
-          'clock_fn': clock_fn,
-          **options,
-        }
+      num_workers=WORKERS,
+      live=ga_jax.Live(
+        pipeline_depth=CASES[self.name].depth,
+        trace_path=self.rows_path,
+        checkpoints=where,
+        recover=True,
       ),
+      devices=jax.local_devices()[:2],
+      clock_fn=clock_fn,
+      **options,
     )
     self.states = {}
     with contextlib.suppress(KilledError):
@@ -137,7 +138,7 @@ class Life:
 
 def assert_replays(life, result):
   """Every state of the last process, and what came out of it."""
-  job, _ = prepared(life.name)
+  job = prepared(life.name)
   states = {}
 
   def observe(batches, state, metrics):
