@@ -17,6 +17,7 @@ ROOT = pathlib.Path(ga_jax.__file__).parent.parent
 # always import itself and, but for `kernels`, `ga_jax.guards`.
 MAY_IMPORT = {
   'ga_jax.guards': '',
+  'ga_jax.kernels': '',
   'ga_jax.clocks': '',
   'ga_jax.models': '',
   'ga_jax.plots': '',
@@ -31,7 +32,9 @@ MAY_IMPORT = {
   'ga_jax.job': 'policies.parts programs record rules.parts server',
   'ga_jax.data': 'job record',
   'ga_jax.workers': 'job server',
-  'ga_jax.executors': 'job policies.parts record rules.parts server workers',
+  'ga_jax.executors': (
+    'job kernels policies.parts record rules.parts server workers'
+  ),
   'ga_jax.simulation': (
     'clocks executors job policies.parts record server workers'
   ),
