@@ -16,6 +16,7 @@ ROOT = pathlib.Path(ga_jax.__file__).parent.parent
 # Who may import whom: a room is a folder, the lowest stand first. A room may
 # always import itself and, but for `kernels`, `ga_jax.guards`.
 MAY_IMPORT = {
+  'ga_jax.kernels': '',
   'ga_jax.guards': '',
   'ga_jax.clocks': '',
   'ga_jax.models': '',
@@ -23,15 +24,17 @@ MAY_IMPORT = {
   'ga_jax.policies.parts': '',
   'ga_jax.policies': 'policies.parts',
   'ga_jax.record': 'policies.parts',
-  'ga_jax.rules.parts': '',
-  'ga_jax.rules': 'rules.parts',
+  'ga_jax.rules.parts': 'kernels',
+  'ga_jax.rules': 'kernels rules.parts',
   'ga_jax.programs': 'rules.parts',
   'ga_jax.compression': 'programs rules.parts',
   'ga_jax.server': 'policies.parts record rules.parts',
   'ga_jax.job': 'policies.parts programs rules.parts server',
   'ga_jax.data': 'job record',
   'ga_jax.workers': 'job server',
-  'ga_jax.executors': 'job policies.parts record rules.parts server workers',
+  'ga_jax.executors': (
+    'job kernels policies.parts record rules.parts server workers'
+  ),
   'ga_jax.simulation': (
     'clocks executors job policies.parts record server workers'
   ),
@@ -110,7 +113,8 @@ def allowed(room: str) -> set[str]:
   """The rooms that a room may import."""
   if room in MAY_IMPORT:
     own = {f'ga_jax.{name}' for name in MAY_IMPORT[room].split()}
-    return own | {room, 'ga_jax.guards'}
+    guards = set() if room == 'ga_jax.kernels' else {'ga_jax.guards'}
+    return own | {room} | guards
   own = {f'experiments.{name}' for name in EXPERIMENTS[room].split()}
   return own | {room, *MAY_IMPORT}
 
