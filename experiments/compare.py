@@ -27,13 +27,13 @@ from experiments.records import folders
 from experiments.reporting import tables
 from experiments.running import environment
 from experiments.screens import progress
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import protocols
 from ga_jax import plots
 
 shared_flags.define_run_flags()
-_METHODS = flags.DEFINE_list(
+_METHODS = name_flags.several(
   'methods', ['asgd', 'sa', 'ga'], ','.join(methods.METHODS)
 )
 _WORKERS = flags.DEFINE_list(
@@ -48,7 +48,7 @@ _LEARNING_RATES = flags.DEFINE_list(
   'learning_rates', [], 'sweep: increasing rates to begin with'
 )
 _MOMENTA = flags.DEFINE_list('momenta', [], 'sweep: momenta, each on its own')
-_BASELINE = flags.DEFINE_string(
+_BASELINE = name_flags.one(
   'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
 )
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'folder to write to')

@@ -27,12 +27,12 @@ from experiments.records import folders
 from experiments.reporting import tables
 from experiments.running import environment
 from experiments.screens import progress
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import protocols
 
 shared_flags.define_run_flags(without=('clock',))
-_METHODS = flags.DEFINE_list('methods', list(methods.METHODS), 'default: all')
+_METHODS = name_flags.several('methods', list(methods.METHODS), 'default: all')
 _CLOCKS = flags.DEFINE_list(
   'clocks', ['homogeneous', 'heterogeneous'], ','.join(settings_lib.CLOCKS)
 )
@@ -41,7 +41,7 @@ _SEEDS = flags.DEFINE_integer('seeds', 5, 'runs per cell: seeds 0, 1, ...')
 _LEARNING_RATES = flags.DEFINE_list(
   'learning_rates', ['0.01', '0.03', '0.1'], 'increasing, to begin with'
 )
-_BASELINE = flags.DEFINE_string(
+_BASELINE = name_flags.one(
   'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
 )
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/survey', 'folder to write to')

@@ -31,14 +31,14 @@ from experiments.records import began, digests, folders, record
 from experiments.running import control as control_lib
 from experiments.running import devices, environment, setup, train
 from experiments.screens import progress, tensorboard
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 from ga_jax.guards import locks
 from ga_jax.record import files
 
 shared_flags.define_run_flags()
 shared_flags.define_runtime_flags()
-_METHOD = flags.DEFINE_string(
+_METHOD = name_flags.one(
   'method',
   'ga',
   'python -m experiments.methods explains them: ' + '|'.join(methods.METHODS),

@@ -10,6 +10,7 @@ from experiments.catalogue import parts
 from experiments.records import folders
 from experiments.running import compilation
 from experiments.script import launch as launch_lib
+from experiments.script import name_flags
 from experiments.settings import table as settings_lib
 from ga_jax import data, models
 
@@ -65,7 +66,7 @@ def define_run_flags(without: tuple[str, ...] = ()):
     'tokens before these that a model remembers (-1: as many; 0: none)',
   )
   for part, table in parts.TABLES.items():
-    flags.DEFINE_string(
+    name_flags.one(
       part, getattr(d, part), f"instead of the method's: {_names(table)}"
     )
   for name, (kind, about) in parts.PARAMETERS.items():
