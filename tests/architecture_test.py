@@ -172,21 +172,6 @@ def test_commands_alone_stand_at_the_top_of_experiments():
     assert all(module not in imports(path) for path in MODULES.values()), module
 
 
-def test_every_method_is_one_file_and_one_line():
-  from ga_jax import clocks, compression, policies, programs, rules
-
-  for table, folder in (
-    (rules.RULES, 'rules'),
-    (policies.POLICIES, 'policies'),
-    (clocks.CLOCKS, 'clocks'),
-    (programs.PROGRAMS, 'programs'),
-    (compression.COMPRESSIONS, 'compression'),
-  ):
-    for make in table.values():
-      assert make.__module__.startswith(f'ga_jax.{folder}.')
-      assert make.__doc__
-
-
 def test_import_is_light():
   code = (
     'import time, jax; start = time.process_time(); import ga_jax, sys; '
