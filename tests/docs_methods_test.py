@@ -37,6 +37,7 @@ def described(page: str) -> list[str]:
 def test_every_part_is_described_once():
   found = [name for page in PAGES.values() for name in described(page)]
   names = set(methods.METHODS).union(*parts.TABLES.values())
+  assert not names - set(found)
   assert sorted(found) == sorted(names)
 
 

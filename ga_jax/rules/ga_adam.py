@@ -81,6 +81,7 @@ def ga_adam(
   arguments.check_number('b2', b2, low=0.0, below=1.0)
   arguments.check_number('adam_eps', adam_eps, low=0.0)
   arguments.check_number('weight_decay', weight_decay, low=0.0)
+  rate = links.scale_by_learning_rate(learning_rate)
   direction = optax.scale_by_adam(b1=b1, b2=b2, eps=adam_eps)
   if not numbers.is_zero(weight_decay):  # of 0 nothing is divided or added
     direction = beside_decay(direction, weight_decay, weight_decay_mask)
@@ -92,5 +93,5 @@ def ga_adam(
       eps=eps,
       granularity=granularity,
     ),
-    links.scale_by_learning_rate(learning_rate),
+    rate,
   )
