@@ -48,6 +48,49 @@ class PenalizeGapState(NamedTuple):
   metrics: gap_metrics.GapMetrics
 
 
+def observe(state: PenalizeGapState, params, decay) -> PenalizeGapState:
+  """Folds the movement since the last call into the scale.
+
+  Args:
+    state: after the last call.
+    params: θ now, arrays.
+    decay: Γ.
+
+  Returns:
+    The state without new metrics.
+  """
+  squares = jax.tree.map(
+    lambda p, old: numbers.abs_sq(gap.distance(p, old)),
+    params,
+    state.previous,
+  )
+  moved = jnp.zeros([], bool)
+  for square in jax.tree.leaves(squares):
+    moved |= jnp.any(square > 0)
+  moved = global_sums.global_sum(numbers.float_scalar(moved)) > 0  # anywhere
+  moved &= state.started
+  count = jnp.where(moved, optax.safe_increment(state.count), state.count)
+  bias = averages.bias(count, decay)
+  bias = jnp.where(bias > 0, bias, 1.0)
+  moment = jax.tree.map(
+    lambda m, sq: jnp.where(moved, averages.fold(m, sq, decay), m),
+    state.second_moment,
+    squares,
+  )
+  scale = jax.tree.map(
+    lambda c, m: jnp.maximum(c, jnp.sqrt(m / bias.astype(m.dtype))),
+    state.scale,
+    moment,
+  )
+  return state._replace(
+    count=count,
+    previous=params,
+    second_moment=moment,
+    scale=scale,
+    started=jnp.ones([], bool),
+  )
+
+
 def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
   """Divides arriving gradients by 1 + gap / (distance of a usual update).
 
@@ -79,45 +122,12 @@ def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
       metrics=gap_metrics.no_gap_metrics(params),
     )
 
-  def observe(state, params):
-    """Folds the movement since the last call into the scale."""
-    squares = jax.tree.map(
-      lambda p, old: numbers.abs_sq(gap.distance(p, old)),
-      params,
-      state.previous,
-    )
-    moved = jnp.zeros([], bool)
-    for square in jax.tree.leaves(squares):
-      moved |= jnp.any(square > 0)
-    moved = global_sums.global_sum(numbers.float_scalar(moved)) > 0  # anywhere
-    moved &= state.started
-    count = jnp.where(moved, optax.safe_increment(state.count), state.count)
-    bias = averages.bias(count, decay)
-    bias = jnp.where(bias > 0, bias, 1.0)
-    moment = jax.tree.map(
-      lambda m, sq: jnp.where(moved, averages.fold(m, sq, decay), m),
-      state.second_moment,
-      squares,
-    )
-    scale = jax.tree.map(
-      lambda c, m: jnp.maximum(c, jnp.sqrt(m / bias.astype(m.dtype))),
-      state.scale,
-      moment,
-    )
-    return state._replace(
-      count=count,
-      previous=params,
-      second_moment=moment,
-      scale=scale,
-      started=jnp.ones([], bool),
-    )
-
   def correct(
     grads, state, params=None, *, stale_params=None, staleness=None, **extra
   ):
     del extra
     arguments.check_stale_params('penalize_gap', stale_params, params)
-    state = observe(state, jax.tree.map(jnp.asarray, params))
+    state = observe(state, jax.tree.map(jnp.asarray, params), decay)
     active = state.count > 0
     if staleness is not None:
       active &= jnp.asarray(staleness) != 0
