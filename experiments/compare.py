@@ -15,24 +15,19 @@ the optimum is at an edge.
 """
 
 import os
-import shlex
-import sys
 
 from absl import flags
 
 from experiments import tasks
 from experiments.catalogue import methods
 from experiments.records import cells as cells_lib
-from experiments.records import folders
-from experiments.reporting import tables
-from experiments.running import environment
+from experiments.records import folders, record
 from experiments.screens import progress
 from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
-from experiments.studies import protocols
-from ga_jax import plots
+from experiments.studies import compare_page, rate_search
 
-shared_flags.define_run_flags()
+shared_flags.define_run_flags(without=shared_flags.OF_ONE_RUN, live=False)
 _METHODS = name_flags.several(
   'methods', ['asgd', 'sa', 'ga'], ','.join(methods.METHODS)
 )
@@ -40,10 +35,10 @@ _WORKERS = flags.DEFINE_list(
   'workers', ['1', '4', '8', '16'], 'numbers of workers'
 )
 _SEEDS = flags.DEFINE_integer('seeds', 3, 'runs per cell: seeds 0, 1, ...')
-_LEARNING_RATE = flags.DEFINE_float(
-  'learning_rate', 0.1, 'for every method and N, where nothing is swept'
+_LEARNING_RATE = shared_flags.define(
+  'learning_rate', 'for every method and N, where nothing is swept'
 )
-_MOMENTUM = flags.DEFINE_float('momentum', None, 'momentum (default 0.9)')
+_MOMENTUM = shared_flags.define('momentum')
 _LEARNING_RATES = flags.DEFINE_list(
   'learning_rates', [], 'sweep: increasing rates to begin with'
 )
@@ -55,7 +50,7 @@ _WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'folder to write to')
 _NOTE = flags.DEFINE_string('note', '', 'a line to stand under the table')
 
 
-def prepare() -> tuple[protocols.Plan, str]:
+def prepare() -> tuple[rate_search.Plan, str]:
   """Checks every flag and every cell of the grid; reads the data."""
   workers = shared_flags.number_list('workers', _WORKERS.value, int)
   rates = shared_flags.number_list(
@@ -68,7 +63,7 @@ def prepare() -> tuple[protocols.Plan, str]:
   def one(method, n, momentum):
     params = {} if momentum is None else {'momentum': momentum}
     return shared_flags.run_settings(
-      method,
+      method=method,
       workers=n,
       learning_rate=rates[0] if rates else _LEARNING_RATE.value,
       parameters=params,
@@ -89,7 +84,7 @@ def prepare() -> tuple[protocols.Plan, str]:
     line: one(_BASELINE.value, 1, m) for line, (_, m) in lines.items() if rates
   }
   tasks.source_of(next(iter(settings.values())))
-  plan = protocols.Plan(
+  plan = rate_search.Plan(
     settings, workers, rates, baselines, tuple(range(_SEEDS.value))
   )
   return plan, folders.of_grid('workdir', _WORKDIR.value)
@@ -106,9 +101,8 @@ def _check_lists(workers):
 def _check_sweeps(rates, momenta):
   shared_flags.check_rates(rates)
   if len(set(momenta)) < len(momenta) or not all(0 <= m < 1 for m in momenta):
-    text = ','.join(str(v) for v in momenta)
     raise settings_lib.SettingError(
-      'momenta', text, 'must be different numbers from 0 to below 1'
+      'momenta', momenta, 'must be different numbers from 0 to below 1'
     )
   for one, sweep, values in (
     ('momentum', 'momenta', momenta),
@@ -123,58 +117,18 @@ def _check_sweeps(rates, momenta):
 def main(prepared):
   plan, workdir = prepared
   total = None if plan.rates else len(plan.settings) * len(plan.seeds)
-  with progress.GridProgress(total, quiet=launch.quiet()) as shown:
-    path = os.path.join(workdir, 'metrics.jsonl')
+  with progress.GridProgress(total, quiet=shared_flags.quiet()) as shown:
+    path = os.path.join(workdir, record.METRICS)
     cells = cells_lib.Cells(path, shown, running=shown.running)
-    outcomes = protocols.outcomes(plan, cells)
-  text = '\n'.join(
-    line
-    for outcome in outcomes
-    for line in [*_section(plan, outcome), _draw(plan, outcome, workdir), '']
+    outcomes = rate_search.outcomes(plan, cells)
+  compare_page.write(
+    plan,
+    outcomes,
+    workdir,
+    baseline=_BASELINE.value,
+    note=_NOTE.value,
+    command=launch.command(),
   )
-  results = {outcome.name: outcome.results for outcome in outcomes}
-  tables.write(workdir, results, text)
-
-
-def _section(plan, outcome) -> list[str]:
-  s = plan.example()
-  updates, seconds = tables.totals(outcome.results)
-  caption = tasks.task_of(s).metric.label.capitalize()
-  return [
-    f'{caption}, mean ± standard deviation over {len(plan.seeds)} '
-    f'seed{"s" if len(plan.seeds) > 1 else ""}: {s.model} on '
-    f'{s.data_name()}, {s.epochs:g} epochs in all, batch {s.batch_size}, '
-    f'{s.clock} clock.',
-    '',
-    tables.error_table(outcome.results, plan.columns),
-    '',
-    protocols.EXPLAINED[outcome.name].format(
-      rate=s.learning_rate, baseline=_BASELINE.value
-    ),
-    *([_NOTE.value] if _NOTE.value else []),
-    *(['', tables.rate_table(outcome, plan.columns)] if plan.rates else []),
-    '',
-    f'{updates:,} updates in {seconds:.0f} s on '
-    f'{environment.versions()["device"]}; command: '
-    f'python -m experiments.compare '
-    f'{" ".join(shlex.quote(a) for a in sys.argv[1:])}',
-  ]
-
-
-def _draw(plan, outcome, workdir) -> str:
-  s = plan.example()
-  picture = os.path.join(workdir, f'error-{outcome.name}.png')
-  figure = plots.error_over_workers(
-    {
-      name: {n: tables.errors(cell) for n, cell in line.items()}
-      for name, line in outcome.results.items()
-    },
-    title=f'{s.model} on {s.data_name()}, {s.clock} clock, learning rate: '
-    + (f'{s.learning_rate:g}' if outcome.name == 'fixed' else outcome.name),
-    label=tasks.task_of(s).metric.label,
-  )
-  plots.save(figure, picture)
-  return f'Picture: {picture}'
 
 
 if __name__ == '__main__':

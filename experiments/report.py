@@ -17,6 +17,7 @@ from absl import flags
 
 from experiments.catalogue import methods
 from experiments.records import finished as runs_lib
+from experiments.records import folders
 from experiments.reporting import figures, history, lines, page, timeline
 from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
@@ -42,15 +43,13 @@ def prepare() -> tuple[lines.Comparison, str]:
     raise settings_lib.SettingError('workdir', '', 'must name at least one')
   if _BASELINE.value:
     shared_flags.check_names('baseline', [_BASELINE.value], methods.METHODS)
-  folders = list(dict.fromkeys(os.path.normpath(f) for f in _WORKDIR.value))
-  seen = [one for folder in folders for one in runs_lib.load(folder)]
+  named = list(dict.fromkeys(os.path.normpath(f) for f in _WORKDIR.value))
+  seen = [one for folder in named for one in runs_lib.load(folder)]
   comparison = lines.compared(seen, _BASELINE.value)
-  output = _OUTPUT.value or os.path.join(folders[0], 'report.html')
-  shared_flags.writable_folder(
-    'output', os.path.dirname(os.path.abspath(output))
-  )
+  output = _OUTPUT.value or os.path.join(named[0], 'report.html')
+  folders.writable('output', os.path.dirname(os.path.abspath(output)))
   if _FIGURES.value:
-    shared_flags.writable_folder('figures', _FIGURES.value)
+    folders.writable('figures', _FIGURES.value)
   return comparison, output
 
 

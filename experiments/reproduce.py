@@ -13,23 +13,21 @@ was. Written: table.md and pictures. Flags given here win over the preset's.
 """
 
 import os
-import shlex
 import sys
 
 from absl import flags
 
 from experiments import tasks
 from experiments.records import folders
-from experiments.reporting import tables
 from experiments.running import train
 from experiments.screens import progress
-from experiments.script import launch, name_flags, shared_flags
+from experiments.script import flag_files, launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
-from experiments.studies import papers, study_page
+from experiments.studies import design, listing, papers, study_page
+from experiments.studies import processes as processes_lib
 from experiments.studies import study as study_lib
 
-shared_flags.define_run_flags(without=('clock',))
-shared_flags.define_runtime_flags()
+shared_flags.define_run_flags(without=(*shared_flags.OF_ONE_RUN, 'clock'))
 SCALES = ('smoke', 'short', 'full')
 _TABLE = flags.DEFINE_string('table', '', '|'.join(papers.TABLES))
 _SCALE = flags.DEFINE_string('scale', 'full', '|'.join(SCALES))
@@ -44,9 +42,7 @@ _PROCESSES = flags.DEFINE_integer(
 _FOLDER = flags.DEFINE_string(
   'folder', '', 'folder to write to (default: results/TABLE, with the scale)'
 )
-flags.DEFINE_float('learning_rate', 0.1, 'where the table sweeps none')
-
-PRESETS = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'presets')
+_RATE = shared_flags.define('learning_rate', 'where the table sweeps none')
 
 
 def prepare() -> study_lib.Study | None:
@@ -62,9 +58,14 @@ def prepare() -> study_lib.Study | None:
   name, scale = _TABLE.value, _SCALE.value
   table = papers.TABLES[name]
   scaled = {'smoke': table.smoke, 'short': table.short, 'full': ()}[scale]
-  preset = os.path.join(PRESETS, f'{table.preset}.flags')
-  launch.parsed(
-    [sys.argv[0], f'--flagfile={preset}', *table.flags, *scaled, *sys.argv[1:]]
+  flag_files.parsed(
+    [
+      sys.argv[0],
+      f'--flagfile={table.preset_path()}',
+      *table.flags,
+      *scaled,
+      *sys.argv[1:],
+    ]
   )
   table = _chosen(table)
   _check(table)
@@ -92,18 +93,18 @@ def prepare() -> study_lib.Study | None:
   return study_lib.Study(name, table, plans, folders.of_grid('folder', folder))
 
 
-def _check(table: papers.Table):
+def _check(table: design.Table):
   """Raises a SettingError where a flag has no meaning for a table."""
   for flag, least in ((_SEEDS, 0), (_COLUMNS, 0), (_PROCESSES, 0)):
     if flag.value < least:
       raise settings_lib.SettingError(
         flag.name, flag.value, f'must be at least {least}'
       )
-  rate = flags.FLAGS['learning_rate']
+  row = settings_lib.Settings.rows()['learning_rate']
   given = {one.lstrip('-').partition('=')[0] for one in sys.argv}
-  if table.rates and given & {'learning_rate', 'lr'}:
+  if table.rates and given & {'learning_rate', row.alias}:
     raise settings_lib.SettingError(
-      'learning_rate', rate.value, f'--table={_TABLE.value} sweeps rates'
+      'learning_rate', _RATE.value, f'--table={_TABLE.value} sweeps rates'
     )
   if flags.FLAGS.runtime != 'simulate' and 'time' in table.pictures:
     raise settings_lib.SettingError(
@@ -113,7 +114,7 @@ def _check(table: papers.Table):
     )
 
 
-def _chosen(table: papers.Table) -> papers.Table:
+def _chosen(table: design.Table) -> design.Table:
   """The table with the methods and clocks that are wanted."""
   if _METHODS.value:
     there = dict.fromkeys(line.method for line in table.lines)
@@ -135,47 +136,17 @@ def computing(study: study_lib.Study | None) -> object:
   settings = next(iter(study.plans.values())).example()
   if settings.runtime == 'ray' or _PROCESSES.value == 1:
     return train.computes_with(settings)
-  return study_lib.devices_here()
+  return processes_lib.devices_here()
 
 
 def main(study: study_lib.Study | None):
   if study is None:
-    print(listing())
+    print(listing.listing())
     return
-  processes = _PROCESSES.value or study_lib.processes_here()
-  with progress.GridProgress(None, quiet=launch.quiet()) as shown:
-    study_lib.compute(study, processes, shown)
-  command = ' '.join(shlex.quote(argument) for argument in sys.argv[1:])
-  study_page.write(study, f'python -m experiments.reproduce {command}')
-
-
-def listing() -> str:
-  """What there is, and what it costs."""
-  rows = []
-  for name, table in papers.TABLES.items():
-    cells = len(table.lines) * len(table.columns) * len(table.clocks)
-    runs = cells * table.seeds * (2 if table.rates else 1)
-    if table.rates:
-      runs += 4 * cells * table.search_seeds
-    hours = runs * _epochs(table) * table.epoch_flops / papers.FLOPS / 3600
-    cost = f'{hours:,.0f}' if table.epoch_flops else 'CPU'
-    rows.append([name, table.about, f'{runs:,}', cost])
-  head = ['table', 'what', 'runs, about', 'GPU hours']
-  return (
-    f'{tables.markdown(head, rows)}\n\nGPU hours are estimates, not measured: '
-    'three forward passes of floating-point operations per example at '
-    f'{papers.FLOPS / 1e12:g} TFLOP/s.'
-  )
-
-
-def _epochs(table: papers.Table) -> float:
-  with open(os.path.join(PRESETS, f'{table.preset}.flags')) as file:
-    given = dict(
-      line.strip().removeprefix('--').split('=', 1)
-      for line in file
-      if line.startswith('--') and '=' in line
-    )
-  return float(given.get('epochs', settings_lib.Settings.epochs))
+  processes = _PROCESSES.value or processes_lib.processes_here()
+  with progress.GridProgress(None, quiet=shared_flags.quiet()) as shown:
+    processes_lib.compute(study, processes, shown)
+  study_page.write(study, launch.command())
 
 
 if __name__ == '__main__':

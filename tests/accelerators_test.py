@@ -64,7 +64,7 @@ def test_a_gpu_that_was_hidden_is_left_alone(
 
 def test_what_is_said(monkeypatch, capsys):
   monkeypatch.setattr(accelerators, 'unused', lambda: 'a TPU')
-  cpu = accelerators.Here('cpu', 'EPYC (2 cores)', 1)
+  cpu = accelerators.ComputesWith('cpu', 'EPYC (2 cores)', 1)
 
   def said(found, **how):
     accelerators.say(found, **how)
@@ -81,7 +81,7 @@ def test_what_is_said(monkeypatch, capsys):
   first, warning = said(cpu._replace(count=4))
   assert first == 'device: cpu, EPYC (2 cores), as 4 devices'
   assert "'ga_jax[cuda13]'" in warning
-  gpu = accelerators.Here('gpu', 'NVIDIA H100', 2)
+  gpu = accelerators.ComputesWith('gpu', 'NVIDIA H100', 2)
   assert said(gpu) == ['device: gpu, 2 × NVIDIA H100']
   assert said('gpu, of the Ray cluster') == ['device: gpu, of the Ray cluster']
 

@@ -53,8 +53,9 @@ EXPERIMENTS = {
   'experiments.settings': 'catalogue',
   'experiments.tasks': 'settings',
   'experiments.running': 'catalogue settings tasks',
-  'experiments.screens': 'running settings tasks',
-  'experiments.records': 'catalogue running screens settings tasks',
+  'experiments.records': 'catalogue running settings tasks',
+  'experiments.screens': 'records running settings tasks',
+  'experiments.replaying': 'catalogue records running screens settings tasks',
   'experiments.script': 'catalogue records running settings',
   'experiments.reporting': 'catalogue records running settings tasks',
   'experiments.studies': (
@@ -66,8 +67,8 @@ EXPERIMENTS = {
   ),
   # The commands.
   'experiments': (
-    'catalogue documents records reporting running screens script settings '
-    'studies tasks'
+    'catalogue documents records replaying reporting running screens script '
+    'settings studies tasks'
   ),
 }
 # Rooms and modules that decide, count and draw: on any host, at once.

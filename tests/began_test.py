@@ -31,18 +31,11 @@ def write(path, seed=0, **arrays):
   np.savez(path, **{**values, **arrays})
 
 
-def forget_data():
-  """What a new process has not read yet."""
-  for cached in (tasks._dataset, tasks._fingerprint, tasks._on_device):
-    cached.cache_clear()
-  tasks._task.cache_clear()
-
-
 @pytest.fixture(autouse=True)
 def forgotten():
-  forget_data()
+  tasks.forget()
   yield
-  forget_data()
+  tasks.forget()
 
 
 @pytest.fixture(scope='module')
@@ -182,7 +175,7 @@ def test_other_data_behind_the_path_are_named(root):
   now = data.npz(str(root / 'data.npz')).fingerprint()
   named = f"train data was '{known['train']}', is '{now['train']}'"
   refused(root, f'--data_path={root / "data.npz"}: is not what', named)
-  forget_data()
+  tasks.forget()
   ended = scripts.call('replay', f'--workdir={root / "run"}')
   assert ended.code == 2
   assert ended.err.startswith('error: --workdir=')
@@ -204,13 +197,13 @@ def test_replay_refuses_other_data(begun):
   assert (ended.code, ended.out) == (2, '')
   assert 'train data was ' in ended.err
   assert 'test data was ' in ended.err
-  forget_data()
+  tasks.forget()
   ended = scripts.call('replay', f'--workdir={begun / "run"}')
   assert ended.out.startswith('same bits')
 
 
 def compare(root, folder, *more):
-  forget_data()
+  tasks.forget()
   return scripts.call(
     'compare',
     *SMALL,
@@ -270,7 +263,7 @@ def test_cells_that_do_not_say_count_as_finished(root, tmp_path):
   cells_lib.append(path, {'cell': name, 'test_error': 0.5, 'inputs': known})
   assert cells_lib.Cells(path).summary(settings)['test_error'] == 0.5
   (root / 'data.npz').unlink()
-  forget_data()
+  tasks.forget()
   assert cells_lib.Cells(path).summary(settings)['test_error'] == 0.5
 
 
@@ -303,7 +296,7 @@ def test_a_process_of_a_cluster_refuses_other_data(root):
   job, _ = ray._make(settings, known)
   assert job.seed == 0
   write(root / 'data.npz', seed=1)
-  forget_data()
+  tasks.forget()
   with pytest.raises(data.DataError, match='other data than the driver: train'):
     ray._make(settings, known)
 

@@ -13,7 +13,7 @@ import pytest
 import ga_jax
 from experiments.running import control
 from experiments.script import launch
-from experiments.settings import help_screens
+from experiments.settings import check, help_screens
 from experiments.settings import table as settings_lib
 from ga_jax import data, policies, rules
 from ga_jax.live import server
@@ -72,7 +72,7 @@ def test_helpfull_names_every_flag_once(name):
   titles = [
     'this script',
     'of absl',
-    *(group.title for group in help_screens.GROUPS),
+    *(group.title for group in help_screens.groups()),
   ]
   begins = min(i for t in titles if (i := out.find(f'\n{t}:\n')) >= 0)
   out = out[begins:]  # the docstring may name flags too
@@ -118,11 +118,9 @@ def settings_from(*arguments):
     seen.append(settings)
     raise settings_lib.SettingError('workdir', '', 'nothing is computed')
 
-  check, settings_lib.check = settings_lib.check, recorded
-  try:
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(check, 'check', recorded)
     ended = scripts.call('train', *arguments)
-  finally:
-    settings_lib.check = check
   assert ended.err == 'error: --workdir=: nothing is computed\n', ended.err
   return seen[0]
 
@@ -185,10 +183,10 @@ def test_a_table_is_made_of_another_data_set():
 def test_names_of_other_libraries():
   found = settings_from('--lr=0.5', '--num_epochs=3', '--num_workers=2')
   assert (found.learning_rate, found.epochs, found.workers) == (0.5, 3.0, 2)
-  assert set(help_screens.ALIASES.values()) == {
-    'learning_rate',
-    'epochs',
-    'workers',
+  assert help_screens.aliases() == {
+    'num_workers': 'workers',
+    'num_epochs': 'epochs',
+    'lr': 'learning_rate',
   }
 
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import data
 
@@ -587,7 +588,7 @@ def test_what_is_not_there_is_said_with_what_brings_it(name, tmp_path):
     assert '\n' not in str(caught.value)
   settings = settings_lib.Settings(dataset=name, data_path='/no/such')
   with pytest.raises(settings_lib.SettingError) as caught:
-    settings_lib.check(settings)
+    check.check(settings)
   assert '--data_path=/no/such: no such file or folder; ' in str(caught.value)
   assert BRINGS[name] in str(caught.value)
 

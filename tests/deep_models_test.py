@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 import ga_jax
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, models, policies, rules
 from ga_jax.executors import fast
@@ -389,11 +390,11 @@ def test_another_dtype_is_refused():
 )
 def test_options_that_a_model_does_not_take_are_refused(fields, message):
   with pytest.raises(settings_lib.SettingError, match=message):
-    settings_lib.check(settings_lib.Settings(**fields))
+    check.check(settings_lib.Settings(**fields))
 
 
 def test_options_reach_the_model():
-  settings = settings_lib.check(
+  settings = check.check(
     settings_lib.Settings(
       model='resnet50', compute_dtype='bfloat16', remat=True
     )

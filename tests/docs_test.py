@@ -286,7 +286,10 @@ def test_messages_are_those_of_the_sources():
 
 def test_every_exception_is_explained():
   classes = re.compile(r'^class (\w+)\((\w*(?:Error|Exception))\):', re.M)
-  internal = {'Forgotten', 'Unknown'}  # caught where they are raised for
+  internal = {
+    'Forgotten',
+    'UnknownHistoryError',
+  }  # caught where they are raised for
   found = {
     (name, parent)
     for part in ('ga_jax', 'experiments')

@@ -17,6 +17,7 @@ from experiments.records import cells as cells_lib
 from experiments.records import record
 from experiments.reporting import tables
 from experiments.running import inputs, setup, train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.studies import rate_search
 from ga_jax.policies.parts.base import Kind
@@ -58,7 +59,7 @@ def relaxed():
 def settings_of(**fields):
   """Checked settings of a run of 11 batches, a quarter of an epoch."""
   fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
-  return settings_lib.check(settings_lib.Settings(**fields))
+  return check.check(settings_lib.Settings(**fields))
 
 
 def untimed(summary):

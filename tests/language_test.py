@@ -12,6 +12,7 @@ import pytest
 from experiments import tasks
 from experiments.records import record
 from experiments.running import train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.tasks import language
 from ga_jax import data, models
@@ -62,7 +63,7 @@ def folder(tmp_path):
 
 
 def settings_of(folder, **fields):
-  return settings_lib.check(
+  return check.check(
     settings_lib.Settings(
       **{
         'dataset': 'text',
@@ -93,7 +94,7 @@ def of_preset(preset, folder, **own):
   if 'epochs' not in own:  # two updates
     per_epoch = tasks.batches_per_epoch(settings)
     settings = dataclasses.replace(settings, epochs=2 / per_epoch)
-  return settings_lib.check(settings)
+  return check.check(settings)
 
 
 @pytest.mark.slow
@@ -236,6 +237,4 @@ def test_images_are_not_read_by_a_language_model():
   with pytest.raises(settings_lib.SettingError, match='needs tokens'):
     tasks.task_of(settings)
   with pytest.raises(settings_lib.SettingError, match=r'taken by .*not by'):
-    settings_lib.check(
-      dataclasses.replace(settings, model='mlp', memory_length=3)
-    )
+    check.check(dataclasses.replace(settings, model='mlp', memory_length=3))

@@ -9,6 +9,7 @@ from experiments.records import finished as runs_lib
 from experiments.records import record
 from experiments.reporting import figures, history, lines, page, timeline
 from experiments.running import setup
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 from ga_jax.simulation import virtual_cluster
@@ -18,7 +19,7 @@ PER_EPOCH = 10  # batches
 
 def settings_of(**given) -> settings_lib.Settings:
   """Checked settings of a run of 20 batches."""
-  return settings_lib.check(settings_lib.Settings(**{'epochs': 2.0, **given}))
+  return check.check(settings_lib.Settings(**{'epochs': 2.0, **given}))
 
 
 def schedule(settings: settings_lib.Settings):

@@ -11,6 +11,7 @@ import pytest
 from experiments.catalogue import facts, methods, parts
 from experiments.documents import compatibility
 from experiments.running import train as train_lib
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.policies.parts.base import Kind
 
@@ -26,7 +27,7 @@ def relaxed():
 
 def settings_of(**fields):
   fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
-  return settings_lib.check(settings_lib.Settings(**fields))
+  return check.check(settings_lib.Settings(**fields))
 
 
 def test_every_part_is_in_a_named_method():

@@ -18,6 +18,7 @@ import ga_jax
 from experiments.records import record
 from experiments.running import setup, summaries, train
 from experiments.screens import tensorboard
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, rules
 from ga_jax.executors import execution
@@ -240,7 +241,7 @@ def test_no_layers_on_shards():
     runtime='ray', server_shards=2, layer_metrics=True
   )
   with pytest.raises(settings_lib.SettingError, match='--layer_metrics=True'):
-    settings_lib.check(wrong)
+    check.check(wrong)
 
 
 def test_histograms_count_every_value_once():
@@ -369,7 +370,7 @@ def events_of(workdir):
 
   Records are [length, its checksum, data, its checksum].
   """
-  folder = pathlib.Path(workdir) / tensorboard.FOLDER
+  folder = pathlib.Path(workdir) / setup.EVENTS
   for path in sorted(folder.iterdir()):
     data = path.read_bytes()
     while data:
@@ -445,7 +446,7 @@ def test_a_resumed_run_shows_every_row_once(tmp_path):
   for name in sorted(os.listdir(store))[1:]:  # it goes on with the oldest
     shutil.rmtree(os.path.join(store, name))
   assert script('--resume', where, '--quiet') == 0
-  assert len(os.listdir(os.path.join(workdir, tensorboard.FOLDER))) == 2
+  assert len(os.listdir(os.path.join(workdir, setup.EVENTS))) == 2
   after = rows_of(workdir)
   for name in ('updates', 'train_loss', 'time'):
     assert [row[name] for row in after] == [row[name] for row in before]
@@ -458,7 +459,7 @@ def tensorboard_shows(workdir) -> int:
   reader = pytest.importorskip(
     'tensorboard.backend.event_processing.event_accumulator'
   )
-  folder = os.path.join(workdir, tensorboard.FOLDER)
+  folder = os.path.join(workdir, setup.EVENTS)
   seen = reader.EventAccumulator(folder, reader.STORE_EVERYTHING_SIZE_GUIDANCE)
   seen.Reload()
   ours = shown(workdir)
@@ -541,7 +542,7 @@ def test_the_page_names_what_live_runs_write():
     if now.row:
       rows.append((now.row, now.arrivals))
 
-  done = train.train(settings_lib.check(settings), observe=observe)
+  done = train.train(check.check(settings), observe=observe)
   page = names_on_page()
   assert set(done.summary) == page['summary.json'] - SIMULATED
   assert set(done.result.metrics) | {'layers'} == page['arrivals.npz']

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import ga_jax
-from experiments.records import record
+from experiments.replaying import rounding
 from experiments.running import devices as devices_lib
 from experiments.running import train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, compression, policies, programs, rules
 from ga_jax.executors.saving import Checkpoints
@@ -240,13 +241,13 @@ def test_what_cannot_be_known_ahead_is_refused():
 )
 def test_the_flag_is_checked(fields):
   with pytest.raises(settings_lib.SettingError, match='--simulate_devices='):
-    settings_lib.check(settings_lib.Settings(workers=4, **fields))
+    check.check(settings_lib.Settings(workers=4, **fields))
 
 
 def test_more_devices_than_there_are():
   settings = settings_lib.Settings(workers=4, simulate_devices='99')
   with pytest.raises(settings_lib.SettingError, match='has 4 devices'):
-    devices_lib.use(settings_lib.check(settings))
+    devices_lib.use(check.check(settings))
 
 
 @pytest.mark.slow
@@ -255,12 +256,12 @@ def test_the_flag_gives_the_bits_of_the_exact_executor():
   common = {'workers': 4, 'epochs': 0.4, 'model': 'mlp'}
   one, several = (
     train.train(
-      settings_lib.check(settings_lib.Settings(**common, **fields)),
+      check.check(settings_lib.Settings(**common, **fields)),
       evaluate_epochs=False,
     )
     for fields in ({'executor': 'exact'}, {'simulate_devices': 'all'})
   )
-  assert not record.differing(
+  assert not rounding.differing(
     (one.result.params, one.result.state.model_state),
     (several.result.params, several.result.state.model_state),
   )

@@ -18,6 +18,7 @@ import tensorflow_datasets as tfds
 from experiments import tasks
 from experiments.catalogue import parts
 from experiments.running import train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import data
 from tests import idx_files
@@ -41,7 +42,7 @@ def fields_of(preset):
       continue
     name, _, text = line.removeprefix('--').partition('=')
     if name in parts.PARAMETERS:
-      parameters[name] = parts.PARAMETERS[name][0](text)
+      parameters[name] = parts.PARAMETERS[name].kind(text)
     else:
       default = getattr(settings_lib.Settings(), name)
       if isinstance(default, tuple):
@@ -98,7 +99,7 @@ def two_updates(preset, folder, **own):
       settings_lib.Settings(**fields | chosen)
     )
     chosen['epochs'] = 2 / per_epoch
-    settings = settings_lib.check(settings_lib.Settings(**fields | chosen))
+    settings = check.check(settings_lib.Settings(**fields | chosen))
     return train.train(settings).summary
 
 

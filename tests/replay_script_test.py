@@ -16,7 +16,9 @@ import pytest
 import ga_jax
 from experiments.catalogue import methods
 from experiments.records import record
+from experiments.replaying import rounding
 from experiments.running import environment, setup, train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.executors import exact
 from ga_jax.job import job as job_lib
@@ -154,7 +156,7 @@ def folder(tmp_path_factory):
   with jax.numpy_rank_promotion('allow'):
     for name, settings in SETTINGS.items():
       (root / name).mkdir()
-      record.save_config(str(root / name), settings_lib.check(settings))
+      record.save_config(str(root / name), check.check(settings))
       record.save(
         str(root / name), train.train(settings, evaluate_epochs=False)
       )
@@ -323,7 +325,7 @@ def test_every_method_is_computed_again_to_its_bits(tmp_path):
     settings = dataclasses.replace(
       GA, method=name, batch_size=64, epochs=1.0, deaths=((1, 3.5),)
     )
-    record.save_config(str(tmp_path / name), settings_lib.check(settings))
+    record.save_config(str(tmp_path / name), check.check(settings))
     record.save(
       str(tmp_path / name), train.train(settings, evaluate_epochs=False)
     )
@@ -590,9 +592,9 @@ def test_the_pool_has_as_many_threads():
 
 def test_bits_are_compared_not_values():
   a = {'x': jnp.array([0.0, jnp.nan, 1.0]), 'y': jnp.bfloat16(1.5)}
-  assert record.differing((a, ()), (a, ())) == []
+  assert rounding.differing((a, ()), (a, ())) == []
   b = {'x': jnp.array([-0.0, jnp.nan, 1.25]), 'y': jnp.bfloat16(1.0)}
-  x, y = record.differing((a, {'m': jnp.int32(3)}), (b, {'m': jnp.int32(3)}))
+  x, y = rounding.differing((a, {'m': jnp.int32(3)}), (b, {'m': jnp.int32(3)}))
   assert x[:3] == ('params/x', 2, 3)
   assert y == ('params/y', 1, 1, 0.5)
 
@@ -600,8 +602,8 @@ def test_bits_are_compared_not_values():
 def test_distance_is_in_parts_of_the_norm():
   a, b = {'x': jnp.array([3.0, 0.0]), 'y': jnp.array([4.0])}, None
   b = jax.tree.map(lambda leaf: 1.5 * leaf, a)
-  assert record.distance(a, a) == 0
-  assert record.distance(a, b) == pytest.approx(0.5)
+  assert rounding.distance(a, a) == 0
+  assert rounding.distance(a, b) == pytest.approx(0.5)
 
 
 def test_settings_outlive_json(tmp_path):

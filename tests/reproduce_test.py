@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from experiments.records import cells
-from experiments.reporting import tables
+from experiments.reporting import statistics, tables
 from experiments.running import setup, train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
-from experiments.studies import papers, protocols, rate_search, study_page
+from experiments.studies import design, papers, rate_search, study_page
 from experiments.studies import study as study_lib
 from tests import idx_files, scripts
 
@@ -168,7 +169,7 @@ def tiny(**fields):
   ],
 )
 def test_one_worker_of_these_is_another_method(method):
-  settings = settings_lib.check(tiny(method=method, clock='heterogeneous'))
+  settings = check.check(tiny(method=method, clock='heterogeneous'))
   stand_in = study_lib.canonical(settings)
   assert stand_in == tiny(method=papers.ALONE[method])
   ours, theirs = (train.train(s).result for s in (settings, stand_in))
@@ -225,7 +226,7 @@ def test_a_search_begins_where_the_last_one_ended(monkeypatch, tmp_path):
 
   monkeypatch.setattr(train, 'train', fake)
   numbers = (1, 4, 8)
-  plan = protocols.Plan(
+  plan = rate_search.Plan(
     {('ga', n): tiny(workers=n) for n in numbers},
     numbers,
     (0.1, 10**-0.5),
@@ -233,7 +234,7 @@ def test_a_search_begins_where_the_last_one_ended(monkeypatch, tmp_path):
     (0,),
     follows=True,
   )
-  unchanged, best = protocols.sweep(plan, cells.Cells(tmp_path / 'x.jsonl'))
+  unchanged, best = rate_search.sweep(plan, cells.Cells(tmp_path / 'x.jsonl'))
   assert {n: min(s, key=s.get) for (_, n), s in best.scores.items()} == {
     1: 0.1,
     4: 0.0316,
@@ -366,11 +367,11 @@ def study_of(table, clock='homogeneous'):
 
 
 def test_published_figures_stand_beside_ours(tmp_path):
-  table = papers.Table(
+  table = design.Table(
     'a table',
     'cifar10_resnet20',
-    papers.methods(('asgd', 'ga')),
-    papers.workers(1, 4),
+    design.methods(('asgd', 'ga')),
+    design.workers(1, 4),
     seeds=2,
     published={('', 'N = 1'): ('8.37', 'A'), ('ga', 'N = 4'): ('9.1', 'B')},
     note='A note.',
@@ -386,7 +387,7 @@ def test_published_figures_stand_beside_ours(tmp_path):
       'N = 4': [summary(0.11), summary(0.13)],
     },
   }
-  found = {'homogeneous': [protocols.Outcome('fixed', results)]}
+  found = {'homogeneous': [rate_search.Outcome('fixed', results)]}
   text = study_page.page(study, found, 'python x')
   assert text.startswith('`python x` made this page.\n')
   assert '| asgd   | 10.00 ± 0.00 [1: 8.37] | diverged ' in text
@@ -411,10 +412,10 @@ def test_the_time_to_a_target():
   }
   target = study_page.target_of(runs)
   assert target == pytest.approx(0.105)
-  assert study_page.reaches(runs['a'][0], target) == 30
-  assert study_page.reaches(runs['b'][0], target) == 14
-  assert study_page.reaches(runs['b'][0], 0.01) is None
-  assert study_page.reaches(summary(None), target) is None
+  assert statistics.time_to(runs['a'][0], target) == 30
+  assert statistics.time_to(runs['b'][0], target) == 14
+  assert statistics.time_to(runs['b'][0], 0.01) is None
+  assert statistics.time_to(summary(None), target) is None
 
 
 AGAIN = """

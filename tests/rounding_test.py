@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.records import record, rounding
+from experiments.replaying import rounding
 
 
 @pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
@@ -19,7 +19,7 @@ def test_a_nudge_is_one_rounding_of_every_parameter(dtype):
   assert 0.5 * eps <= apart.min()
   assert apart.max() <= 2 * eps
   assert 0.4 < np.mean(now > was) < 0.6
-  assert record.differing((moved, ()), (rounding.nudged(params), ())) == []
+  assert rounding.differing((moved, ()), (rounding.nudged(params), ())) == []
 
 
 def test_what_is_allowed_is_measured_and_bounded():

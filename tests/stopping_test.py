@@ -17,6 +17,7 @@ import ga_jax
 from experiments.records import record
 from experiments.running import control as control_lib
 from experiments.running import setup, train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, programs, rules
 from ga_jax.executors.saving import Checkpoints
@@ -145,7 +146,7 @@ def test_the_trace_of_a_stopped_run_ends_there(executor):
 def test_a_stopped_run_tells_of_what_was_done(relaxed):
   """Three workers that each take 1: 44 of 132 batches arrive by time 15."""
   del relaxed
-  settings = settings_lib.check(
+  settings = check.check(
     settings_lib.Settings(
       model='mlp',
       epochs=3.0,
@@ -200,7 +201,7 @@ def test_a_run_that_is_told_to_stop_goes_on(
   fields, every_updates, tmp_path, relaxed
 ):
   del relaxed
-  settings = settings_lib.check(
+  settings = check.check(
     settings_lib.Settings(
       **{
         'model': 'mlp',

@@ -20,6 +20,7 @@ from PIL import Image
 import ga_jax
 from experiments import tasks
 from experiments.running import train as train_lib
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.tasks import classification
 from ga_jax import data
@@ -508,7 +509,7 @@ def small(monkeypatch):
 def run_of(**fields):
   """Two updates of batches of 4 by two workers."""
   fields = {'model': 'mlp', 'workers': 2, 'batch_size': 4, **fields}
-  return settings_lib.check(
+  return check.check(
     settings_lib.Settings(learning_rate=0.01, epochs=1.0, **fields)
   )
 

@@ -10,6 +10,7 @@ import pytest
 
 from experiments import tasks
 from experiments.running import train
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, data, policies, rules
 from ga_jax.simulation import virtual_cluster
@@ -32,7 +33,7 @@ def digits():
 
 def trained(arrays, folder, **own):
   """A short training, as the commands do it."""
-  settings = settings_lib.check(
+  settings = check.check(
     settings_lib.Settings(
       dataset='npz',
       data_path=data_test.write_npz(folder, **arrays),

@@ -143,7 +143,7 @@ def compared(name: str, device) -> dict[str, Any]:
 class Ours:
   """`ga_jax.simulate`; compiled once, so that turns only compute."""
 
-  def __init__(self, problem: twin_problems.Problem, num_workers: int):
+  def __init__(self, problem: twin_problems.TwinProblem, num_workers: int):
     model = problem.make()
     self._params, self._state = twin_problems.initial(problem)
 
@@ -205,7 +205,7 @@ class Ours:
 
 
 def theirs(
-  problem: twin_problems.Problem,
+  problem: twin_problems.TwinProblem,
   num_workers: int,
   kind: str,
   device,

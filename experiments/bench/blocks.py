@@ -25,7 +25,7 @@ def schedule(num_workers: int, num_updates: int):
   return slots.plan(trace)
 
 
-class Run:
+class TimedBlocks:
   """A simulated run; a call makes some updates and says what one took."""
 
   def __init__(self, loss_fn, start, source, rule, num_workers, updates, turns):

@@ -138,7 +138,7 @@ def run(num_workers: int, size: int, updates: int) -> Callable[[], float]:
     lambda resident, host_batch, key: resident,
     jnp.full(size, 1e-6),
   )
-  return blocks.Run(
+  return blocks.TimedBlocks(
     lambda params, model_state, batch, key: (loss(params, batch), model_state),
     (jnp.ones(size), ()),
     source,

@@ -58,7 +58,7 @@ RATE, CLASSES, EXAMPLES, SHAPE = 0.01, 10, 5120, (28, 28, 1)
 LONG, LOW, HIGH = 5.0, 1.05, 1.15  # ms; the bound from there on, and below
 
 
-class Problem(NamedTuple):
+class Load(NamedTuple):
   """A model and what it is measured on.
 
   Attributes:
@@ -75,10 +75,10 @@ class Problem(NamedTuple):
 
 
 PROBLEMS = {
-  'mlp_bn-2560': Problem('mlp_bn', 2560, 64),
-  'mlp_bn-320': Problem('mlp_bn', 320, 128),
+  'mlp_bn-2560': Load('mlp_bn', 2560, 64),
+  'mlp_bn-320': Load('mlp_bn', 320, 128),
   # Its unrolled blocks take seconds to compile, for each number of workers.
-  'cnn_bn-64': Problem('cnn_bn', 64, 128, (4, 256)),
+  'cnn_bn-64': Load('cnn_bn', 64, 128, (4, 256)),
 }
 
 _PROBLEMS = flags.DEFINE_list('problems', list(PROBLEMS), 'to measure')
@@ -104,7 +104,7 @@ def main(_):
 def compared(name: str) -> tuple[list[dict], list[timing.Target]]:
   """Measures one problem, its candidates in turns."""
   problem = PROBLEMS[name]
-  task = Task(problem)
+  task = Measurable(problem)
   turns = {
     'gradient': task.loop(None),
     'SGD, loop': task.loop(optax.sgd(RATE, momentum=0.9)),
@@ -140,10 +140,10 @@ def compared(name: str) -> tuple[list[dict], list[timing.Target]]:
   return rows, targets
 
 
-class Task:
+class Measurable:
   """A problem, ready to be measured."""
 
-  def __init__(self, problem: Problem):
+  def __init__(self, problem: Load):
     model = models.MODELS[problem.model](CLASSES)
     self._loss = classification.cross_entropy(model)
     self._source = random_images.source(
@@ -189,7 +189,7 @@ class Task:
   def blocks(self, rule, workers: int, turns: int) -> Callable[[], float]:
     """The simulator's compiled blocks."""
     source, updates = self._source, self._updates
-    return blocks.Run(
+    return blocks.TimedBlocks(
       self._loss, self._start, source, rule, workers, updates, turns
     )
 

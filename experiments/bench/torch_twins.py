@@ -92,7 +92,7 @@ class ResNet20(nn.Module):
     return self.Dense_0(x.mean((2, 3)))
 
 
-class Layer(nn.Module):
+class TorchLayer(nn.Module):
   """Causal attention, then two dense layers."""
 
   def __init__(self, num_heads: int, features: int):
@@ -117,7 +117,7 @@ class Layer(nn.Module):
     return x + self.Dense_3(y)
 
 
-class ByteTransformer(nn.Module):
+class TorchByteTransformer(nn.Module):
   """`experiments.bench.byte_transformer`."""
 
   def __init__(
@@ -129,7 +129,7 @@ class ByteTransformer(nn.Module):
     self.layers = []
     for i in range(num_layers):
       self.layers.append(f'layer{i + 1}')
-      self.add_module(self.layers[i], Layer(num_heads, features))
+      self.add_module(self.layers[i], TorchLayer(num_heads, features))
     self.LayerNorm_0 = nn.LayerNorm(features)
     self.Dense_0 = nn.Linear(features, 256)
 

@@ -13,7 +13,7 @@ from ga_jax import models
 CLASSES, EXAMPLES, SEED = 10, 1024, 0
 
 
-class Problem(NamedTuple):
+class TwinProblem(NamedTuple):
   """A model and what it is measured on.
 
   Attributes:
@@ -34,30 +34,34 @@ class Problem(NamedTuple):
 
 
 PROBLEMS = {
-  'mlp': Problem(
+  'mlp': TwinProblem(
     lambda: models.mlp(CLASSES), (784,), 64, 512, ('MLP', 784), on_cpu=True
   ),
-  'transformer': Problem(
+  'transformer': TwinProblem(
     byte_transformer.byte_transformer,
     (32,),
     4,
     256,
-    ('ByteTransformer', 32),
+    ('TorchByteTransformer', 32),
     on_cpu=True,
   ),
-  'transformer_1024': Problem(
-    byte_transformer.byte_transformer, (64,), 16, 128, ('ByteTransformer', 64)
+  'transformer_1024': TwinProblem(
+    byte_transformer.byte_transformer,
+    (64,),
+    16,
+    128,
+    ('TorchByteTransformer', 64),
   ),
-  'cnn_bn': Problem(
+  'cnn_bn': TwinProblem(
     lambda: models.cnn_bn(CLASSES), (28, 28, 1), 64, 128, ('CNN',)
   ),
-  'resnet20': Problem(
+  'resnet20': TwinProblem(
     lambda: models.resnet20(CLASSES), (32, 32, 3), 32, 4, ('ResNet20',)
   ),
 }
 
 
-def examples(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
+def examples(problem: TwinProblem) -> tuple[np.ndarray, np.ndarray]:
   """Random inputs and labels; of a text its next bytes."""
   rng = np.random.default_rng(SEED)
   if problem.make().reads == 'tokens':
@@ -68,7 +72,7 @@ def examples(problem: Problem) -> tuple[np.ndarray, np.ndarray]:
   return inputs, rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
 
 
-def initial(problem: Problem):
+def initial(problem: TwinProblem):
   """(params, model_state) that both sides begin with."""
   inputs, _ = examples(problem)
   return problem.make().init(jax.random.key(SEED), jnp.asarray(inputs[:1]))

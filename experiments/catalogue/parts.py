@@ -7,7 +7,7 @@ part's that reads it.
 """
 
 import inspect
-from typing import Any
+from typing import Any, NamedTuple
 
 from experiments.catalogue import methods
 from ga_jax import compression, policies, programs, rules
@@ -19,36 +19,72 @@ TABLES = {
   'compression': compression.COMPRESSIONS,
 }
 
-# Every parameter that has a flag: its type, and what it is.
+
+class Parameter(NamedTuple):
+  """A parameter that has a flag.
+
+  Attributes:
+    kind: float, int, bool or str.
+    about: what it is, and its default in the factories that read it.
+    usual: whether --help names it; --helpfull names all.
+  """
+
+  kind: type
+  about: str
+  usual: bool = False
+
+
+# Every parameter that has a flag.
 PARAMETERS = {
-  'momentum': (float, 'γ (default 0.9; 0 beside a program with its own steps)'),
-  'nesterov': (bool, 'Nesterov momentum (default no)'),
-  'weight_decay': (float, 'L2 coefficient; decoupled with Adam (default 0)'),
-  'dc_lambda': (float, 'λ of dc_asgd (0.04), dc_asgd_a and dana_dc (2)'),
-  'dc_decay': (float, 'm of dc_asgd_a (default 0.95)'),
-  'granularity': (str, 'of ga and dana_ga: parameter|global'),
-  'b1': (float, 'first decay of adam and ga_adam (default 0.9)'),
-  'b2': (float, 'second decay of adam and ga_adam (default 0.999)'),
-  'staleness_exponent': (float, 'a of staleness_discounted (default 0.5)'),
-  'horizon': (float, 'updates that lwp predicts ahead (default N - 1)'),
-  'backups': (int, 'workers that backup_workers does not wait for (1)'),
-  'wait_for': (int, 'K of k_sync and k_async (default N / 2)'),
-  'softsync_n': (int, 'n of softsync: rounds hold floor(N / n) (default 1)'),
-  'max_staleness': (int, 's of ssp, the cutoff of gba'),
-  'adasync_k0': (int, 'K_0 of adasync (default 1)'),
-  'abs_k0': (int, 'K_0 of abs (default 1)'),
-  'abs_factor': (float, 'f of abs: at most ceil(f N / K) stale (default 2)'),
-  'buffer_size': (int, 'K of fedbuff'),
-  'max_delay': (int, 'R of ringmaster (default N)'),
-  'batch_gradients': (int, 'K of rennala (default N)'),
-  'local_steps': (int, 'batches per ticket of local_sgd, easgd, laga (4)'),
-  'local_momentum': (float, 'of the steps of local_sgd and easgd (default 0)'),
-  'elasticity': (float, 'α of easgd (default 0.9 / N)'),
-  'outer_learning_rate': (
-    float,
-    "the server's, where the program reads --learning_rate (default 1)",
+  'momentum': Parameter(
+    float, 'momentum (default 0.9; 0 beside local steps)', usual=True
   ),
-  'topk_ratio': (float, 'part of the components topk sends (default 0.01)'),
+  'nesterov': Parameter(bool, 'Nesterov momentum (default no)'),
+  'weight_decay': Parameter(
+    float, 'L2 coefficient; decoupled with Adam (default 0)', usual=True
+  ),
+  'dc_lambda': Parameter(
+    float, 'λ of dc_asgd (0.04), dc_asgd_a and dana_dc (2)'
+  ),
+  'dc_decay': Parameter(float, 'm of dc_asgd_a (default 0.95)'),
+  'granularity': Parameter(str, 'of ga and dana_ga: parameter|global'),
+  'b1': Parameter(float, 'first decay of adam and ga_adam (default 0.9)'),
+  'b2': Parameter(float, 'second decay of adam and ga_adam (default 0.999)'),
+  'staleness_exponent': Parameter(
+    float, 'a of staleness_discounted (default 0.5)'
+  ),
+  'horizon': Parameter(
+    float, 'updates that lwp predicts ahead (default N - 1)'
+  ),
+  'backups': Parameter(
+    int, 'workers that backup_workers does not wait for (1)'
+  ),
+  'wait_for': Parameter(int, 'K of k_sync and k_async (default N / 2)'),
+  'softsync_n': Parameter(
+    int, 'n of softsync: rounds hold floor(N / n) (default 1)'
+  ),
+  'max_staleness': Parameter(int, 's of ssp, the cutoff of gba'),
+  'adasync_k0': Parameter(int, 'K_0 of adasync (default 1)'),
+  'abs_k0': Parameter(int, 'K_0 of abs (default 1)'),
+  'abs_factor': Parameter(
+    float, 'f of abs: at most ceil(f N / K) stale (default 2)'
+  ),
+  'buffer_size': Parameter(int, 'K of fedbuff'),
+  'max_delay': Parameter(int, 'R of ringmaster (default N)'),
+  'batch_gradients': Parameter(int, 'K of rennala (default N)'),
+  'local_steps': Parameter(
+    int, 'batches per ticket of local_sgd, easgd, laga (4)'
+  ),
+  'local_momentum': Parameter(
+    float, 'of the steps of local_sgd and easgd (default 0)'
+  ),
+  'elasticity': Parameter(float, 'α of easgd (default 0.9 / N)'),
+  'outer_learning_rate': Parameter(
+    float, "the server's, where the program reads --learning_rate (default 1)"
+  ),
+  'topk_ratio': Parameter(
+    float, 'part of the components topk sends (default 0.01)'
+  ),
 }
 # The program comes first: what it reads is not the rule's any more.
 _ORDER = ('program', 'policy', 'compression', 'rule')

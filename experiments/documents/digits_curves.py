@@ -21,13 +21,16 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import survey
+from experiments import tasks
 from experiments.catalogue import methods
 from experiments.records import cells as cells_lib
-from experiments.reporting import tables
+from experiments.records import folders, record
+from experiments.reporting import statistics, tables
 from experiments.screens import progress
-from experiments.script import launch
-from experiments.studies import rate_search, study
+from experiments.script import launch, shared_flags, survey_flags
+from experiments.studies import method_survey, rate_search
+
+survey_flags.define()
 
 FOLDER = os.path.join('results', 'digits_curves')
 RATES = os.path.join('results', 'digits_methods', 'results.json')
@@ -45,15 +48,12 @@ ROW += ('mean_gap', 'mean_penalty')
 _DIGITS = 5  # significant ones
 
 
-class Cells(cells_lib.Cells):
-  """Finished runs with their curves, short enough to be kept for all."""
-
-  def _computed(self, settings, curve):
-    found = super()._computed(settings, curve)
-    kept = {name: found[name] for name in SUMMARY}
-    if curve:
-      kept['curve'] = [{name: r[name] for name in ROW} for r in found['curve']]
-    return rounded(kept)
+def shortened(found: dict[str, Any]) -> dict[str, Any]:
+  """What is kept of a run: few numbers, but of every epoch."""
+  kept = {name: found[name] for name in SUMMARY}
+  if 'curve' in found:
+    kept['curve'] = [{name: r[name] for name in ROW} for r in found['curve']]
+  return rounded(kept)
 
 
 def rounded(value: Any) -> Any:
@@ -79,7 +79,7 @@ def best_rates(path: str = RATES) -> dict[tuple[str, str], float]:
 
 def read(folder: str = FOLDER) -> list[dict[str, Any]]:
   """The finished runs that have a curve; searches for rates have none."""
-  rows = cells_lib.read(os.path.join(folder, study.RESULTS)).values()
+  rows = cells_lib.read(os.path.join(folder, record.METRICS)).values()
   return [row for row in rows if 'curve' in row]
 
 
@@ -114,10 +114,7 @@ def markdown(name: str, runs: list[dict[str, Any]]) -> str:
 
 def time_text(seeds: list[dict[str, Any]]) -> str:
   """The mean time until the error was at the target at the end of an epoch."""
-  times = [
-    next((r['time'] for r in run['curve'] if r['test_error'] <= TARGET), None)
-    for run in seeds
-  ]
+  times = [statistics.time_to(run, TARGET) for run in seeds]
   return '-' if None in times else f'{np.mean(times):.0f}'
 
 
@@ -125,16 +122,26 @@ def prepare():
   """The survey's plans with few seeds, and the rates."""
   given = [f'--flagfile={PRESET}', f'--seeds={SEEDS}', f'--workdir={FOLDER}']
   flags.FLAGS([sys.argv[0], *given, *sys.argv[1:]])
-  plans, folder = survey.prepare()
+  plans = method_survey.plans(
+    **survey_flags.read(), make=shared_flags.run_settings
+  )
+  tasks.source_of(next(iter(plans.values())).example())
+  folder = folders.of_grid('workdir', flags.FLAGS.workdir)
   return plans, folder, best_rates()
 
 
 def main(prepared):
   plans, folder, rates = prepared
-  path = os.path.join(folder, study.RESULTS)
+  path = os.path.join(folder, record.METRICS)
   total = sum(len(p.settings) * len(p.seeds) for p in plans.values())
-  with progress.GridProgress(None, quiet=launch.quiet()) as shown:
-    cells = Cells(path, shown, any_version=True, running=shown.running)
+  with progress.GridProgress(None, quiet=shared_flags.quiet()) as shown:
+    cells = cells_lib.Cells(
+      path,
+      shown,
+      any_version=True,
+      running=shown.running,
+      kept_fn=shortened,
+    )
     for clock, plan in plans.items():
       for (method, _), settings in plan.settings.items():
         if (clock, method) in rates:

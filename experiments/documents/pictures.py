@@ -17,13 +17,14 @@ import tempfile
 from absl import flags
 
 from experiments.documents import method_pictures
+from experiments.records import folders
 from experiments.reporting import browser
-from experiments.script import launch, shared_flags
+from experiments.script import launch
 from experiments.settings import table as settings_lib
 
 _FOLDER = flags.DEFINE_string('folder', 'docs/pictures', 'folder to write to')
 
-ROOT = pathlib.Path(__file__).parent.parent
+ROOT = pathlib.Path(__file__).parents[2]
 COMPARED = ('asgd', 'sa', 'ga')
 RUNS = ','.join(f'runs/{method}' for method in COMPARED)
 # What is run for the pictures of the scripts: without a name, to be looked at.
@@ -35,9 +36,9 @@ STEPS = (
     for method in COMPARED
   ),
   ('', f'report --workdir={RUNS} --output=report.html'),
-  ('report.png', 'screenshot --report=report.html --section=results '
+  ('report.png', 'documents.screenshot --report=report.html --section=results '
                  '--height=1100'),
-  ('report-timeline.png', 'screenshot --report=report.html '
+  ('report-timeline.png', 'documents.screenshot --report=report.html '
                           '--section=timelines --event=200 --height=780'),
 )  # fmt: skip
 
@@ -53,7 +54,7 @@ def prepare() -> pathlib.Path:
   why = browser.missing()
   if why:
     raise settings_lib.SettingError('folder', _FOLDER.value, why)
-  return pathlib.Path(shared_flags.writable_folder('folder', _FOLDER.value))
+  return pathlib.Path(folders.writable('folder', _FOLDER.value))
 
 
 def main(folder: pathlib.Path):

@@ -12,10 +12,12 @@ import re
 from absl import flags
 from rich import console as rich_console
 
+from experiments.records import folders
 from experiments.running import compilation, train
 from experiments.screens import panel as panel_lib
 from experiments.screens import progress
-from experiments.script import launch, shared_flags
+from experiments.script import launch
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 
@@ -33,9 +35,7 @@ def prepare() -> tuple[str, settings_lib.Settings]:
   path = _PICTURE.value
   if not path.endswith('.svg'):
     raise settings_lib.SettingError('picture', path, 'must end in .svg')
-  shared_flags.writable_folder(
-    'picture', os.path.dirname(os.path.abspath(path))
-  )
+  folders.writable('picture', os.path.dirname(os.path.abspath(path)))
   settings = settings_lib.Settings(
     method='ga',
     workers=16,
@@ -43,7 +43,7 @@ def prepare() -> tuple[str, settings_lib.Settings]:
     epochs=_EPOCHS.value,
     learning_rate=0.03,
   )
-  return path, settings_lib.check(settings)
+  return path, check.check(settings)
 
 
 def main(prepared):

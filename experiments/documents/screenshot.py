@@ -11,6 +11,7 @@ import os
 
 from absl import flags
 
+from experiments.records import folders
 from experiments.reporting import browser
 from experiments.script import launch, shared_flags
 from experiments.settings import table as settings_lib
@@ -42,7 +43,7 @@ def prepare():
         flag.name, flag.value, 'must be at least 1'
       )
   folder = os.path.dirname(os.path.abspath(_PICTURE.value))
-  shared_flags.writable_folder('picture', folder)
+  folders.writable('picture', folder)
 
 
 def main(prepared):

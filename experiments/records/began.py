@@ -6,6 +6,7 @@ so does every checkpoint. Runs of before have none: of them nothing is compared.
 
 import dataclasses
 import os
+import sys
 from typing import Any
 
 from experiments.records import record
@@ -78,6 +79,23 @@ def saved(workdir: str) -> dict[str, dict[str, Any]]:
   if newest is not None and newest.host.get('about'):
     found[newest.path] = newest.host['about']
   return found
+
+
+def restore_environment(workdir: str):
+  """Makes the environment that a run began in, or says what differs.
+
+  Args:
+    workdir: of the run.
+  """
+  variables, remaining = record.environment_of(workdir)
+  if remaining:
+    named = '; '.join(map(str, remaining))
+    print(
+      f'note: not as it began: {named}. It will not replay to the same bits.',
+      file=sys.stderr,
+    )
+  elif variables:
+    environment.restart(variables)
 
 
 def check_settings(

@@ -40,6 +40,10 @@ class Cells:
       [settings_lib.Settings, watch.Progress], None
     ] = lambda settings, now: None,
     any_version: bool = False,
+    computed_as_fn: Callable[
+      [settings_lib.Settings], settings_lib.Settings
+    ] = lambda settings: settings,
+    kept_fn: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found,
   ):
     """Reads what is there.
 
@@ -49,12 +53,17 @@ class Cells:
       running: told where the run in hand stands.
       any_version: whether runs of other versions and devices count as finished;
         each line says whose it is.
+      computed_as_fn: the run that is computed in the place of one that equals
+        it.
+      kept_fn: what is kept of a summary.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     self._path = path
     self._advance = advance
     self._running = running
     self._any_version = any_version
+    self._computed_as_fn = computed_as_fn
+    self._kept_fn = kept_fn
     self.computed = 0
     self.rows = read(path)
     self._told = False  # of other data
@@ -71,6 +80,7 @@ class Cells:
     Returns:
       The summary as `train.train` makes it, without its histograms.
     """
+    settings = self._computed_as_fn(settings)
     name = cell_name(settings, any_version=self._any_version)
     if not self._has(name, settings, curve):
       self.rows = read(self._path)  # others may have written
@@ -121,7 +131,7 @@ class Cells:
     }
     if curve:
       summary['curve'] = epochs
-    return summary
+    return self._kept_fn(summary)
 
 
 def _other_inputs(row, settings) -> list[environment.Difference]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from experiments.records import began, record
 from experiments.running import setup
-from experiments.screens import tensorboard
 from experiments.settings import table as settings_lib
 from ga_jax.record import files as files_lib
 
@@ -21,12 +20,12 @@ SAVED = (  # by a run that has ended
   'versions.json',
   'environment.json',
   began.FILE,
-  'metrics.jsonl',
+  record.METRICS,
   'trace.npz',
   'arrivals.npz',
   PARAMS,
   'summary.json',
-  tensorboard.FOLDER,
+  setup.EVENTS,
 )
 _NOT_SAVED = (FILE, setup.CHECKPOINTS, setup.ROWS)
 

@@ -19,7 +19,7 @@ from experiments.records import record
 from experiments.settings import table as settings_lib
 
 
-class Seen(NamedTuple):
+class SavedRun(NamedTuple):
   """One run, as far as it was written down.
 
   Attributes:
@@ -54,7 +54,7 @@ class Seen(NamedTuple):
     return bool(self.summary and self.summary['diverged'])
 
 
-def load(folder: str) -> list[Seen]:
+def load(folder: str) -> list[SavedRun]:
   """Reads the runs of a folder.
 
   Args:
@@ -82,7 +82,7 @@ def load(folder: str) -> list[Seen]:
   return found
 
 
-def _trained(folder: str) -> Seen:
+def _trained(folder: str) -> SavedRun:
   notes = []
 
   def part(name, read):
@@ -97,12 +97,12 @@ def _trained(folder: str) -> Seen:
       return None
 
   settings = record.load_settings(folder)
-  return Seen(
+  return SavedRun(
     folder,
     os.path.basename(os.path.abspath(folder)),
     settings,
     part('summary.json', _json),
-    part('metrics.jsonl', _rows) or [],
+    part(record.METRICS, _rows) or [],
     part('trace.npz', ga_jax.Trace.load),
     part('arrivals.npz', _arrays),
     part('versions.json', _json),
@@ -111,12 +111,12 @@ def _trained(folder: str) -> Seen:
   )
 
 
-def _cells(folder: str) -> list[Seen]:
+def _cells(folder: str) -> list[SavedRun]:
   """The runs of a grid's metrics.jsonl."""
   versions = _if_there(folder, 'versions.json')
-  rows = cells_lib.read(os.path.join(folder, 'metrics.jsonl'))
+  rows = cells_lib.read(os.path.join(folder, record.METRICS))
   return [
-    Seen(
+    SavedRun(
       folder,
       name,
       _settings(folder, row),
@@ -130,7 +130,7 @@ def _cells(folder: str) -> list[Seen]:
   ]
 
 
-def _results(folder: str) -> list[Seen]:
+def _results(folder: str) -> list[SavedRun]:
   """The runs of a results.json, where an older version kept no more."""
   versions = _if_there(folder, 'versions.json')
   found = {}
@@ -139,7 +139,7 @@ def _results(folder: str) -> list[Seen]:
     row = {'clock': clock, **summary} if clock else summary
     settings = _settings(folder, row)
     name = cells_lib.cell_name(settings, any_version=True)
-    found[name] = Seen(  # protocols may share a run
+    found[name] = SavedRun(  # protocols may share a run
       folder,
       name,
       settings,

@@ -73,7 +73,7 @@ def new(path: str) -> str:
     except FileExistsError:
       continue
     except OSError as error:
-      raise unwritable('workdir', name, error) from error
+      raise _unwritable('workdir', name, error) from error
     own('workdir', name)
     return name
 
@@ -86,6 +86,30 @@ def look(flag: str, path: str):
   """
   if path and locks.is_owned(path):
     raise _occupied(flag, path)
+
+
+def writable(flag: str, path: str) -> str:
+  """Makes a folder where it is not there, and tries to write to it.
+
+  Args:
+    flag: that named it.
+    path: of the folder.
+
+  Returns:
+    The path.
+
+  Raises:
+    SettingError: nothing can be written there.
+  """
+  try:
+    os.makedirs(path, exist_ok=True)
+    probe = os.path.join(path, '.probe')
+    with open(probe, 'w'):
+      pass
+    os.unlink(probe)
+  except OSError as error:
+    raise _unwritable(flag, path, error) from error
+  return path
 
 
 def keep(path: str):
@@ -132,7 +156,7 @@ def _take(flag, path, shared):
   except locks.OccupiedError as error:
     raise _occupied(flag, path) from error
   except OSError as error:
-    raise unwritable(flag, path, error) from error
+    raise _unwritable(flag, path, error) from error
 
 
 def _occupied(flag, path) -> settings_lib.SettingError:
@@ -144,10 +168,9 @@ def _occupied(flag, path) -> settings_lib.SettingError:
   )
 
 
-def unwritable(
+def _unwritable(
   flag: str, path: str, error: OSError
 ) -> settings_lib.SettingError:
-  """Says that nothing can be written to a folder."""
   return settings_lib.SettingError(
     flag, path, f'must be a folder that can be written to ({error.strerror})'
   )

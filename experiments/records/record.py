@@ -14,7 +14,7 @@ import math
 import os
 import zipfile
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -27,16 +27,8 @@ from ga_jax.record import files
 from ga_jax.record import params as params_lib
 from ga_jax.rules.parts import layer_penalties
 
+METRICS = 'metrics.jsonl'  # of a run and of a grid
 BEGINNING = ('config.json', 'versions.json', 'environment.json')
-
-
-class Leaf(NamedTuple):
-  """An array that has other bits than the saved one."""
-
-  name: str
-  differing: int
-  size: int
-  largest: float  # difference
 
 
 def save_config(workdir: str, settings: settings_lib.Settings):
@@ -195,6 +187,11 @@ def load_json(workdir: str, name: str) -> dict[str, Any]:
     ) from error
 
 
+def batches_per_epoch(summary: dict[str, Any]) -> int:
+  """Batches of an epoch, from what a summary says of both."""
+  return round(summary['batches'] / summary['epochs'])
+
+
 def environment_of(workdir: str):
   """What differs of the environment that a run began in.
 
@@ -207,45 +204,6 @@ def environment_of(workdir: str):
   recorded = load_json(workdir, 'environment.json')
   found = environment.differences(recorded, environment.environment())
   return environment.restorable(found)
-
-
-def differing(saved: Any, now: Any) -> list[Leaf]:
-  """The arrays that have other bits.
-
-  Args:
-    saved: (params, model_state).
-    now: another, of the same tree and shapes.
-
-  Returns:
-    One entry per array that differs.
-  """
-  found = []
-  names = dict(zip(('params', 'model_state'), saved, strict=True))
-  leaves = jax.tree_util.tree_leaves_with_path(names)
-  others = jax.tree.leaves(dict(zip(names, now, strict=True)))
-  for (path, a), b in zip(leaves, others, strict=True):
-    a, b = np.asarray(a), np.asarray(b)
-    bits = f'u{a.dtype.itemsize}'
-    count = int(np.sum(a.view(bits) != b.view(bits)))
-    if count:
-      far = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
-      name = jax.tree_util.keystr(path, simple=True, separator='/')
-      found.append(Leaf(name, count, a.size, float(far)))
-  return found
-
-
-def distance(saved: Any, now: Any) -> float:
-  """The norm of a difference of two trees, in parts of the first one's."""
-
-  def norm(trees):
-    squares = (np.sum(np.square(x)) for x in trees)
-    return float(np.sqrt(sum(squares)))
-
-  a, b = (
-    [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
-    for tree in (saved, now)
-  )
-  return norm(x - y for x, y in zip(a, b, strict=True)) / norm(a)
 
 
 def _tuples(value):

@@ -3,6 +3,7 @@
 import dataclasses
 
 from experiments.reporting import lines, markup
+from experiments.settings import setting
 from experiments.settings import table as settings_lib
 
 _SHOWN = ('dataset', 'model', 'epochs', 'batch_size', 'clock', 'runtime')
@@ -98,7 +99,7 @@ def settings(comparison: lines.Comparison) -> str:
 
 def _named(caption: str, values) -> str:
   rows = [
-    [name, lines.text_of(value) or '(none)'] for name, value in values.items()
+    [name, setting.text_of(value) or '(none)'] for name, value in values.items()
   ]
   return markup.table(['setting', 'value'], rows, caption, words=2)
 
@@ -116,7 +117,7 @@ def _own(comparison) -> str:
         [],
         [],
         ', '.join(f'{k}: {v}' for k, v in parts_of(cell.runs[0]).items()),
-        *(lines.text_of(values.get(v, lines.MISSING)) for v in varied),
+        *(setting.text_of(values.get(v, lines.MISSING)) for v in varied),
       ],
     )
     row[1].append(str(cell.workers))

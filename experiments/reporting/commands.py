@@ -7,6 +7,7 @@ import shlex
 
 from experiments.records import finished as runs_lib
 from experiments.reporting import lines, markup
+from experiments.settings import setting
 from experiments.settings import table as settings_lib
 
 _PAGE = 'table.md'  # of a grid; it says which command made it
@@ -51,7 +52,7 @@ def section(comparison: lines.Comparison, made_by: str) -> str:
   return ''.join(parts)
 
 
-def is_trained(one: runs_lib.Seen) -> bool:
+def is_trained(one: runs_lib.SavedRun) -> bool:
   """Whether a run has a folder of its own."""
   return os.path.exists(os.path.join(one.folder, 'config.json'))
 
@@ -109,4 +110,4 @@ def _single(comparison) -> str:
 def _value(value) -> str:
   if isinstance(value, bool):
     return 'true' if value else 'false'
-  return lines.text_of(value)
+  return setting.text_of(value)

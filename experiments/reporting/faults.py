@@ -39,7 +39,7 @@ def section(comparison: lines.Comparison) -> str:
   return ''.join(parts)
 
 
-def _once(cell: lines.Cell) -> list[runs_lib.Seen]:
+def _once(cell: lines.Cell) -> list[runs_lib.SavedRun]:
   """A cell's first run that diverged, rather one that says where."""
   found = [one for one in cell.runs if one.diverged]
   found.sort(key=lambda one: one.arrivals is None)
@@ -66,7 +66,7 @@ def name_of(cell: lines.Cell) -> str:
   return f'{cell.line}, {cell.workers} worker{plural}, rate {cell.rate:g}'
 
 
-def where(one: runs_lib.Seen) -> list[str]:
+def where(one: runs_lib.SavedRun) -> list[str]:
   """Which loss was the first that was not finite, and what stood there."""
   losses = one.arrivals and one.arrivals.get('loss')
   if losses is None:
@@ -138,13 +138,13 @@ def _by_rows(one) -> list[str]:
   return [*texts, 'which gradient was the first is not recorded']
 
 
-def rate_at(one: runs_lib.Seen, batches: int) -> float | None:
+def rate_at(one: runs_lib.SavedRun, batches: int) -> float | None:
   """The learning rate of a run after so many batches."""
   if not one.known:
     return None
   try:
     made = history.assembled(one)
-  except history.Unknown:
+  except history.UnknownHistoryError:
     return None
   steps = made.program_fn.schedule is not None  # the workers take them
   spec, part = (made.program_fn, 'program') if steps else (made.rule_fn, 'rule')

@@ -13,7 +13,7 @@ MOST = 24  # lines in a figure: more cannot be told apart
 NARROW = 6  # lines of a comparison up to which two figures stand side by side
 
 
-class Drawn(NamedTuple):
+class DrawnFigure(NamedTuple):
   """A figure.
 
   Attributes:
@@ -29,7 +29,7 @@ class Drawn(NamedTuple):
   broad: bool = False
 
 
-def section(drawn: list[Drawn]) -> str:
+def section(drawn: list[DrawnFigure]) -> str:
   """All figures, as SVG in the page."""
   import matplotlib
 
@@ -42,7 +42,7 @@ def section(drawn: list[Drawn]) -> str:
   return f'<div class="pictures">{"".join(shown)}</div>'
 
 
-def save(drawn: list[Drawn], folder: str):
+def save(drawn: list[DrawnFigure], folder: str):
   """Writes every figure as PNG, SVG and PDF."""
   for one in drawn:
     for ending in FORMATS:
@@ -51,8 +51,8 @@ def save(drawn: list[Drawn], folder: str):
 
 
 def of(
-  comparison: lines.Comparison, told: dict[str, history.Told]
-) -> list[Drawn]:
+  comparison: lines.Comparison, told: dict[str, history.LineHistory]
+) -> list[DrawnFigure]:
   """Draws what there are numbers for.
 
   Args:
@@ -101,7 +101,7 @@ def _with(workers: int) -> str:
   return f'with {about.workers_text([workers])}'
 
 
-def _over_workers(comparison) -> list[Drawn]:
+def _over_workers(comparison) -> list[DrawnFigure]:
   if len(comparison.workers()) < 2:
     return []
   cells = {}
@@ -116,10 +116,10 @@ def _over_workers(comparison) -> list[Drawn]:
     f'The test {comparison.metric.name} over the number of workers: mean and '
     'standard deviation over seeds.'
   )
-  return [Drawn('error-over-workers', caption, figure)]
+  return [DrawnFigure('error-over-workers', caption, figure)]
 
 
-def _over_rates(comparison) -> list[Drawn]:
+def _over_rates(comparison) -> list[DrawnFigure]:
   metric, panels = comparison.metric, {}
   for (line, workers), rates in comparison.rates.items():
     scores = {rate: lines.score(runs, metric) for rate, runs in rates.items()}
@@ -137,10 +137,10 @@ def _over_rates(comparison) -> list[Drawn]:
     f'The validation {metric.name} over the learning rate, mean over seeds, '
     'cut at twice the lowest.'
   )
-  return [Drawn('error-over-rate', caption, figure, True)]
+  return [DrawnFigure('error-over-rate', caption, figure, True)]
 
 
-def _over_time(comparison) -> list[Drawn]:
+def _over_time(comparison) -> list[DrawnFigure]:
   """Test error, gap and penalty while training went on."""
   time = any(row.get('time') for one in comparison.seen for row in one.rows)
   found = [_curve(comparison, 'error', 'epoch')]
@@ -151,7 +151,7 @@ def _over_time(comparison) -> list[Drawn]:
   return [one for one in found if one]
 
 
-def _curve(comparison, name: str, x: str) -> Drawn | None:
+def _curve(comparison, name: str, x: str) -> DrawnFigure | None:
   """A quantity over epochs or time; None where nothing was recorded."""
   metric = comparison.metric
   key, quantity, label, scale = {
@@ -186,7 +186,7 @@ def _curve(comparison, name: str, x: str) -> Drawn | None:
   )
   over = {'epoch': 'epochs', 'time': 'time'}[x]
   caption = f'The {quantity} over {over}, {_with(workers)}.'
-  return Drawn(f'{name}-over-{over}', caption, figure)
+  return DrawnFigure(f'{name}-over-{over}', caption, figure)
 
 
 def series(one, x: str, key: str, scale: float):
@@ -208,7 +208,7 @@ def _time_label(comparison) -> str:
   )
 
 
-def _histograms(comparison, told) -> list[Drawn]:
+def _histograms(comparison, told) -> list[DrawnFigure]:
   """Of the first run of every line: staleness, gaps and penalties."""
   workers = comparison.workers()[-1]
   title = _titled(comparison, workers)
@@ -223,24 +223,24 @@ def _histograms(comparison, told) -> list[Drawn]:
   if any(staleness.values()):
     figure = plots.staleness_histogram(staleness, title=title)
     caption = f'How stale gradients were, in updates, {_with(workers)}.'
-    drawn.append(Drawn('staleness', caption, figure))
+    drawn.append(DrawnFigure('staleness', caption, figure))
   for name in ('gap', 'penalty'):
     found = {line: s.get(f'{name}_histogram') for line, s in first.items()}
     if any(found.values()):
       figure = plots.histogram_by_decade(found, title=title, label=name)
       caption = f'How large the {name} of an arrival was, {_with(workers)}.'
-      drawn.append(Drawn(f'{name}-histogram', caption, figure))
+      drawn.append(DrawnFigure(f'{name}-histogram', caption, figure))
   return drawn
 
 
-def _counts(told: history.Told | None) -> list[int] | None:
+def _counts(told: history.LineHistory | None) -> list[int] | None:
   """Arrivals by staleness, where the schedule was played again."""
   if told is None or told.history is None:
     return None
   return np.bincount(told.history.staleness()).tolist()
 
 
-def _speed(comparison) -> list[Drawn]:
+def _speed(comparison) -> list[DrawnFigure]:
   points = {}
   for cell in comparison.cells:
     values = table.known(cell, 'simulated_speedup')
@@ -252,10 +252,10 @@ def _speed(comparison) -> list[Drawn]:
   caption = (
     'How many times sooner as many batches were done than by one worker.'
   )
-  return [Drawn('speed-up', caption, figure)]
+  return [DrawnFigure('speed-up', caption, figure)]
 
 
-def _bytes(comparison) -> list[Drawn]:
+def _bytes(comparison) -> list[DrawnFigure]:
   sent = {}
   for cell in largest(comparison):
     down, up = (table.known(cell, f'bytes_{n}') for n in ('pulled', 'pushed'))
@@ -266,4 +266,4 @@ def _bytes(comparison) -> list[Drawn]:
   workers = comparison.workers()[-1]
   figure = plots.bytes_sent(sent, title=_titled(comparison, workers))
   caption = f'What workers were sent and submitted, {_with(workers)}.'
-  return [Drawn('bytes', caption, figure)]
+  return [DrawnFigure('bytes', caption, figure)]

@@ -14,6 +14,7 @@ import ga_jax
 from experiments import tasks
 from experiments.catalogue import assembly
 from experiments.records import finished as runs_lib
+from experiments.records import record
 from experiments.reporting import lines
 from experiments.running import setup as run_lib
 from experiments.settings import table as settings_lib
@@ -50,7 +51,7 @@ class History(NamedTuple):
     return self.trace.applied()['staleness'][: self.executed]
 
 
-class Told(NamedTuple):
+class LineHistory(NamedTuple):
   """What is told of a line: its cell with the most workers.
 
   Attributes:
@@ -61,16 +62,16 @@ class Told(NamedTuple):
   """
 
   cell: lines.Cell
-  one: runs_lib.Seen | None
+  one: runs_lib.SavedRun | None
   history: History | None
   why: str = ''
 
 
-class Unknown(ValueError):
+class UnknownHistoryError(ValueError):
   """What happened cannot be told; the message says why."""
 
 
-def told(comparison: lines.Comparison, most: int) -> dict[str, Told]:
+def told(comparison: lines.Comparison, most: int) -> dict[str, LineHistory]:
   """The histories of the first `most` lines, by label."""
   cells = {}
   for cell in comparison.cells:  # by workers: the last one has most
@@ -78,22 +79,22 @@ def told(comparison: lines.Comparison, most: int) -> dict[str, Told]:
   return {line: _told(cells[line]) for line in list(cells)[:most]}
 
 
-def _told(cell: lines.Cell) -> Told:
+def _told(cell: lines.Cell) -> LineHistory:
   """The first run of a cell that can be told of."""
   reasons = []
   for one in sorted(cell.runs, key=lambda one: one.trace is None):
     try:
-      return Told(cell, one, history(one))
-    except Unknown as error:
+      return LineHistory(cell, one, history(one))
+    except UnknownHistoryError as error:
       reasons.append(str(error))
-  return Told(cell, None, None, reasons[0])
+  return LineHistory(cell, None, None, reasons[0])
 
 
-def history(one: runs_lib.Seen) -> History:
+def history(one: runs_lib.SavedRun) -> History:
   """What happened in a run.
 
   Raises:
-    Unknown: it was not recorded and cannot be played again.
+    UnknownHistoryError: it was not recorded and cannot be played again.
   """
   if one.trace is None:
     return _played(one)
@@ -108,18 +109,20 @@ def history(one: runs_lib.Seen) -> History:
   return History(one.trace, min(executed, len(applied)), arrivals.get('gap'))
 
 
-def per_epoch(one: runs_lib.Seen) -> int:
+def per_epoch(one: runs_lib.SavedRun) -> int:
   """Batches of an epoch, as a run's summary says.
 
   Raises:
-    Unknown: it does not.
+    UnknownHistoryError: it does not.
   """
   if not {'batches', 'epochs'} <= set(one.summary):
-    raise Unknown('its summary does not say how many batches an epoch has')
-  return round(one.summary['batches'] / one.summary['epochs'])
+    raise UnknownHistoryError(
+      'its summary does not say how many batches an epoch has'
+    )
+  return record.batches_per_epoch(one.summary)
 
 
-def assembled(one: runs_lib.Seen) -> assembly.Assembled:
+def assembled(one: runs_lib.SavedRun) -> assembly.Assembled:
   """The parts of a run."""
   epoch = per_epoch(one)
   return run_lib.assembled(one.settings, _total(one), epoch)
@@ -138,14 +141,14 @@ def _executed(trace, batches: int) -> int:
 def _played(one) -> History:
   s = one.settings
   if s.runtime != 'simulate':
-    raise Unknown('a run on real devices whose trace is not there')
+    raise UnknownHistoryError('a run on real devices whose trace is not there')
   if not one.known or one.summary is None:
-    raise Unknown(
+    raise UnknownHistoryError(
       'its settings were not recorded' if one.summary else 'unfinished'
     )
   made = assembled(one)
   if made.policy.needs_loss:
-    raise Unknown(
+    raise UnknownHistoryError(
       f'the policy {s.parts().policy} decides by losses, which only the run had'
     )
   try:
@@ -161,14 +164,14 @@ def _played(one) -> History:
       overlaps=program.overlaps,
     )
   except (settings_lib.SettingError, OSError, ValueError) as error:
-    raise Unknown(str(error)) from error
+    raise UnknownHistoryError(str(error)) from error
   found = History(trace, _executed(trace, one.summary['batches']), None, False)
   _check(found, one.summary)
   return found
 
 
 def _check(found: History, summary):
-  """Raises `Unknown` unless a schedule is the one that was run."""
+  """Raises `UnknownHistoryError` unless a schedule is the one that was run."""
   staleness = found.staleness()
   ends = found.trace.applied()['time'][: found.executed]
   pairs = [
@@ -178,7 +181,7 @@ def _check(found: History, summary):
   ]
   for ours, theirs in pairs:
     if theirs is None or not math.isclose(ours, theirs, rel_tol=1e-6):
-      raise Unknown(
+      raise UnknownHistoryError(
         'played again, its schedule is not the one that the summary is of'
       )
 

@@ -10,10 +10,10 @@ setting like the others.
 import dataclasses
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from experiments import tasks
 from experiments.records import finished as runs_lib
+from experiments.reporting import statistics
+from experiments.settings import setting
 from experiments.settings import table as settings_lib
 
 AXES = ('workers', 'learning_rate', 'seed')
@@ -36,10 +36,10 @@ class Cell(NamedTuple):
   method: str
   workers: int
   rate: float
-  runs: list[runs_lib.Seen]
+  runs: list[runs_lib.SavedRun]
   edge: bool = False
 
-  def finished(self) -> list[runs_lib.Seen]:
+  def finished(self) -> list[runs_lib.SavedRun]:
     """The runs that ended with finite numbers."""
     return [one for one in self.runs if one.summary and not one.diverged]
 
@@ -56,11 +56,11 @@ class Comparison(NamedTuple):
     baseline: the method that the others are compared with.
   """
 
-  seen: list[runs_lib.Seen]
+  seen: list[runs_lib.SavedRun]
   metric: tasks.Metric
   varied: tuple[str, ...]
   cells: list[Cell]
-  rates: dict[tuple[str, int], dict[float, list[runs_lib.Seen]]]
+  rates: dict[tuple[str, int], dict[float, list[runs_lib.SavedRun]]]
   baseline: str
 
   def lines(self) -> list[str]:
@@ -71,12 +71,9 @@ class Comparison(NamedTuple):
     """All N."""
     return sorted({cell.workers for cell in self.cells})
 
-  def error(self, one: runs_lib.Seen, split: str = 'test') -> float | None:
+  def error(self, one: runs_lib.SavedRun) -> float | None:
     """A run's metric as it is shown; None where it has none."""
-    found = one.summary and one.summary.get(f'{split}_{self.metric.name}')
-    if found is None or one.diverged:
-      return None
-    return self.metric.scale * found
+    return statistics.error(one.summary, self.metric)
 
   def partner(self, cell: Cell) -> Cell | None:
     """The baseline's cell of the same N and, where there is one, settings."""
@@ -91,7 +88,7 @@ class Comparison(NamedTuple):
     return found[0] if len(found) == 1 and found[0] != cell else None
 
 
-def compared(seen: list[runs_lib.Seen], baseline: str = '') -> Comparison:
+def compared(seen: list[runs_lib.SavedRun], baseline: str = '') -> Comparison:
   """Sorts runs.
 
   Args:
@@ -126,7 +123,7 @@ def compared(seen: list[runs_lib.Seen], baseline: str = '') -> Comparison:
   return Comparison(seen, metric, varied, cells, several, chosen)
 
 
-def metric_of(seen: list[runs_lib.Seen]) -> tasks.Metric:
+def metric_of(seen: list[runs_lib.SavedRun]) -> tasks.Metric:
   """What the runs are judged by."""
   found = [one.summary or (one.rows[-1] if one.rows else None) for one in seen]
   found = [summary for summary in found if summary]
@@ -141,7 +138,7 @@ def metric_of(seen: list[runs_lib.Seen]) -> tasks.Metric:
     ) from error
 
 
-def flat(one: runs_lib.Seen) -> dict[str, Any]:
+def flat(one: runs_lib.SavedRun) -> dict[str, Any]:
   """A run's settings by name, the parameters of its parts among them."""
   settings = one.settings
   if not one.known:
@@ -154,7 +151,7 @@ def flat(one: runs_lib.Seen) -> dict[str, Any]:
 
 
 def differing(
-  seen: list[runs_lib.Seen], axes: tuple[str, ...] = AXES
+  seen: list[runs_lib.SavedRun], axes: tuple[str, ...] = AXES
 ) -> tuple[str, ...]:
   """Names of the settings that are not the same in all runs."""
   values = [flat(one) for one in seen]
@@ -169,26 +166,13 @@ def differing(
   return tuple(name for name in names if name not in axes and differs(name))
 
 
-def text_of(value: Any) -> str:
-  """A setting's value as a flag takes it."""
-  if isinstance(value, float):
-    return f'{value:g}' if float(f'{value:g}') == value else repr(value)
-  if isinstance(value, tuple):
-    inner = [
-      ':'.join(map(text_of, v)) if isinstance(v, tuple) else text_of(v)
-      for v in value
-    ]
-    return ','.join(inner)
-  return str(value)
-
-
 def _labels(seen, varied) -> list[str]:
   """A label per run, and the folder where labels do not tell runs apart."""
   labels = []
   for one in seen:
     values = flat(one)
     rest = [
-      f'{name} {text_of(values[name])}'
+      f'{name} {setting.text_of(values[name])}'
       for name in varied
       if name != 'method' and values.get(name, MISSING) not in (MISSING, ())
     ]
@@ -238,17 +222,9 @@ def _searched(sorted_, metric) -> bool:
   )
 
 
-def score(runs: list[runs_lib.Seen], metric: tasks.Metric) -> float | None:
-  """Mean of the validation metric, its worst where runs diverged."""
-  values = []
-  for one in runs:
-    found = one.summary and one.summary.get(f'validation_{metric.name}')
-    if one.diverged:
-      found = metric.worst
-    if found is None:
-      return None
-    values.append(found)
-  return float(np.mean(values)) if values else None
+def score(runs: list[runs_lib.SavedRun], metric: tasks.Metric) -> float | None:
+  """See `statistics.validation_score`."""
+  return statistics.validation_score([one.summary for one in runs], metric)
 
 
 def _chosen(line, workers, rates, metric) -> Cell:

@@ -32,8 +32,8 @@ class Section(NamedTuple):
 
 def page(
   comparison: lines.Comparison,
-  told: dict[str, history.Told],
-  drawn: list[figures.Drawn],
+  told: dict[str, history.LineHistory],
+  drawn: list[figures.DrawnFigure],
   made_by: str,
 ) -> str:
   """A whole report.

@@ -4,10 +4,9 @@ from collections.abc import Callable
 
 import numpy as np
 
-from experiments.reporting import lines, markup, tables
+from experiments.reporting import lines, markup, statistics
 
 Columns = dict[str, Callable[[lines.Cell], str]]
-SYNCHRONOUS = 'ssgd'  # what speed-ups are measured against, beside one worker
 UNITS = (
   'Mean ± standard deviation over seeds, of the runs that did not diverge. '
   'Differences are to the baseline with as many workers, mean over the seeds '
@@ -92,7 +91,7 @@ def error_text(comparison: lines.Comparison, cell: lines.Cell) -> str:
   """'mean ± sd', what diverged, and what has not ended."""
   errors = [comparison.error(one) for one in cell.finished()]
   errors = [error for error in errors if error is not None]
-  text = tables.mean_text(errors) if errors else ''
+  text = statistics.mean_text(errors) if errors else ''
   diverged = sum(one.diverged for one in cell.runs)
   if diverged:
     of = f' of {len(cell.runs)}' if len(cell.runs) > 1 else ''
@@ -117,9 +116,7 @@ def difference(comparison: lines.Comparison, cell: lines.Cell) -> str:
   ]
   if not apart:
     return ''
-  text = f'{np.mean(apart):+.2f}'
-  spread = np.std(apart, ddof=1) / len(apart) ** 0.5 if len(apart) > 1 else 0
-  return f'{text} ({abs(np.mean(apart)) / spread:.1f})' if spread else text
+  return statistics.difference_text(apart)
 
 
 def _unchanged(comparison) -> Columns:
@@ -198,7 +195,7 @@ def _most(name: str, form: str):
 
 def _over_synchronous(comparison, cell) -> str:
   """How many times sooner a batch is done than with a barrier."""
-  other = comparison._replace(baseline=SYNCHRONOUS).partner(cell)
+  other = comparison._replace(baseline=statistics.SYNCHRONOUS).partner(cell)
   ours, theirs = (
     np.mean(pace) if c and (pace := _pace(c)) else None for c in (cell, other)
   )
@@ -207,9 +204,5 @@ def _over_synchronous(comparison, cell) -> str:
 
 def _pace(cell) -> list[float]:
   """Simulated time per batch of every run."""
-  return [
-    time / batches
-    for time, batches in zip(
-      known(cell, 'simulated_time'), known(cell, 'batches'), strict=False
-    )
-  ]
+  found = [statistics.pace(one.summary) for one in cell.finished()]
+  return [pace for pace in found if pace is not None]

@@ -40,7 +40,7 @@ class Part(NamedTuple):
 
 
 def section(
-  comparison: lines.Comparison, told: dict[str, history_lib.Told]
+  comparison: lines.Comparison, told: dict[str, history_lib.LineHistory]
 ) -> str:
   """A timeline per line, of a run with the most workers.
 
@@ -68,7 +68,7 @@ def _about(comparison, told) -> str:
   return text
 
 
-def _of_line(told: history_lib.Told, most: int) -> str:
+def _of_line(told: history_lib.LineHistory, most: int) -> str:
   """The timeline of a line, or why it has none."""
   plural = 's' if told.cell.workers > 1 else ''
   name = f'{told.cell.line}, {told.cell.workers} worker{plural}'
@@ -79,7 +79,7 @@ def _of_line(told: history_lib.Told, most: int) -> str:
   return _drawn(name, told.one, told.history, most)
 
 
-def _drawn(name: str, one: runs_lib.Seen, history, most: int) -> str:
+def _drawn(name: str, one: runs_lib.SavedRun, history, most: int) -> str:
   spans = plots.spans_of(history.computed())
   parts = windows(spans, most)
   top = max([1, *(s.staleness for s in spans if s.kind == 'compute')])

@@ -27,7 +27,7 @@ _HOW = {
 }
 
 
-class Here(NamedTuple):
+class ComputesWith(NamedTuple):
   """What JAX computes with in a process.
 
   Attributes:
@@ -47,10 +47,12 @@ class Here(NamedTuple):
     return f'cpu, {self.name}{several}'
 
 
-def here() -> Here:
+def here() -> ComputesWith:
   """What this process computes with; starts JAX."""
   platform = jax.local_devices()[0].platform
-  return Here(platform, environment.device_name(), jax.local_device_count())
+  return ComputesWith(
+    platform, environment.device_name(), jax.local_device_count()
+  )
 
 
 def say(found: object, *, quiet: bool = False):
@@ -59,12 +61,12 @@ def say(found: object, *, quiet: bool = False):
   On standard error: standard output is for what comes out.
 
   Args:
-    found: a `Here`, or some words about other machines.
+    found: a `ComputesWith`, or some words about other machines.
     quiet: whether only the warning is said.
   """
   if not quiet:
     print(f'device: {found}', file=sys.stderr)
-  on_cpu = isinstance(found, Here) and found.platform == 'cpu'
+  on_cpu = isinstance(found, ComputesWith) and found.platform == 'cpu'
   if on_cpu and (kind := unused()):
     print(
       f'warning: this machine has {kind}, and JAX does not use it: '

@@ -18,7 +18,8 @@ from ga_jax.record import checkpoints as checkpoints_lib
 from ga_jax.record import params as params_lib
 from ga_jax.rules.parts import layer_penalties
 
-ROWS, CHECKPOINTS = 'trace.rows', 'checkpoints'
+# Of a run that goes on, in its folder.
+ROWS, CHECKPOINTS, EVENTS = 'trace.rows', 'checkpoints', 'tensorboard'
 
 
 class Keeping(NamedTuple):

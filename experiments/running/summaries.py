@@ -62,6 +62,18 @@ def of(settings, the_task, result, messages) -> dict[str, Any]:
   }
 
 
+def of_workers(result) -> dict[str, Any]:
+  """What only a live run has: its workers, and whether it was stopped."""
+  return {
+    'stopped': result.stopped,
+    'refused': result.refused,
+    'worker_seconds': {
+      str(worker): {**one._asdict(), 'utilisation': one.utilisation}
+      for worker, one in sorted(result.workers.items())
+    },
+  }
+
+
 def decades(values) -> np.ndarray:
   """Edges for numbers in any unit: 0, and the powers of ten that they span."""
   positive = values[values > 0]

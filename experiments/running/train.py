@@ -84,24 +84,14 @@ def train(
     raise setup.NothingDoneError(
       'stopped before the first gradient was applied'
     )
+  summary = {**summaries.of(settings, the_task, result, messages), **own}
   if settings.runtime != 'simulate':
-    own |= {
-      'stopped': result.stopped,
-      'refused': result.refused,
-      'worker_seconds': {
-        str(worker): {**one._asdict(), 'utilisation': one.utilisation}
-        for worker, one in sorted(result.workers.items())
-      },
-    }
-  summary = {
-    **summaries.of(settings, the_task, result, messages),
-    **own,
-  }
-  wall = time.perf_counter() - started
+    summary |= summaries.of_workers(result)
   rate = rates[-1]
-  summary['wall_seconds'] = wall
-  summary['compilation'] = compilation.so_far().since(compiled)._asdict()
-  summary['updates_per_second'] = (
-    rate and rate * summary['updates'] / summary['batches']
-  )
+  summary |= {
+    'wall_seconds': time.perf_counter() - started,
+    'compilation': compilation.so_far().since(compiled)._asdict(),
+    'updates_per_second': rate
+    and rate * summary['updates'] / summary['batches'],
+  }
   return setup.Run(summary, result)

@@ -3,7 +3,6 @@
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import rich.box
 from rich import panel as rich_panel
@@ -108,7 +107,7 @@ class Panel:
       rate, of = rate * row['updates'] / row['batches'], 'updates'
     return [
       ('loss', _known(loss, '.4f') + ' diverged' * bad, 'red' * bad or 'bold'),
-      *((name, value, 'bold') for name, value in judgements(row)),
+      *((name, value, 'bold') for name, value in tasks.judgements(row)),
       (f'{of}/s', _known(rate, ',.0f'), 'bold'),
       ('staleness', _known(recent['staleness'], '.1f'), 'bold'),
       ('gap', _known(recent['gap'], '.2e'), 'bold'),
@@ -149,13 +148,3 @@ def duration(seconds: float | None) -> str:
   if hours >= 48:
     return f'{hours / 24:.0f} days'
   return f'{hours}:{minutes:02}:{rest:02}' if hours else f'{minutes}:{rest:02}'
-
-
-def judgements(row: dict[str, Any]) -> list[tuple[str, str]]:
-  """What a row or a summary says of the task's metric: (name, value)."""
-  return [
-    (f'{split} {name}', metric.text(row[f'{split}_{name}']))
-    for name, metric in tasks.METRICS.items()
-    for split in ('test', 'validation')
-    if row.get(f'{split}_{name}') is not None
-  ]

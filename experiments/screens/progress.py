@@ -13,6 +13,7 @@ from rich import live as rich_live
 from rich import progress as rich_progress
 from rich import table as rich_table
 
+from experiments import tasks
 from experiments.running import compilation, watch
 from experiments.screens import panel as panel_lib
 from experiments.settings import table as settings_lib
@@ -105,7 +106,7 @@ def describe(row: dict[str, Any], utilisation: float | None = None) -> str:
   loss = f'loss {row["train_loss"]:.4f}'
   if not math.isfinite(row['train_loss']):
     loss += ': diverged'
-  parts = [f'epoch {row["epoch"]:.1f}', loss, *judged(row)]
+  parts = [f'epoch {row["epoch"]:.1f}', loss, *tasks.judged(row)]
   parts.append(f'staleness {row["mean_staleness"]:.1f}')
   parts.append(f'gap {row["mean_gap"]:.2e}')
   if utilisation is not None:
@@ -113,11 +114,6 @@ def describe(row: dict[str, Any], utilisation: float | None = None) -> str:
   if row.get('batches_per_second'):
     parts.append(f'{row["batches_per_second"]:,.0f} batches/s')
   return '  '.join(parts)
-
-
-def judged(row: dict[str, Any]) -> list[str]:
-  """What a row or a summary says of the task's metric, as text."""
-  return [f'{name} {value}' for name, value in panel_lib.judgements(row)]
 
 
 class GridProgress:

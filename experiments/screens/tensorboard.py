@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from experiments import tasks
+from experiments.running import setup
 from experiments.settings import table as settings_lib
 
-FOLDER = 'tensorboard'  # in that of the run
 SCALARS = {  # a row's name -> the tag
   'train_loss': 'train/loss',
   **{
@@ -75,7 +75,7 @@ class Events:
       settings: of the run.
       layers: names of the model's layers.
     """
-    self._folder = os.path.join(workdir, FOLDER)
+    self._folder = os.path.join(workdir, setup.EVENTS)
     self._settings = settings
     self._layers = layers
     self._writer = None

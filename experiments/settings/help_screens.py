@@ -1,25 +1,22 @@
 """What --help says of a script: its flags by group, the most used ones first.
 
-`--help` and `--helpshort` fit a screen, `--helpfull` has everything. One table
-of groups serves all scripts; flags that are not in it are the script's own.
+`--help` and `--helpshort` fit a screen, `--helpfull` has everything. Where the
+flag of a setting stands, its row says (`table`); flags that no group has are
+the script's own.
 """
 
 import inspect
+import itertools
 import sys
 import textwrap
 from typing import NamedTuple
 
 from absl import app, flags
 
-from experiments.catalogue import parts
+from experiments.settings import setting, table
 
 WIDTH = 80
 _TEXT = 27  # column where the explanation of a flag begins
-ALIASES = {  # names of other libraries' examples, and of ga_jax.simulate
-  'lr': 'learning_rate',
-  'num_epochs': 'epochs',
-  'num_workers': 'workers',
-}
 
 
 class Group(NamedTuple):
@@ -36,55 +33,44 @@ class Group(NamedTuple):
   rest: tuple[str, ...] = ()
 
 
-GROUPS = (
-  Group(
-    'model and data',
-    ('model', 'dataset', 'data_path'),
-    (
-      *('holdout', 'augment', 'compute_dtype', 'remat'),
-      *('segment_length', 'memory_length'),
-    ),
-  ),
-  Group(
-    'method',
-    (
-      *('method', 'methods', 'learning_rate', 'learning_rates'),
-      *('momentum', 'momenta', 'weight_decay'),
-    ),
-    ('baseline', *parts.TABLES),
-  ),
-  Group(
-    'parameters of methods',
-    (),
-    tuple(p for p in parts.PARAMETERS if p not in ('momentum', 'weight_decay')),
-  ),
-  Group(
-    'cluster',
-    ('workers', 'clock', 'clocks', 'runtime'),
-    (
-      *('clock_times', 'stalls', 'deaths', 'latency', 'bandwidth'),
-      *('simulate_devices', 'devices', 'devices_per_worker', 'straggler'),
-      *('lease_seconds', 'pipeline_depth', 'address', 'accelerator'),
-      'server_shards',
-    ),
-  ),
-  Group(
-    'training',
-    ('epochs', 'batch_size', 'schedule', 'seed', 'seeds'),
-    (
-      *('boundaries', 'decay_factor', 'warmup_epochs', 'scale_lr'),
-      *('evaluate_every', 'executor'),
-    ),
-  ),
-  Group(
-    'output',
+# Flags of scripts that are no settings: those that --help names, the rest.
+_OF_SCRIPTS = {
+  setting.METHOD: ((), ('baseline',)),
+  setting.OUTPUT: (
     (
       *('workdir', 'folder', 'overwrite', 'checkpoint_every', 'resume'),
       *('tensorboard', 'quiet'),
     ),
-    ('keep_checkpoints', 'layer_metrics', 'note', 'compilation_cache'),
+    ('keep_checkpoints', 'note', 'compilation_cache'),
   ),
-)
+}
+# Those that give a setting several values stand beside it.
+_SEVERAL = {
+  'method': 'methods',
+  'learning_rate': 'learning_rates',
+  'momentum': 'momenta',
+  'clock': 'clocks',
+  'seed': 'seeds',
+}
+
+
+def groups() -> list[Group]:
+  """The groups of all flags that scripts share."""
+  rows, found = table.flag_rows(), []
+  for title in setting.GROUPS:
+    often, rest = _OF_SCRIPTS.get(title, ((), ()))
+    own = {name: row for name, row in rows.items() if row.group == title}
+    usual = sorted((n for n in own if own[n].often), key=lambda n: own[n].often)
+    usual = [(n, _SEVERAL[n]) if n in _SEVERAL else (n,) for n in usual]
+    rest += tuple(name for name, row in own.items() if not row.often)
+    found.append(Group(title, (*itertools.chain(*usual), *often), rest))
+  return found
+
+
+def aliases() -> dict[str, str]:
+  """The flags' other names: {alias: name}."""
+  rows = table.flag_rows()
+  return {row.alias: name for name, row in rows.items() if row.alias}
 
 
 class _Help(flags.BooleanFlag):
@@ -111,7 +97,7 @@ def define(script):
   flags.DEFINE_flag(_Help('help', 'show a screen of help', script, False, '?'))
   flags.DEFINE_flag(_Help('helpshort', 'the same', script, False))
   flags.DEFINE_flag(_Help('helpfull', 'show all flags', script, True))
-  for alias, name in ALIASES.items():
+  for alias, name in aliases().items():
     if name in flags.FLAGS and alias not in flags.FLAGS:
       flags.DEFINE_alias(alias, name)
 
@@ -154,7 +140,7 @@ def full(script) -> str:
   ours = {name for group in grouped() for name in (*group.often, *group.rest)}
   values = flags.FLAGS
   names = {values[name].name for name in values}  # not the short ones
-  for name in sorted(names - ours - set(ALIASES)):
+  for name in sorted(names - ours - aliases().keys()):
     lines += _paragraph(name)
   lines += [
     f'{"  --flagfile=FILE":{_TEXT}}reads flags of a file, one a line; # begins',
@@ -165,19 +151,17 @@ def full(script) -> str:
 
 def grouped() -> list[Group]:
   """The flags that there are, by group; the script's own come first."""
-  values = flags.FLAGS
-  listed = {name for group in GROUPS for name in (*group.often, *group.rest)}
+  values, shared = flags.FLAGS, groups()
+  listed = {name for group in shared for name in (*group.often, *group.rest)}
+  listed |= aliases().keys()
   own = tuple(
     flag.name
     for module, found in values.flags_by_module_dict().items()
     if module == sys.argv[0] or module.startswith('experiments.')
     for flag in found
-    if flag.name not in listed and values[flag.name] is flag
-  )
-  own = tuple(
-    name
-    for name in own
-    if name not in ALIASES and not isinstance(values[name], _Help)
+    if flag.name not in listed
+    and values[flag.name] is flag
+    and not isinstance(flag, _Help)
   )
   there = [
     Group(
@@ -185,7 +169,7 @@ def grouped() -> list[Group]:
       tuple(name for name in group.often if name in values),
       tuple(name for name in group.rest if name in values),
     )
-    for group in GROUPS
+    for group in shared
   ]
   found = [Group('this script', own), *there]
   return [group for group in found if group.often or group.rest]
@@ -203,9 +187,9 @@ def _head(name: str) -> str:
 
 
 def _about(name: str) -> str:
-  also = [alias for alias, of in ALIASES.items() if of == name]
   text = ' '.join((flags.FLAGS[name].help or '').split())
-  return f'{text} (or --{also[0]})' if also else text
+  row = table.flag_rows().get(name)
+  return f'{text} (or --{row.alias})' if row and row.alias else text
 
 
 def _one_line(name: str) -> str:

@@ -1,31 +1,54 @@
-"""The settings of one run, checked before anything is computed."""
+"""The table of settings: one row each, with all that is known of it.
+
+Flags, help screens (`help_screens`), what is checked (`check`) and what a run
+records are made from the rows: a new setting is a new row, and the code that
+uses it. What a row may say stands in `setting.Row`.
+"""
 
 import dataclasses
-import importlib.util
-import inspect
+import functools
+import itertools
 import math
 import os
 import re
+from typing import Any
 
-import jax
-import numpy as np
-
-from experiments.catalogue import assembly, methods
+from experiments.catalogue import methods
 from experiments.catalogue import parts as parts_lib
+from experiments.settings import setting
 from ga_jax import clocks, data, models
 
 SCHEDULES = ('constant', 'step', 'cosine')
 EXECUTORS = ('fast', 'exact')
-RUNTIMES = ('simulate', 'threads', 'ray')
 ACCELERATORS = ('auto', 'cpu', 'gpu', 'tpu')
 CLOCKS = (*clocks.CLOCKS, 'recorded')
-MODEL_OPTIONS = ('compute_dtype', 'remat', 'segment_length', 'memory_length')
+
+# A field with its row, by the group of its flag.
+_data, _method, _cluster, _training, _output = (
+  functools.partial(setting.row, group)
+  for group in (
+    setting.DATA,
+    setting.METHOD,
+    setting.CLUSTER,
+    setting.TRAINING,
+    setting.OUTPUT,
+  )
+)
+_SIMULATED = ('simulate',)
+_LIVE = ('threads', 'ray')
+_INSTEAD = "instead of the method's: {names}"
+_AT_LEAST_0, _AT_LEAST_1 = setting.at_least(0), setting.at_least(1)
+_POSITIVE = setting.Range(
+  'finite and from 1e-30 to 1e30', lambda v: 1e-30 <= v <= 1e30
+)
 
 
 class SettingError(ValueError):
   """A setting that cannot be used: which, what it is, and what is accepted."""
 
-  def __init__(self, flag: str, got, accepted: str):
+  def __init__(self, flag: str, got: Any, accepted: str):
+    if isinstance(got, (list, tuple)):
+      got = setting.text_of(got)
     super().__init__(f'--{flag}={got}: {accepted}')
 
 
@@ -33,50 +56,206 @@ class SettingError(ValueError):
 class Settings:
   """One run. `parameters` holds what was given explicitly for its parts."""
 
-  dataset: str = 'digits'
-  data_path: str = ''
-  holdout: int = 0
-  augment: bool = False
-  model: str = 'mlp_bn'
-  compute_dtype: str = 'float32'
-  remat: bool = False
-  segment_length: int = 0
-  memory_length: int = -1
-  method: str = 'ga'
-  rule: str = ''
-  policy: str = ''
-  program: str = ''
-  compression: str = ''
+  dataset: str = _data('digits', '{names}', often=2, names=data.DATASETS)
+  data_path: str = _data(
+    '',
+    'where the data are: folder of --dataset=idx, file of --dataset=npz, '
+    'data_dir of those that experiments.prepare prepares (default '
+    '~/tensorflow_datasets)',
+    often=2,
+  )
+  holdout: int = _data(
+    0, 'training examples held out for validation', accepts=_AT_LEAST_0
+  )
+  augment: bool = _data(False, 'random crop and horizontal flip')
+  model: str = _data('mlp_bn', '{names}', often=1, names=models.MODELS)
+  compute_dtype: str = _data(
+    'float32',
+    '{names}: of activations; parameters are float32',
+    names=models.COMPUTE_DTYPES,
+    of_model=True,
+  )
+  remat: bool = _data(
+    False, "compute a block's activations again for its gradient", of_model=True
+  )
+  segment_length: int = _data(
+    0, "tokens per row (0: the model's own)", of_model=True
+  )
+  memory_length: int = _data(
+    -1,
+    'tokens before these that a model remembers (-1: as many; 0: none)',
+    of_model=True,
+  )
+  method: str = _method(
+    'ga',
+    'python -m experiments.methods explains them: {names}',
+    often=1,
+    names=methods.METHODS,
+  )
+  rule: str = _method('', _INSTEAD, names=parts_lib.TABLES['rule'])
+  policy: str = _method('', _INSTEAD, names=parts_lib.TABLES['policy'])
+  program: str = _method('', _INSTEAD, names=parts_lib.TABLES['program'])
+  compression: str = _method(
+    '', _INSTEAD, names=parts_lib.TABLES['compression']
+  )
   parameters: tuple[tuple[str, object], ...] = ()
-  workers: int = 1
-  clock: str = 'homogeneous'
-  clock_times: str = ''
-  stalls: tuple[tuple[int, float, float], ...] = ()
-  deaths: tuple[tuple[int, float], ...] = ()
-  latency: float = 0.0
-  bandwidth: float = math.inf
-  epochs: float = 20.0
-  evaluate_every: float = 1.0
-  batch_size: int = 32
-  learning_rate: float = 0.1
-  scale_lr: bool = False
-  schedule: str = 'constant'
-  boundaries: tuple[float, ...] = ()
-  decay_factor: float = 0.1
-  warmup_epochs: float = 0.0
-  seed: int = 0
-  executor: str = 'fast'
-  simulate_devices: str = ''
-  runtime: str = 'simulate'
-  devices: int = 0
-  devices_per_worker: int = 1
-  lease_seconds: float = 60.0
-  pipeline_depth: int = 0
-  straggler: tuple[tuple[int, float], ...] = ()
-  address: str = 'local'
-  accelerator: str = 'auto'
-  server_shards: int = 1
-  layer_metrics: bool = False
+  workers: int = _cluster(
+    1, 'that train at once', often=1, accepts=_AT_LEAST_1, alias='num_workers'
+  )
+  clock: str = _cluster(
+    'homogeneous', '{names}', often=1, names=CLOCKS, read_by=_SIMULATED
+  )
+  clock_times: str = _cluster(
+    '', 'trace.npz whose times --clock=recorded plays', read_by=_SIMULATED
+  )
+  stalls: tuple[tuple[int, float, float], ...] = _cluster(
+    (),
+    'WORKER:TIME:DURATION,... in mean batch times (simulated)',
+    form='WORKER:TIME:DURATION',
+    read_by=_SIMULATED,
+  )
+  deaths: tuple[tuple[int, float], ...] = _cluster(
+    (), 'WORKER:TIME,... (simulated)', form='WORKER:TIME', read_by=_SIMULATED
+  )
+  latency: float = _cluster(
+    0.0,
+    'per message, in mean batch times (simulated)',
+    accepts=setting.Range('finite and at least 0', lambda v: 0 <= v < math.inf),
+    read_by=_SIMULATED,
+  )
+  bandwidth: float = _cluster(
+    math.inf,
+    'bytes per mean batch time (simulated)',
+    accepts=setting.Range('positive', lambda v: v > 0),
+    read_by=_SIMULATED,
+  )
+  epochs: float = _training(
+    20.0,
+    'of all workers together',
+    often=1,
+    accepts=setting.Range(
+      'finite and from 1e-30 to 1e6', lambda v: 1e-30 <= v <= 1e6
+    ),
+    alias='num_epochs',
+  )
+  evaluate_every: float = _training(
+    1.0, 'epochs between two evaluations', accepts=_POSITIVE
+  )
+  batch_size: int = _training(
+    32, 'examples per gradient', often=1, accepts=_AT_LEAST_1
+  )
+  learning_rate: float = _method(
+    0.1, 'peak learning rate', often=1, accepts=_POSITIVE, alias='lr'
+  )
+  scale_lr: bool = _training(
+    False,
+    'multiply the learning rate by the gradients of a round (linear scaling)',
+  )
+  schedule: str = _training('constant', '{names}', often=1, names=SCHEDULES)
+  boundaries: tuple[float, ...] = _training(
+    (),
+    'epochs where --schedule=step decays',
+    accepts=setting.Range(
+      'increasing epochs above 0 and up to 1e6',
+      lambda v: (
+        all(a < b for a, b in itertools.pairwise((0.0, *v)))
+        and all(epoch <= 1e6 for epoch in v)
+      ),
+    ),
+  )
+  decay_factor: float = _training(
+    0.1, 'what --schedule=step multiplies by', accepts=_POSITIVE
+  )
+  warmup_epochs: float = _training(
+    0.0,
+    'linear warm-up from rate/workers',
+    accepts=setting.Range('finite and from 0 to 1e6', lambda v: 0 <= v <= 1e6),
+  )
+  seed: int = _training(
+    0,
+    'of model, batches and clock',
+    often=1,
+    accepts=setting.Range('from 0 to 2147483647', lambda v: 0 <= v < 2**31),
+  )
+  executor: str = _training(
+    'fast',
+    "fast (compiled blocks)|exact (a live run's bits)",
+    names=EXECUTORS,
+    read_by=_SIMULATED,
+  )
+  simulate_devices: str = _cluster(
+    '',
+    'all|NUMBER: local devices that compute the gradients of the simulated '
+    "cluster ahead, with the exact executor's bits (none: one device)",
+    accepts=setting.Range(
+      'all, or a number of at least 1',
+      lambda v: re.fullmatch('(all|[1-9][0-9]*)?', v),
+    ),
+    read_by=_SIMULATED,
+  )
+  runtime: str = _cluster(
+    'simulate', '{names}', often=1, names=setting.RUNTIMES
+  )
+  devices: int = _cluster(
+    0,
+    'local devices that the threads use (0: all of an accelerator, on the CPU '
+    'one per worker up to its cores)',
+    accepts=_AT_LEAST_0,
+    read_by=('threads',),
+  )
+  devices_per_worker: int = _cluster(
+    1,
+    'devices that share the batches of a worker (threads, ray)',
+    accepts=_AT_LEAST_1,
+    read_by=_LIVE,
+  )
+  lease_seconds: float = _cluster(
+    60.0,
+    'how long a worker may take for a ticket (threads, ray)',
+    accepts=setting.Range('finite and positive', lambda v: 0 < v < math.inf),
+    read_by=_LIVE,
+  )
+  pipeline_depth: int = _cluster(
+    0,
+    'snapshots that a worker reads ahead (threads, ray)',
+    accepts=_AT_LEAST_0,
+    read_by=_LIVE,
+  )
+  straggler: tuple[tuple[int, float], ...] = _cluster(
+    (),
+    'WORKER:FACTOR,...: slows workers down (threads, ray)',
+    form='WORKER:FACTOR',
+    read_by=_LIVE,
+  )
+  address: str = _cluster(
+    'local',
+    'auto (the cluster of this machine)|local (a new one here)|HOST:PORT (ray)',
+    read_by=('ray',),
+  )
+  accelerator: str = _cluster(
+    'auto',
+    'of the workers: {names} (ray)',
+    names=ACCELERATORS,
+    read_by=('ray',),
+  )
+  server_shards: int = _cluster(
+    1,
+    'actors that share the parameters (ray)',
+    accepts=_AT_LEAST_1,
+    read_by=('ray',),
+  )
+  layer_metrics: bool = _output(
+    False, 'measure gap and penalty of every layer too'
+  )
+
+  @classmethod
+  def rows(cls) -> dict[str, setting.Row]:
+    """The rows of the table by the names of their settings."""
+    return {
+      field.name: field.metadata['row']
+      for field in dataclasses.fields(cls)
+      if field.metadata
+    }
 
   def data_name(self) -> str:
     """The data set, or the name of the file or folder it is read from."""
@@ -104,8 +283,8 @@ class Settings:
     """What the model is made with beside its classes: what is no default."""
     return {
       name: getattr(self, name)
-      for name in MODEL_OPTIONS
-      if getattr(self, name) != type(self).__dataclass_fields__[name].default
+      for name, row in self.rows().items()
+      if row.of_model and getattr(self, name) != row.default
     }
 
   def arguments(self) -> dict[str, dict[str, object]]:
@@ -115,215 +294,16 @@ class Settings:
     )
 
 
-def check(settings: Settings) -> Settings:
-  """Checks everything that can be checked without reading the data.
-
-  Returns:
-    The settings.
-
-  Raises:
-    SettingError: naming the flag, what it got and what it takes.
-  """
-  _check_names(settings)
-  _check_model(settings)
-  _check_numbers(settings)
-  _check_parts(settings)
-  _check_faults(settings)
-  _check_runtime(settings)
-  return settings
-
-
-def _check_names(s: Settings):
-  for flag, table in (
-    ('dataset', data.DATASETS),
-    ('model', models.MODELS),
-    ('compute_dtype', models.COMPUTE_DTYPES),
-    ('method', methods.METHODS),
-    ('clock', CLOCKS),
-    ('schedule', SCHEDULES),
-    ('executor', EXECUTORS),
-    ('runtime', RUNTIMES),
-    ('accelerator', ACCELERATORS),
-  ):
-    _one_of(flag, getattr(s, flag), table)
-  for flag, table in parts_lib.TABLES.items():
-    if getattr(s, flag):
-      _one_of(flag, getattr(s, flag), table)
-  for flag, brings in (
-    ('data_path', data.origin(s.dataset, s.data_path)),
-    ('clock_times', "a run's trace.npz is one"),
-  ):
-    path = getattr(s, flag)
-    if path and not os.path.exists(path):
-      raise SettingError(flag, path, f'no such file or folder; {brings}')
-  if (s.clock == 'recorded') != bool(s.clock_times):
-    raise SettingError(
-      'clock_times',
-      s.clock_times,
-      'a trace.npz for --clock=recorded, and for no other clock',
+def flag_rows() -> dict[str, setting.Row]:
+  """The rows of all flags of a run: its settings, the parameters of methods."""
+  parameters = {
+    name: setting.Row(
+      one.kind,
+      None,
+      setting.METHOD if one.usual else setting.PARAMETERS,
+      one.about,
+      often=int(one.usual),
     )
-
-
-def _check_model(s: Settings):
-  for option, value in s.model_options().items():
-    takers = [
-      name
-      for name, factory in models.MODELS.items()
-      if option in inspect.signature(factory).parameters
-    ]
-    if s.model not in takers:
-      raise SettingError(
-        option, value, f'taken by {", ".join(takers)}, not by --model={s.model}'
-      )
-
-
-def _check_numbers(s: Settings):
-  for flag, low in (('workers', 1), ('batch_size', 1), ('holdout', 0)):
-    _require(flag, getattr(s, flag), getattr(s, flag) >= low, f'at least {low}')
-  _require('seed', s.seed, 0 <= s.seed < 2**31, 'from 0 to 2147483647')
-  for flag in ('learning_rate', 'epochs', 'evaluate_every', 'decay_factor'):
-    accepted = 'from 1e-30 to 1e30'
-    _finite(flag, getattr(s, flag), accepted, lambda v: 1e-30 <= v <= 1e30)
-  _finite('epochs', s.epochs, 'at most 1e6', lambda v: v <= 1e6)
-  _finite('warmup_epochs', s.warmup_epochs, 'at most 1e6', lambda v: v <= 1e6)
-  for flag in ('warmup_epochs', 'latency'):
-    _finite(flag, getattr(s, flag), 'at least 0', lambda v: v >= 0)
-  _require('bandwidth', s.bandwidth, s.bandwidth > 0, 'positive')
-  increasing = all(
-    a < b for a, b in zip((0.0, *s.boundaries), s.boundaries, strict=False)
-  )
-  _require(
-    'boundaries',
-    ','.join(str(b) for b in s.boundaries),
-    increasing and all(b <= 1e6 for b in s.boundaries),
-    'increasing epochs above 0 and up to 1e6',
-  )
-  if s.schedule == 'step' and not s.boundaries:
-    raise SettingError('schedule', 'step', 'needs --boundaries=EPOCH,...')
-  if s.schedule != 'step' and s.boundaries:
-    raise SettingError(
-      'boundaries',
-      ','.join(str(b) for b in s.boundaries),
-      f'read by --schedule=step only, not by {s.schedule}',
-    )
-
-
-def _check_parts(s: Settings):
-  given = dict(s.parameters)
-  try:
-    made = assembly.assembled(
-      s.parts(), given, s.workers, s.learning_rate, scale_lr=s.scale_lr
-    )
-  except parts_lib.ParameterError as error:
-    named = error.name in parts_lib.PARAMETERS or hasattr(s, error.name)
-    flag = error.name if named else 'method'
-    got = given.get(flag, getattr(s, flag, ''))
-    got = got or getattr(s.parts(), flag, got)
-    raise SettingError(flag, got, str(error)) from error
-  _check_depth(s, made)
-  several = s.simulate_devices
-  fine = bool(re.fullmatch('(all|[1-9][0-9]*)?', several))
-  _require('simulate_devices', several, fine, 'all, or a number of at least 1')
-  if several and made.policy.needs_loss:
-    why = f'--policy={s.parts().policy} decides by losses, not known ahead'
-    raise SettingError('simulate_devices', several, why)
-
-
-def _check_depth(s: Settings, made: assembly.Assembled):
-  """Reading ahead wants workers that neither wait nor keep a state."""
-  if s.pipeline_depth <= 0:
-    return
-  why, method = '', s.parts()
-  if not made.policy.pipelines:
-    why = f'--policy={method.policy} makes workers wait, or restarts them'
-  elif jax.tree.leaves(made.program(len).init(np.zeros(2, np.float32))):
-    parts_ = f'--program={method.program}, --compression={method.compression}'
-    why = f'workers keep a state from batch to batch with {parts_}'
-  _require('pipeline_depth', s.pipeline_depth, not why, f'0: {why}')
-
-
-def _check_faults(s: Settings):
-  for flag, faults in (('stalls', s.stalls), ('deaths', s.deaths)):
-    for fault in faults:
-      text = ':'.join(f'{value:g}' for value in fault)
-      worker, *times = fault
-      fine = 0 <= worker < s.workers and all(
-        math.isfinite(t) and t >= 0 for t in times
-      )
-      fine = fine and (flag == 'deaths' or times[1] > 0)
-      accepted = f'a worker below {s.workers} and times of at least 0'
-      _require(flag, text, fine, accepted)
-  if len({worker for worker, _ in s.deaths}) >= s.workers:
-    raise SettingError('deaths', len(s.deaths), 'must leave a worker alive')
-
-
-# Which runtimes read what the others do not.
-_READ_BY = {
-  **dict.fromkeys(
-    (
-      'clock',
-      'clock_times',
-      'latency',
-      'bandwidth',
-      'stalls',
-      'deaths',
-      'executor',
-      'simulate_devices',
-    ),
-    ('simulate',),
-  ),
-  'devices': ('threads',),
-  **dict.fromkeys(
-    ('devices_per_worker', 'lease_seconds', 'pipeline_depth', 'straggler'),
-    ('threads', 'ray'),
-  ),
-  **dict.fromkeys(('address', 'accelerator', 'server_shards'), ('ray',)),
-}
-
-
-def _check_runtime(s: Settings):
-  for name, runtimes in _READ_BY.items():
-    default = Settings.__dataclass_fields__[name].default
-    if s.runtime not in runtimes and getattr(s, name) != default:
-      readers = ' and '.join(f'--runtime={runtime}' for runtime in runtimes)
-      raise SettingError(
-        name, getattr(s, name), f'read by {readers} only, not by {s.runtime}'
-      )
-  for flag in ('devices', 'pipeline_depth'):
-    _require(flag, getattr(s, flag), getattr(s, flag) >= 0, 'at least 0')
-  for flag in ('devices_per_worker', 'server_shards'):
-    _require(flag, getattr(s, flag), getattr(s, flag) >= 1, 'at least 1')
-  each = f'a multiple of --devices_per_worker={s.devices_per_worker}'
-  _require('devices', s.devices, s.devices % s.devices_per_worker == 0, each)
-  if s.layer_metrics and s.server_shards > 1:
-    why = (
-      f'no shard has whole layers: not with --server_shards={s.server_shards}'
-    )
-    raise SettingError('layer_metrics', True, why)
-  divides = s.batch_size % s.devices_per_worker == 0
-  accepted = f'a divisor of --batch_size={s.batch_size}'
-  _require('devices_per_worker', s.devices_per_worker, divides, accepted)
-  if s.runtime == 'ray' and importlib.util.find_spec('ray') is None:
-    raise SettingError('runtime', 'ray', "needs Ray: pip install 'ga_jax[ray]'")
-  _finite('lease_seconds', s.lease_seconds, 'positive', lambda v: v > 0)
-  for worker, factor in s.straggler:
-    fine = 0 <= worker < s.workers and 1 <= factor < math.inf
-    accepted = f'a worker below {s.workers} and a factor of at least 1'
-    _require('straggler', f'{worker:g}:{factor:g}', fine, accepted)
-
-
-def _one_of(flag: str, value: str, table):
-  """Raises a SettingError where a name is not in a table."""
-  if value not in table:
-    raise SettingError(flag, value, f'must be one of {", ".join(table)}')
-
-
-def _require(flag, value, holds: bool, accepted: str):
-  if not holds:
-    raise SettingError(flag, value, f'must be {accepted}')
-
-
-def _finite(flag, value, accepted, holds):
-  _require(
-    flag, value, math.isfinite(value) and holds(value), f'finite and {accepted}'
-  )
+    for name, one in parts_lib.PARAMETERS.items()
+  }
+  return {**Settings.rows(), **parameters}

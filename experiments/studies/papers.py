@@ -5,108 +5,18 @@ so on) and columns (numbers of workers, mostly). Published figures stand here
 with their sources; where none is given, none was available to us.
 """
 
-from collections.abc import Iterable
-from typing import NamedTuple
-
-
-class Line(NamedTuple):
-  """A row of a table."""
-
-  label: str
-  method: str
-  parameters: tuple[tuple[str, object], ...] = ()
-
-
-class Column(NamedTuple):
-  """A column of a table."""
-
-  label: str
-  workers: int
-  parameters: tuple[tuple[str, object], ...] = ()
-
-
-class Table(NamedTuple):
-  """What is run and shown.
-
-  Attributes:
-    about: in one line.
-    preset: of experiments/presets, without its ending.
-    lines: the rows.
-    columns: the columns.
-    clocks: a section each.
-    rates: learning rates to begin the sweeps with; () for the preset's own rate
-      alone, as in the papers.
-    seeds: per cell.
-    search_seeds: by which rates are chosen.
-    baseline: whose single worker sets the unchanged rate.
-    published: {(line label, column label): (figure, source)}; '' for all lines.
-    flags: beside the preset's.
-    note: a sentence under the head of the page.
-    pictures: of 'workers', 'rates', 'epochs', 'time'.
-    epoch_flops: of the training of one epoch: three times the forward pass.
-    smoke: flags that make it small enough to be run in a minute or so.
-    short: flags for a run in a fraction of the time.
-  """
-
-  about: str
-  preset: str
-  lines: tuple[Line, ...]
-  columns: tuple[Column, ...]
-  clocks: tuple[str, ...] = ('homogeneous',)
-  rates: tuple[float, ...] = ()
-  seeds: int = 5
-  search_seeds: int = 2
-  baseline: str = 'asgd'
-  published: dict[tuple[str, str], tuple[str, str]] = {}  # noqa: RUF012
-  flags: tuple[str, ...] = ()
-  note: str = ''
-  pictures: tuple[str, ...] = ('workers',)
-  epoch_flops: float = 0.0
-  smoke: tuple[str, ...] = ('--epochs=0.01', '--seeds=1', '--columns=2')
-  short: tuple[str, ...] = ('--seeds=1',)
-
-  @property
-  def curves(self) -> bool:
-    """Whether the metrics of every epoch are kept."""
-    return bool({'epochs', 'time'} & set(self.pictures))
-
-
-def methods(
-  names: Iterable[str], momenta: tuple[float, ...] = (), **parameters
-) -> tuple[Line, ...]:
-  """A line per method, for each momentum."""
-  given = tuple(sorted(parameters.items()))
-  if not momenta:
-    return tuple(Line(name, name, given) for name in names)
-  return tuple(
-    Line(
-      f'{name}, momentum {momentum:g}',
-      name,
-      tuple(sorted((*given, ('momentum', momentum)))),
-    )
-    for momentum in momenta
-    for name in names
-  )
-
-
-def workers(*numbers: int, **parameters) -> tuple[Column, ...]:
-  """A column per number of workers."""
-  given = tuple(sorted(parameters.items()))
-  return tuple(Column(f'N = {n}', n, given) for n in numbers)
-
+from experiments.studies import design
 
 FLOPS = 10e12  # that an accelerator is taken to sustain, per second
-
 # Of one example, forward: two per multiplication and addition.
 _RESNET20, _WRN, _RESNET50 = 2 * 41e6, 2 * 395e6, 2 * 4.1e9
 _CNN3, _TRANSFORMER = 2 * 12e6, 2 * 151e6
 _CIFAR, _IMAGENET, _WIKITEXT = 50_000, 1_281_167, 103e6
-
 PAPER = ('asgd', 'nag_asgd', 'sa', 'ga', 'dana_zero', 'dana_ga', 'dc_asgd_a')
 # The papers' WideResNets take Nesterov's momentum; DANA-Zero's is of its kind.
 NESTEROV = (
-  *methods(('asgd', 'sa', 'ga', 'dc_asgd_a'), nesterov=True),
-  *methods(('dana_zero', 'dana_ga')),
+  *design.methods(('asgd', 'sa', 'ga', 'dc_asgd_a'), nesterov=True),
+  *design.methods(('dana_zero', 'dana_ga')),
 )
 # Without momentum NAG, DANA-Zero and SMEGA2 are ASGD, and DANA-GA is GA.
 PLAIN = ('asgd', 'sa', 'ga', 'dc_asgd', 'ssgd', 'abs')
@@ -117,7 +27,7 @@ FAMILIES = (
 _NO_MOMENTUM = (
   'Without momentum NAG, DANA-Zero and SMEGA2 are ASGD, and DANA-GA is GA.'
 )
-_PAPER_WORKERS = workers(1, 4, 8, 16, 24, 32, 48, 64, 128)
+_PAPER_WORKERS = design.workers(1, 4, 8, 16, 24, 32, 48, 64, 128)
 _SHORT_RESNET = (
   *('--seeds=1', '--epochs=16', '--boundaries=8,12', '--warmup_epochs=0.5'),
 )
@@ -125,50 +35,50 @@ _SHORT_WRN = (
   *('--seeds=1', '--epochs=20', '--boundaries=6,12,16', '--warmup_epochs=0.5'),
 )
 _HALF_DECADES = (0.01, 10**-1.5, 0.1, 10**-0.5)
-
 BARKAI = 'Barkai et al., ICLR 2020, arXiv:1909.10802'
 HAKIMI = 'Hakimi et al. 2019, arXiv:1907.11612'
 ZHENG = 'Zheng et al., ICML 2017, arXiv:1609.08326'
 ZHANG = 'Zhang et al., IJCAI 2016, arXiv:1511.05950'
-
 _RESNET20_PUBLISHED = {
   ('', 'N = 1'): ('8.37', BARKAI + " and its authors' later papers"),
   ('dc_asgd_a', 'N = 4'): ('8.19', ZHENG),
   ('asgd', 'N = 4'): ('9.27', ZHENG),
 }
-_TIMES = methods(
+_TIMES = design.methods(
   ('asgd', 'ga', 'ssgd', 'adasync', 'sa_adasync', 'abs', 'local_sgd')
 )
 
 
-def _softsync(*ns: int) -> tuple[Column, ...]:
-  return tuple(Column(f'n = {n}', 30, (('softsync_n', n),)) for n in ns)
+def _softsync(*ns: int) -> tuple[design.Column, ...]:
+  return tuple(design.Column(f'n = {n}', 30, (('softsync_n', n),)) for n in ns)
 
 
 TABLES = {
-  'digits_mlp': Table(
+  'digits_mlp': design.Table(
     'a first one: every kind of rule on digits, both protocols',
     'digits_mlp',
     (
-      *methods(('asgd', 'sa', 'ga', 'ssgd'), (0.0,)),
-      *methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga', 'ssgd'), (0.9,)),
+      *design.methods(('asgd', 'sa', 'ga', 'ssgd'), (0.0,)),
+      *design.methods(
+        ('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga', 'ssgd'), (0.9,)
+      ),
     ),
-    workers(1, 8, 16, 32),
+    design.workers(1, 8, 16, 32),
     rates=(0.01, 10**-1.5, 0.1),
     note=f'Digits is too easy to rank methods. {_NO_MOMENTUM}',
     pictures=('workers', 'rates'),
     smoke=('--epochs=2', '--seeds=1', '--columns=2'),
   ),
-  'cifar10_resnet20': Table(
+  'cifar10_resnet20': design.Table(
     'GA: CIFAR-10, ResNet-20, error over workers',
     'cifar10_resnet20',
-    methods(PAPER),
+    design.methods(PAPER),
     _PAPER_WORKERS,
     published=_RESNET20_PUBLISHED,
     epoch_flops=3 * _RESNET20 * _CIFAR,
     short=_SHORT_RESNET,
   ),
-  'cifar10_wrn_16_4': Table(
+  'cifar10_wrn_16_4': design.Table(
     'GA: CIFAR-10, WideResNet-16-4, error over workers',
     'cifar10_wrn_16_4',
     NESTEROV,
@@ -176,7 +86,7 @@ TABLES = {
     epoch_flops=3 * _WRN * _CIFAR,
     short=_SHORT_WRN,
   ),
-  'cifar100_wrn_16_4': Table(
+  'cifar100_wrn_16_4': design.Table(
     'GA: CIFAR-100, WideResNet-16-4, error over workers',
     'cifar100_wrn_16_4',
     NESTEROV,
@@ -184,30 +94,30 @@ TABLES = {
     epoch_flops=3 * _WRN * _CIFAR,
     short=_SHORT_WRN,
   ),
-  'imagenet_resnet50': Table(
+  'imagenet_resnet50': design.Table(
     'GA: ImageNet, ResNet-50, error over workers',
     'imagenet_resnet50',
-    methods(PAPER),
-    workers(1, 16, 32, 48, 64),
+    design.methods(PAPER),
+    design.workers(1, 16, 32, 48, 64),
     seeds=1,
     published={('dana_zero', 'N = 16'): ('24.27', HAKIMI)},
     epoch_flops=3 * _RESNET50 * _IMAGENET,
     short=('--epochs=9', '--boundaries=3,6', '--warmup_epochs=0.5'),
   ),
-  'wikitext103_transformer_xl': Table(
+  'wikitext103_transformer_xl': design.Table(
     'GA: WikiText-103, Transformer-XL, perplexity over workers',
     'wikitext103_transformer_xl',
-    methods(('ga_adam', 'adam')),
-    workers(1, 4, 8, 16),
+    design.methods(('ga_adam', 'adam')),
+    design.workers(1, 4, 8, 16),
     seeds=1,
     short=('--epochs=1.75',),
     epoch_flops=3 * _TRANSFORMER * _WIKITEXT,
   ),
-  'text_transformer_xl': Table(
+  'text_transformer_xl': design.Table(
     'perplexity over epochs, a small Transformer-XL on a real text',
     'text_transformer_xl_small',
-    methods(('ga_adam', 'adam')),
-    workers(1, 8),
+    design.methods(('ga_adam', 'adam')),
+    design.workers(1, 8),
     seeds=1,
     pictures=('epochs',),
     note='The rate is for 8 workers, the better of 2.5e-4 and 5e-4 by the '
@@ -216,23 +126,23 @@ TABLES = {
     smoke=('--epochs=0.01', '--evaluate_every=0.01'),
     short=('--epochs=0.25',),
   ),
-  'cifar10_curves': Table(
+  'cifar10_curves': design.Table(
     'GA: error, gap, penalty and staleness over epochs',
     'cifar10_resnet20',
-    methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga')),
-    workers(1, 8, 32),
+    design.methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga')),
+    design.workers(1, 8, 32),
     pictures=('epochs',),
     epoch_flops=3 * _RESNET20 * _CIFAR,
     short=_SHORT_RESNET,
   ),
-  'cifar10_momentum': Table(
+  'cifar10_momentum': design.Table(
     'is momentum beneficial? momentum 0 and 0.9, with and without GA',
     'cifar10_resnet20',
     (
-      *methods(('asgd', 'ga'), (0.0,)),
-      *methods(('asgd', 'ga', 'dana_zero', 'dana_ga'), (0.9,)),
+      *design.methods(('asgd', 'ga'), (0.0,)),
+      *design.methods(('asgd', 'ga', 'dana_zero', 'dana_ga'), (0.9,)),
     ),
-    workers(1, 8, 16, 32, 64),
+    design.workers(1, 8, 16, 32, 64),
     flags=('--holdout=5000',),
     rates=_HALF_DECADES,
     note=_NO_MOMENTUM,
@@ -240,10 +150,10 @@ TABLES = {
     epoch_flops=3 * _RESNET20 * _CIFAR,
     short=_SHORT_RESNET,
   ),
-  'cifar10_softsync': Table(
+  'cifar10_softsync': design.Table(
     'SA: n-softsync with 30 workers, with and without 1/staleness',
     'cifar10_softsync',
-    methods(('softsync', 'sa_softsync')),
+    design.methods(('softsync', 'sa_softsync')),
     _softsync(1, 2, 3, 15, 30),
     published={
       ('sa_softsync', f'n = {n}'): ('about 18', ZHANG)
@@ -253,71 +163,70 @@ TABLES = {
     epoch_flops=3 * _CNN3 * _CIFAR,
     short=('--seeds=1', '--epochs=14', '--boundaries=12,13'),
   ),
-  'cifar10_abs': Table(
+  'cifar10_abs': design.Table(
     'ABS: time and communication rounds on a heterogeneous cluster',
     'cifar10_abs',
     _TIMES,
-    workers(16),
+    design.workers(16),
     clocks=('heterogeneous',),
     pictures=('time',),
     epoch_flops=3 * _RESNET20 * _CIFAR,
     short=_SHORT_RESNET,
   ),
-  'fashion_mnist_mlp': Table(
+  'fashion_mnist_mlp': design.Table(
     'every family of rules, MLP with BatchNorm, both protocols and clocks',
     'fashion_mnist_mlp',
-    (*methods(PLAIN, (0.0,)), *methods(FAMILIES, (0.9,))),
-    workers(1, 4, 8, 16, 32, 64),
+    (*design.methods(PLAIN, (0.0,)), *design.methods(FAMILIES, (0.9,))),
+    design.workers(1, 4, 8, 16, 32, 64),
     clocks=('homogeneous', 'heterogeneous'),
     rates=_HALF_DECADES,
     search_seeds=1,
     note=_NO_MOMENTUM,
     pictures=('workers', 'rates'),
   ),
-  'fashion_mnist_cnn': Table(
+  'fashion_mnist_cnn': design.Table(
     'the same with a small CNN with BatchNorm',
     'fashion_mnist_cnn',
     (
-      *methods(('asgd', 'sa', 'ga'), (0.0,)),
-      *methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga'), (0.9,)),
+      *design.methods(('asgd', 'sa', 'ga'), (0.0,)),
+      *design.methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga'), (0.9,)),
     ),
-    workers(1, 8, 32),
+    design.workers(1, 8, 32),
     rates=_HALF_DECADES,
     seeds=3,
     search_seeds=1,
     note=_NO_MOMENTUM,
     pictures=('workers', 'rates'),
   ),
-  'fashion_mnist_curves': Table(
+  'fashion_mnist_curves': design.Table(
     'error, gap, penalty and staleness over epochs, MLP with BatchNorm',
     'fashion_mnist_mlp',
-    methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga')),
-    workers(1, 8, 32),
+    design.methods(('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga')),
+    design.workers(1, 8, 32),
     rates=_HALF_DECADES,
     search_seeds=1,
     pictures=('epochs',),
   ),
-  'fashion_mnist_softsync': Table(
+  'fashion_mnist_softsync': design.Table(
     'n-softsync with 30 workers, with and without 1/staleness, MLP',
     'fashion_mnist_softsync',
-    methods(('softsync', 'sa_softsync')),
+    design.methods(('softsync', 'sa_softsync')),
     _softsync(1, 2, 15, 30),
     rates=(0.001, 10**-2.5, 0.01),
     search_seeds=1,
     pictures=('rates',),
   ),
-  'fashion_mnist_abs': Table(
+  'fashion_mnist_abs': design.Table(
     'time and communication rounds on a heterogeneous cluster, MLP',
     'fashion_mnist_abs',
     _TIMES,
-    workers(16),
+    design.workers(16),
     clocks=('heterogeneous',),
     rates=_HALF_DECADES,
     search_seeds=1,
     pictures=('time',),
   ),
 }
-
 # What needs no run of its own: with one worker these are ASGD.
 ALONE = dict.fromkeys(
   ('sa', 'ga', 'dc_asgd', 'dc_asgd_a', 'ssgd', 'abs'), 'asgd'

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from experiments import tasks
-from experiments.reporting import tables
-from experiments.studies import protocols
+from experiments.records import record
+from experiments.reporting import statistics, tables
+from experiments.studies import rate_search, study_pictures
 from experiments.studies import study as study_lib
-from ga_jax import plots
 
 REFERENCE = 'ga'  # the method that the others are compared with
 # How many times chance alone is above it: Student's t with so many seeds.
@@ -53,7 +53,7 @@ def page(study, found, command: str) -> str:
       lines += [f'## {clock.capitalize()} clock', '']
     for outcome in outcomes:
       lines += _section(study, plan, clock, outcome, sources)
-    lines += _pictures(study, clock, outcomes)
+    lines += study_pictures.draw(study, clock, outcomes, metric)
   lines += [_origin(found), '']
   return '\n'.join(lines)
 
@@ -95,12 +95,12 @@ def _pairing(s) -> str:
 
 def _section(study, plan, clock, outcome, sources) -> list[str]:
   s = study.plans[clock].example()
-  explained = protocols.EXPLAINED[outcome.name].format(
+  explained = rate_search.EXPLAINED[outcome.name].format(
     rate=s.learning_rate, baseline=study.table.baseline
   )
   lines = [explained, '', _errors(study, plan, outcome, sources), '']
   if plan.rates:
-    lines += [tables.rate_table(outcome, plan.columns), '']
+    lines += [rate_search.rate_table(outcome, plan.columns), '']
     lines += [_chosen_by(plan, outcome), '']
   if 'time' in study.table.pictures:
     lines += [_times(outcome, plan), '']
@@ -195,17 +195,20 @@ def _times(outcome, plan) -> str:
   rows = []
   for line, summaries in runs.items():
     sent = [s['bytes_pushed'] + s['bytes_pulled'] for s in summaries]
-    reached = [reaches(s, target) for s in summaries]
+    reached = [
+      None if target is None else statistics.time_to(s, target)
+      for s in summaries
+    ]
     rows.append(
       [
         line,
-        f'{_mean(summaries, "simulated_time"):.0f}',
-        f'{_mean(summaries, "simulated_speedup"):.2f}',
-        f'{_mean(summaries, "updates"):.0f}',
-        f'{_mean(summaries, "messages"):.0f}',
+        f'{statistics.mean(summaries, "simulated_time"):.0f}',
+        f'{statistics.mean(summaries, "simulated_speedup"):.2f}',
+        f'{statistics.mean(summaries, "updates"):.0f}',
+        f'{statistics.mean(summaries, "messages"):.0f}',
         f'{np.mean(sent) / 1e6:.0f}',
-        f'{100 * _mean(summaries, "wasted_work"):.0f}',
-        f'{_mean(summaries, "mean_staleness"):.1f}',
+        f'{100 * statistics.mean(summaries, "wasted_work"):.0f}',
+        f'{statistics.mean(summaries, "mean_staleness"):.1f}',
         f'{np.mean(reached):.0f}' if None not in reached else 'not reached',
       ]
     )
@@ -222,142 +225,34 @@ def _times(outcome, plan) -> str:
 
 def target_of(runs: dict[str, list[dict[str, Any]]]) -> float | None:
   """Half a point above the lowest mean over seeds at the end of training."""
+  name = f'test_{tasks.metric_of(next(iter(runs.values()))).name}'
   ends = [
-    _curve(summaries)[1][-1]
+    statistics.by_epoch(summaries, name)[-1]
     for summaries in runs.values()
     if not any(s['diverged'] for s in summaries)
   ]
   return min(ends) + 0.005 if ends else None
 
 
-def reaches(summary: dict[str, Any], target: float | None) -> float | None:
-  """The time at the end of the first epoch that is at the target."""
-  if target is None or summary['diverged']:
-    return None
-  name = f'test_{tasks.metric_of([summary]).name}'
-  return next(
-    (row['time'] for row in summary['curve'] if row[name] <= target), None
-  )
-
-
-def _curve(summaries, name: str | None = None):
-  """(epochs, mean over seeds) of a metric of the epochs."""
-  name = name or f'test_{tasks.metric_of(summaries).name}'
-  epochs = [row['epoch'] for row in summaries[0]['curve']]
-  return epochs, np.mean(
-    [[row[name] for row in s['curve']] for s in summaries], axis=0
-  )
-
-
-def _pictures(study, clock, outcomes) -> list[str]:
-  """Draws what the table asks for; Markdown lines that show it."""
-  s = study.plans[clock].example()
-  metric = tasks.metric_of(_all_runs({clock: outcomes})[:1])
-  title = f'{s.model} on {s.data_name()}, {clock} clock'
-  lines = []
-
-  def show(kind, figure):
-    tail = f'-{clock}' if len(study.plans) > 1 else ''
-    name = f'{kind}{tail}.png'
-    lines.extend([f'![{kind.replace("-", " ")}]({name})', ''])
-    plots.save(figure, os.path.join(study.folder, name))
-
-  if 'workers' in study.table.pictures:
-    for outcome in outcomes:
-      figure = plots.error_over_workers(
-        _by_workers(study, outcome),
-        title=f'{title}, learning rate: {outcome.name}',
-        label=metric.label,
-      )
-      show(f'error-{outcome.name}', figure)
-  if 'rates' in study.table.pictures:
-    figure = plots.error_over_rates(
-      _by_rates(outcomes[-1], metric),
-      title=title,
-      label=metric.label.replace('test', 'validation'),
-    )
-    show('error-over-rate', figure)
-  if {'epochs', 'time'} & set(study.table.pictures):
-    outcome = outcomes[-1]
-    columns = study.plans[clock].columns
-    across = 'time' if 'time' in study.table.pictures else 'epoch'
-    figure = plots.curves(
-      {c: _by_epochs(outcome, c, across, metric) for c in columns},
-      title=title,
-      label={'epoch': 'epoch', 'time': 'time in mean batch times'}[across],
-    )
-    show(f'over-{across}', figure)
-  return lines
-
-
-def _by_workers(study, outcome):
-  number = {c.label: c.workers for c in study.table.columns}
-  return {
-    line: {number[c]: tables.errors(runs) for c, runs in row.items()}
-    for line, row in outcome.results.items()
-  }
-
-
-def _by_rates(outcome, metric):
-  """{column: {line: {rate: validation metric, None where it diverged}}}."""
-  panels = {}
-  for (line, column), scores in outcome.scores.items():
-    panels.setdefault(column, {})[line] = {
-      rate: None if score >= metric.worst else metric.scale * score
-      for rate, score in sorted(scores.items())
-    }
-  return panels
-
-
-def _by_epochs(outcome, column, across, metric):
-  """{what: {line: (x, mean over seeds)}} of the runs that did not diverge."""
-  shown = {
-    metric.label: (f'test_{metric.name}', metric.scale),
-    'gap (RMS)': ('mean_gap', 1.0),
-    'penalty': ('mean_penalty', 1.0),
-    'staleness': ('mean_staleness', 1.0),
-  }
-  if across == 'time':
-    shown = {metric.label: shown[metric.label]}
-  return {
-    label: {
-      line: (
-        _curve(row[column], across)[1],
-        scale * _curve(row[column], name)[1],
-      )
-      for line, row in outcome.results.items()
-      if not any(s['diverged'] for s in row[column])
-    }
-    for label, (name, scale) in shown.items()
-  }
-
-
 def _origin(found) -> str:
   """Updates, seconds, devices and versions of the runs that are shown."""
   runs = _all_runs(found)
   unique = {id(run): run for run in runs}.values()
-  updates = sum(run['updates'] for run in unique)
-  seconds = sum(run['wall_seconds'] for run in unique)
+  updates, seconds = statistics.totals(unique)
   where = sorted({f'{run["device"]} (JAX {run["jax"]})' for run in unique})
   searched = any(o.scores for outcomes in found.values() for o in outcomes)
   return (
     f'{len(unique):,} different runs are shown, {updates:,} updates in '
     f'{seconds / 60:.0f} minutes of machine time on {", ".join(where)}'
     + ('; the searches for learning rates took more' if searched else '')
-    + f'. Every run is a line of {study_lib.RESULTS}.'
+    + f'. Every run is a line of {record.METRICS}.'
   )
 
 
 def _all_runs(found) -> list[dict[str, Any]]:
   return [
-    summary
+    run
     for outcomes in found.values()
     for outcome in outcomes
-    for row in outcome.results.values()
-    for summaries in row.values()
-    for summary in summaries
+    for run in outcome.runs()
   ]
-
-
-def _mean(summaries, name) -> float:
-  return float(np.mean([s[name] for s in summaries]))

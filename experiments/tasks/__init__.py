@@ -8,7 +8,15 @@ import jax.numpy as jnp
 
 from experiments.settings import table as settings_lib
 from experiments.tasks import classification, language
-from experiments.tasks.base import ERROR, METRICS, PERPLEXITY, Metric, Task
+from experiments.tasks.base import (
+  ERROR,
+  METRICS,
+  PERPLEXITY,
+  Metric,
+  Task,
+  judged,
+  judgements,
+)
 from ga_jax import data
 from ga_jax.job import source as source_lib
 
@@ -20,6 +28,9 @@ __all__ = [
   'Task',
   'batches_per_epoch',
   'fingerprint_of',
+  'forget',
+  'judged',
+  'judgements',
   'metric_of',
   'source_of',
   'task_of',
@@ -71,6 +82,12 @@ def metric_of(summaries: list[dict[str, Any]]) -> Metric:
   if len(names) != 1:
     raise ValueError(f'summaries of one task are needed, these have {names}')
   return METRICS[names.pop()]
+
+
+def forget():
+  """Forgets what was read, as a new process has not read it."""
+  for cached in (_dataset, _fingerprint, _on_device, _task):
+    cached.cache_clear()
 
 
 def _data_key(settings) -> tuple[str, str, int]:

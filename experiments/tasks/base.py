@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ga_jax import models
+from experiments.settings import table as settings_lib
+from ga_jax import data, models
+from ga_jax.job import source as source_lib
 
 
 class Metric(NamedTuple):
@@ -34,6 +36,21 @@ class Metric(NamedTuple):
 ERROR = Metric('error', '%', 100.0, 1.0)
 PERPLEXITY = Metric('perplexity', '', 1.0, float('inf'))
 METRICS = {metric.name: metric for metric in (ERROR, PERPLEXITY)}
+
+
+def judgements(row: dict[str, Any]) -> list[tuple[str, str]]:
+  """What a row or a summary says of the task's metric: (name, value)."""
+  return [
+    (f'{split} {name}', metric.text(row[f'{split}_{name}']))
+    for name, metric in METRICS.items()
+    for split in ('test', 'validation')
+    if row.get(f'{split}_{name}') is not None
+  ]
+
+
+def judged(row: dict[str, Any]) -> list[str]:
+  """The same as texts: 'test error 2.50 %'."""
+  return [f'{name} {value}' for name, value in judgements(row)]
 
 
 class Task(NamedTuple):
@@ -68,3 +85,23 @@ class Task(NamedTuple):
   batches_per_epoch: Callable[..., int]
   source: Callable[..., Any]
   memory: Callable[..., Any] | None = None
+
+
+def made_source(
+  settings: settings_lib.Settings, make: Callable[[], source_lib.Source]
+) -> source_lib.Source:
+  """The training batches of a run.
+
+  Args:
+    settings: of the run.
+    make: makes them.
+
+  Raises:
+    SettingError: the data has no batches of that size.
+  """
+  try:
+    return make()
+  except data.DataError as error:
+    raise settings_lib.SettingError(
+      'batch_size', settings.batch_size, str(error)
+    ) from error

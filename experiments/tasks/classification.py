@@ -50,8 +50,8 @@ def task(
   Raises:
     SettingError: the model does not read such inputs.
   """
-  model = models.MODELS[model_name](dataset.num_classes, **options)
   is_image = len(dataset.input_shape) == 3
+  model = models.MODELS[model_name](dataset.num_classes, **options)
   if model.reads == 'tokens' or (model.reads == 'images' and not is_image):
     raise settings_lib.SettingError(
       'model',
@@ -62,6 +62,36 @@ def task(
 
   def init(key):
     return model.init(key, jnp.zeros((1, *dataset.input_shape)))
+
+  def source(settings):
+    if settings.augment and not is_image:
+      raise settings_lib.SettingError(
+        'augment', True, f'needs images, {settings.dataset} has vectors'
+      )
+    return base.made_source(
+      settings,
+      lambda: dataset.source(
+        settings.batch_size, settings.seed, augment=settings.augment
+      ),
+    )
+
+  return base.Task(
+    dataset=dataset,
+    model=model,
+    metric=base.ERROR,
+    init=jax.jit(init),
+    loss_fn=cross_entropy(model),
+    splits=tuple(s for s in ('validation', 'test') if dataset.size(s)),
+    **_judging(dataset, model),
+    batches_per_epoch=lambda settings: (
+      dataset.size('train') // settings.batch_size
+    ),
+    source=source,
+  )
+
+
+def _judging(dataset: data.Dataset, model: models.Model):
+  """{'predict': ..., 'evaluate': ...} of a `Task`."""
 
   def stage(inputs):
     return scaling.stage(np.asarray(inputs), dataset.mean, dataset.std)
@@ -89,32 +119,4 @@ def task(
       wrong, loss = wrong + int(w), loss + float(l)
     return wrong / n, loss / n
 
-  def batches_per_epoch(settings):
-    return dataset.size('train') // settings.batch_size
-
-  def source(settings):
-    if settings.augment and not is_image:
-      raise settings_lib.SettingError(
-        'augment', True, f'needs images, {settings.dataset} has vectors'
-      )
-    try:
-      return dataset.source(
-        settings.batch_size, settings.seed, augment=settings.augment
-      )
-    except data.DataError as error:
-      raise settings_lib.SettingError(
-        'batch_size', settings.batch_size, str(error)
-      ) from error
-
-  return base.Task(
-    dataset=dataset,
-    model=model,
-    metric=base.ERROR,
-    init=jax.jit(init),
-    loss_fn=cross_entropy(model),
-    splits=tuple(s for s in ('validation', 'test') if dataset.size(s)),
-    evaluate=evaluate,
-    predict=predict,
-    batches_per_epoch=batches_per_epoch,
-    source=source,
-  )
+  return {'predict': predict, 'evaluate': evaluate}

@@ -19,7 +19,7 @@ from ga_jax import data, models
 EVAL_ROWS = 16  # readers that begin at equal distances in a split
 
 
-class Empty(NamedTuple):
+class EmptyMemory(NamedTuple):
   """Makes a worker's empty memory; equal ones share compiled code."""
 
   memory: Callable[[int], Any]
@@ -67,14 +67,12 @@ def task(
 
   def source(settings):
     check(settings)
-    try:
-      return corpus.source(
+    return base.made_source(
+      settings,
+      lambda: corpus.source(
         settings.batch_size, length, settings.workers, settings.seed
-      )
-    except data.DataError as error:
-      raise settings_lib.SettingError(
-        'batch_size', settings.batch_size, str(error)
-      ) from error
+      ),
+    )
 
   return base.Task(
     dataset=corpus,
@@ -89,7 +87,7 @@ def task(
       corpus.size('train') // (settings.batch_size * length)
     ),
     source=source,
-    memory=lambda settings: Empty(model.memory, settings.batch_size),
+    memory=lambda settings: EmptyMemory(model.memory, settings.batch_size),
   )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from experiments import tasks
 from experiments.catalogue import methods, parts
 from experiments.running import setup
+from experiments.settings import check
 from experiments.settings import table as settings_lib
 
 # Of the settings, what may be another, beside the parameters of the parts. Of
@@ -54,7 +55,7 @@ def settings_with(
   fields = {name: value for name, value in given.items() if name in FIELDS}
   if 'method' in fields:
     fields = {'rule': '', **fields}
-  other = settings_lib.check(
+  other = check.check(
     dataclasses.replace(
       settings,
       clock=settings_lib.Settings.clock,  # the trace takes its place
@@ -70,7 +71,7 @@ def settings_with(
     },
     **{k: v for k, v in given.items() if k not in FIELDS},
   }
-  other = settings_lib.check(
+  other = check.check(
     dataclasses.replace(other, parameters=tuple(sorted(parameters.items())))
   )
   _check_fits(settings, other)

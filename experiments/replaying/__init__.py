@@ -1,0 +1,1 @@
+"""A finished run computed again from its record, and compared with it."""
