@@ -23,16 +23,14 @@ class _Names(flags.ListParser):
     return [_OTHER_NAMES.get(name, name) for name in super().parse(argument)]
 
 
-def one(flag: str, default: str, about: str) -> flags.FlagHolder[str]:
+def one(flag: str, default: str | None, about: str) -> flags.FlagHolder:
   """`flags.DEFINE_string` of one name."""
   return flags.DEFINE(
     _Name(), flag, default, about, serializer=flags.ArgumentSerializer()
   )
 
 
-def several(
-  flag: str, default: list[str], about: str
-) -> flags.FlagHolder[list[str]]:
+def several(flag: str, default: list[str], about: str) -> flags.FlagHolder:
   """`flags.DEFINE_list` of names."""
   return flags.DEFINE(
     _Names(), flag, default, about, serializer=flags.CsvListSerializer(',')
