@@ -29,7 +29,7 @@ from ga_jax.simulation.many import simulate_many
 from ga_jax.simulation.simulate import simulate
 from ga_jax.simulation.virtual_cluster import schedule
 
-__version__ = '0.1.0'
+__version__ = '0.2.0'
 
 __all__ = [
   'AsyncOptimizer',
