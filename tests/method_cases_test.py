@@ -10,7 +10,7 @@ import pytest
 
 import ga_jax
 from ga_jax import clocks, compression, policies, programs, rules
-from ga_jax.job import job as job_lib
+from ga_jax.job import program as program_lib
 from ga_jax.server import update
 from tests import cases, cluster, method_cases
 
@@ -137,7 +137,7 @@ def test_a_worker_submits_what_the_oracle_does(name, x64):
   for ticket in range(4):
     sent, now = rng.normal(size=(2, 4))
     batches = rng.normal(size=(program.num_batches, 4))
-    work = job_lib.work(jax.random.key(0), batches, 0, ticket)
+    work = program_lib.work(jax.random.key(0), batches, 0, ticket)
     submission, state = program.run(state, update.Snapshot(sent, ()), work)
     if program.exchange is not None:
       submission, state = program.exchange(state, submission, now)
