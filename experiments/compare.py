@@ -23,12 +23,12 @@ from experiments.catalogue import methods
 from experiments.records import cells as cells_lib
 from experiments.records import folders, record
 from experiments.screens import progress
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import compare_page, rate_search
 
 shared_flags.define_run_flags(without=shared_flags.OF_ONE_RUN, live=False)
-_METHODS = flags.DEFINE_list(
+_METHODS = name_flags.several(
   'methods', ['asgd', 'sa', 'ga'], ','.join(methods.METHODS)
 )
 _WORKERS = flags.DEFINE_list(
@@ -43,7 +43,7 @@ _LEARNING_RATES = flags.DEFINE_list(
   'learning_rates', [], 'sweep: increasing rates to begin with'
 )
 _MOMENTA = flags.DEFINE_list('momenta', [], 'sweep: momenta, each on its own')
-_BASELINE = flags.DEFINE_string(
+_BASELINE = name_flags.one(
   'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
 )
 _WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'folder to write to')

@@ -28,7 +28,7 @@ from absl import flags
 from experiments.records import folders, record
 from experiments.replaying import checks, computing, outcomes, what_if
 from experiments.running import devices, environment
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 
 shared_flags.define_run_flags(without=shared_flags.OF_ONE_RUN, live=False)
@@ -42,7 +42,7 @@ _UNTIL = flags.DEFINE_integer(
 _ANYWAY = flags.DEFINE_bool(
   'anyway', False, 'go on where environment, data or files are not as recorded'
 )
-flags.DEFINE_string('method', None, "what if: instead of the run's")
+name_flags.one('method', None, "what if: instead of the run's")
 flags.DEFINE_float('learning_rate', None, "what if: instead of the run's")
 flags.DEFINE_float('momentum', None, "what if: instead of the run's")
 

@@ -19,7 +19,7 @@ from experiments.catalogue import methods
 from experiments.records import finished as runs_lib
 from experiments.records import folders
 from experiments.reporting import figures, history, lines, page, timeline
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 
@@ -32,7 +32,7 @@ _OUTPUT = flags.DEFINE_string(
 _FIGURES = flags.DEFINE_string(
   'figures', '', 'folder for every figure as PNG, SVG and PDF (none)'
 )
-_BASELINE = flags.DEFINE_string(
+_BASELINE = name_flags.one(
   'baseline', '', 'method that the others are compared with (asgd if there)'
 )
 

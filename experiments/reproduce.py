@@ -21,7 +21,7 @@ from experiments import tasks
 from experiments.records import folders
 from experiments.running import train
 from experiments.screens import progress
-from experiments.script import flag_files, launch, shared_flags
+from experiments.script import flag_files, launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import design, listing, papers, study_page
 from experiments.studies import processes as processes_lib
@@ -34,7 +34,7 @@ _SCALE = flags.DEFINE_string('scale', 'full', '|'.join(SCALES))
 _LIST = flags.DEFINE_bool('list', False, 'say which tables there are')
 _SEEDS = flags.DEFINE_integer('seeds', 0, "per cell (0: the table's)")
 _COLUMNS = flags.DEFINE_integer('columns', 0, 'the first so many (0: all)')
-_METHODS = flags.DEFINE_list('methods', [], "some of the table's (none: all)")
+_METHODS = name_flags.several('methods', [], "some of the table's (none: all)")
 _CLOCKS = flags.DEFINE_list('clocks', [], "some of the table's (none: all)")
 _PROCESSES = flags.DEFINE_integer(
   'processes', 0, 'runs at a time (0: one per accelerator)'

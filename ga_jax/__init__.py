@@ -13,8 +13,8 @@ from ga_jax.rules import (
   AsyncOptimizer,
   GapMetrics,
   chain,
-  gap_aware,
-  gap_aware_adam,
+  ga,
+  ga_adam,
   gap_metrics,
   gap_metrics_by_group,
   lift,
@@ -51,6 +51,8 @@ __all__ = [
   'chain',
   'clocks',
   'compression',
+  'ga',
+  'ga_adam',
   'gap_aware',
   'gap_aware_adam',
   'gap_metrics',
@@ -76,4 +78,6 @@ def __getattr__(name: str):
     from ga_jax.live.ray import run
 
     return run.run_on_ray
+  if rules.OTHER_NAMES.get(name) in __all__:  # gap_aware is ga
+    return getattr(rules, name)
   raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -1,4 +1,4 @@
-"""Every rule and policy, as the common suites run over them."""
+"""Every rule as the common suites run over it, and what they share."""
 
 import dataclasses
 import functools
@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 import ga_jax
-from ga_jax import policies, rules
+from tests import method_cases
 
-WORKERS = 3
+WORKERS = method_cases.WORKERS
 # Rules whose state, correction or look-ahead has a form of its own: the others
 # are slow tests where a test takes long.
 OF_ITS_OWN_KIND = ('asgd', 'ga', 'dana_ga', 'dana_slim', 'ormo')
@@ -31,35 +31,8 @@ AGAINST_TORCH = [  # marks of a module's tests
 FAST = {'xla_backend_optimization_level': 0}
 fast_jit = functools.partial(jax.jit, compiler_options=FAST)
 
-# name -> rule(learning_rate); one entry per method that has its own formula.
-RULES = {
-  'asgd': lambda rate: rules.asgd(rate, weight_decay=1e-3),
-  'nag_asgd': lambda rate: rules.asgd(rate, nesterov=True),
-  'adam': lambda rate: rules.adam(rate, weight_decay=1e-2),
-  'sa': lambda rate: rules.staleness_aware(rate, weight_decay=1e-3),
-  'dynsgd': lambda rate: rules.dynsgd(rate, weight_decay=1e-3),
-  'staleness_discounted': lambda rate: rules.staleness_discounted(rate),
-  'delay_adaptive': lambda rate: rules.delay_adaptive(rate, WORKERS),
-  'ga': lambda rate: rules.gap_aware(rate, weight_decay=1e-3),
-  'ga_nesterov': lambda rate: rules.gap_aware(rate, nesterov=True),
-  'ga_global': lambda rate: rules.gap_aware(rate, granularity='global'),
-  'ga_adam': lambda rate: rules.gap_aware_adam(rate, weight_decay=1e-2),
-  'multi_asgd': lambda rate: rules.multi_asgd(rate, WORKERS),
-  'dana_zero': lambda rate: rules.dana_zero(rate, WORKERS, weight_decay=1e-3),
-  'dana_slim': lambda rate: rules.dana_slim(rate, WORKERS, weight_decay=1e-3),
-  'dana_dc': lambda rate: rules.dana_dc(rate, WORKERS, weight_decay=1e-3),
-  'dana_ga': lambda rate: rules.dana_ga(rate, WORKERS, weight_decay=1e-3),
-  'dc_asgd': lambda rate: rules.dc_asgd(rate, weight_decay=1e-3),
-  'dc_asgd_a': lambda rate: rules.dc_asgd_adaptive(rate, weight_decay=1e-3),
-  'lwp': lambda rate: rules.lwp(rate, WORKERS, weight_decay=1e-3),
-  'smega2': lambda rate: rules.smega2(rate, WORKERS, weight_decay=1e-3),
-  'ormo': lambda rate: rules.ormo(rate, WORKERS, weight_decay=1e-3),
-  'delayed_nesterov': lambda rate: rules.delayed_nesterov(rate, WORKERS),
-  'penalize_gap': lambda rate: rules.chain(
-    rules.penalize_gap(), rules.asgd(rate)
-  ),
-}
-POLICIES = policies.POLICIES
+# name -> rule(learning_rate).
+RULES = {name: case.make for name, case in method_cases.RULES.items()}
 ADAMS = ('adam', 'ga_adam')  # optax.scale_by_adam needs implicit promotion
 EVERY_RULE = [
   pytest.param(name, marks=pytest.mark.optax_promotes)

@@ -15,7 +15,7 @@ from experiments.running import control
 from experiments.script import launch
 from experiments.settings import check, help_screens
 from experiments.settings import table as settings_lib
-from ga_jax import data
+from ga_jax import data, policies, rules
 from ga_jax.live import server
 from ga_jax.server import ledger
 from tests import idx_files, scripts
@@ -188,6 +188,17 @@ def test_names_of_other_libraries():
     'num_epochs': 'epochs',
     'lr': 'learning_rate',
   }
+
+
+@pytest.mark.parametrize('other', rules.OTHER_NAMES)
+def test_another_name_of_a_rule_is_recorded_as_the_one_it_has(other):
+  found = settings_from(f'--method={other}', f'--rule={other}')
+  assert {found.method, found.rule} == {rules.OTHER_NAMES[other]}
+
+
+def test_another_name_of_a_policy_is_recorded_as_the_one_it_has():
+  for other, name in policies.OTHER_NAMES.items():
+    assert settings_from(f'--policy={other}').policy == name
 
 
 # What is refused: (flag, arguments). Nothing is computed, since what comes last

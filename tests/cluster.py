@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ga_jax import clocks
-from ga_jax.policies.parts.base import Action, Decision, Event, Policy
+from ga_jax.policies.parts.base import Action, Decision, Event, Kind, Policy
 from ga_jax.server import ledger
 
 NEWCOMERS = 3  # workers that may join in the course of a run
@@ -145,3 +145,15 @@ def _accident(book, now, rng, ever, most) -> int:
       book.join(ever, now)
       ever += 1
   return ever
+
+
+def round_sizes(run) -> np.ndarray:
+  """Gradients per closed round; the last one may be smaller than it should."""
+  events = run.events
+  closes = np.cumsum(events['action'] == Action.APPLY)
+  entered = (events['event'] == Kind.ARRIVE) & np.isin(
+    events['action'], (Action.APPLY, Action.ACCUMULATE)
+  )
+  # An APPLY that is an arrival belongs to the round that it closes.
+  number = closes - (events['action'] == Action.APPLY)
+  return np.bincount(number[entered])

@@ -20,7 +20,7 @@ import ga_jax
 from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import clocks, models, policies, rules
-from ga_jax.executors import fast
+from ga_jax.executors import blocks, lengths
 from ga_jax.models import caffe, layers, resnet, wide_resnet
 from tests import cases
 
@@ -428,19 +428,19 @@ def test_convolutions_are_counted(name, convolutions):
     stats_momentum=0.9,
   )
   # For values, parameters and inputs; the images have no gradient.
-  assert fast.convolutions(job) == max(3 * convolutions - 1, 0)
+  assert lengths.convolutions(job) == max(3 * convolutions - 1, 0)
 
 
 def test_blocks_of_deep_networks_are_short():
-  lengths = [fast.block_length(n, None) for n in (0, 2, 8, 17, 56, 158)]
-  assert lengths == [fast.SCANNED_BLOCK, 8, 8, 3, 1, 1]
-  assert fast.block_length(8, 5) == 5  # no longer than an epoch
-  assert fast.block_length(56, 5) == 1
+  found = [lengths.block_length(n, None) for n in (0, 2, 8, 17, 56, 158)]
+  assert found == [lengths.SCANNED_BLOCK, 8, 8, 3, 1, 1]
+  assert lengths.block_length(8, 5) == 5  # no longer than an epoch
+  assert lengths.block_length(56, 5) == 1
 
 
 def test_unrolled_blocks_have_no_loop(monkeypatch):
   """Nor has the one arrival that is left: convolutions in a loop are slow."""
-  jaxprs, compiled_block = {}, fast.compiled_block
+  jaxprs, compiled_block = {}, blocks.compiled_block
 
   def traced(*arguments):
     run = compiled_block(*arguments)
@@ -452,8 +452,8 @@ def test_unrolled_blocks_have_no_loop(monkeypatch):
 
     return call
 
-  monkeypatch.setattr(fast, 'compiled_block', traced)
-  monkeypatch.setattr(fast, 'convolutions', lambda job: 8)
+  monkeypatch.setattr(blocks, 'compiled_block', traced)
+  monkeypatch.setattr(lengths, 'convolutions', lambda job: 8)
   result = ga_jax.simulate(
     ga_jax.Job(
       lambda params, state, batch, key: (jnp.sum(params * batch), state),

@@ -37,6 +37,7 @@ def described(page: str) -> list[str]:
 def test_every_part_is_described_once():
   found = [name for page in PAGES.values() for name in described(page)]
   names = set(methods.METHODS).union(*parts.TABLES.values())
+  assert not names - set(found)
   assert sorted(found) == sorted(names)
 
 
@@ -62,11 +63,13 @@ def test_a_page_holds_what_its_methods_cost(family):
   assert method_tables.markdown(family) in PAGES.get(family, index)
 
 
+@pytest.mark.slow  # they are runs: a check before a release
 @pytest.mark.parametrize('family', methods.FAMILIES)
 def test_a_page_holds_the_table_of_the_runs(family):
   assert digits_curves.markdown(family, RUNS) in PAGES[family]
 
 
+@pytest.mark.slow  # they are runs: a check before a release
 def test_the_runs_are_those_of_every_method_at_its_best_rate():
   rates = digits_curves.best_rates(str(ROOT / digits_curves.RATES))
   seen = {(run['clock'], run['method'], run['seed']) for run in RUNS}
@@ -103,6 +106,7 @@ def test_every_picture_is_there_and_shown():
     assert (DOCS / 'pictures' / name).stat().st_size < 150_000
 
 
+@pytest.mark.slow  # they are runs: a check before a release
 @pytest.mark.parametrize('family', methods.FAMILIES)
 def test_a_picture_shows_its_family(family):
   """matplotlib writes every text beside its glyphs, as a comment."""

@@ -11,8 +11,7 @@ import pytest
 
 import ga_jax
 from ga_jax import clocks, models, policies, rules
-from ga_jax.executors import fast as fast_lib
-from ga_jax.executors import reference
+from ga_jax.executors import blocks, lengths, reference
 from ga_jax.models.cnn import CNN
 from ga_jax.models.mlp import MLP
 from ga_jax.policies.parts.base import Action, Decision, Kind, Policy
@@ -247,7 +246,7 @@ def test_batch_norm_statistics_stay_bounded_under_staleness():
 
 @pytest.mark.slow
 def test_hyper_parameters_compile_nothing_again():
-  fast_lib.compiled_block.cache_clear()
+  blocks.compiled_block.cache_clear()
 
   def rule_fn(hparams):
     return rules.gap_aware(hparams['rate'], hparams['momentum'])
@@ -274,7 +273,7 @@ def test_hyper_parameters_compile_nothing_again():
     assert cases.distance(result.params, fixed.params) < 1e-4
   assert not cases.same_bits(finals[0], finals[1])
   assert not cases.same_bits(finals[1], finals[2])
-  assert fast_lib.compiled_block.cache_info().misses == 4  # rule_fn and 3 fixed
+  assert blocks.compiled_block.cache_info().misses == 4  # rule_fn and 3 fixed
 
 
 def test_observe_stops_a_run_and_sees_its_metrics():
@@ -394,7 +393,7 @@ def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
     model_state=stats,
     stats_momentum=0.9,
   )
-  assert fast_lib.convolutions(job) > 0
+  assert lengths.convolutions(job) > 0
   results = [
     ga_jax.simulate(
       ga_jax.Job(

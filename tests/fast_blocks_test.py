@@ -9,7 +9,7 @@ import pytest
 
 import ga_jax
 from ga_jax import clocks, policies, rules
-from ga_jax.executors import fast, slots
+from ga_jax.executors import blocks, slots
 from ga_jax.simulation import virtual_cluster
 
 WORKERS, SIZE, LENGTH = 11, 4099, 2
@@ -30,10 +30,10 @@ def compiled(rule, unrolled):
     policy, clocks.homogeneous(0), num_workers=WORKERS, num_batches=99
   )
   plan = slots.plan(trace)
-  block = fast.block_of(job, resets=False, unrolled=unrolled)
+  block = blocks.block_of(job, resets=False, unrolled=unrolled)
   program = block.lower(
-    fast.first_carry(job, plan, WORKERS),
-    fast.steps_of(job, plan, slice(0, LENGTH)),
+    blocks.first_carry(job, plan, WORKERS),
+    blocks.steps_of(job, plan, slice(0, LENGTH)),
     job.hparams,
     job.source.resident,
     jax.random.key(0),

@@ -12,7 +12,7 @@ import pytest
 import ga_jax
 from experiments.catalogue import assembly, facts, methods
 from ga_jax import rules
-from ga_jax.executors import fast, slots
+from ga_jax.executors import blocks, fast, slots
 from ga_jax.server import compiled, statistics, update
 
 WORKERS, SIZE = 8, 1 << 16
@@ -60,7 +60,7 @@ def prepared(name):
 @pytest.mark.parametrize('name', methods.METHODS)
 def test_the_first_carry_is_what_was_counted(name):
   job, plan, counted = prepared(name)
-  carry = jax.eval_shape(lambda: fast.first_carry(job, plan, WORKERS))
+  carry = jax.eval_shape(lambda: blocks.first_carry(job, plan, WORKERS))
   found = ga_jax.Resident(
     params=size(carry.state.params),
     state=size((carry.state.opt_state, carry.state.round)),
@@ -84,12 +84,12 @@ def size(tree):
 )
 def test_a_block_takes_what_was_counted_and_gives_it_back_in_place(name):
   job, plan, counted = prepared(name)
-  block = fast.block_of(job, resets=False, unrolled=0)
-  carry = jax.eval_shape(lambda: fast.first_carry(job, plan, WORKERS))
+  block = blocks.block_of(job, resets=False, unrolled=0)
+  carry = jax.eval_shape(lambda: blocks.first_carry(job, plan, WORKERS))
   memory = (
     block.lower(
       carry,
-      fast.steps_of(job, plan, slice(0, 8)),
+      blocks.steps_of(job, plan, slice(0, 8)),
       job.hparams,
       job.source.resident,
       jax.random.key(0),
@@ -107,7 +107,7 @@ def test_a_block_takes_what_was_counted_and_gives_it_back_in_place(name):
 
 def test_a_start_makes_nothing_that_it_does_not_keep():
   job, plan, counted = prepared('topk')  # workers keep something too
-  begin = fast.compiled_start(
+  begin = blocks.compiled_start(
     job.rule_fn, job.program_fn, job.loss_fn, job.source.load_fn, False
   )
   memory = (

@@ -1,6 +1,5 @@
 """Policies: what each one promises, and what all of them do."""
 
-import inspect
 import math
 import os
 import tempfile
@@ -15,7 +14,7 @@ from ga_jax import clocks, policies
 from ga_jax.policies.parts.base import Action, Decision, Event, Kind
 from ga_jax.record import trace
 from ga_jax.server import ledger
-from tests import cluster
+from tests import cluster, method_cases
 
 ODD_LOSSES = (
   *(math.nan, math.inf, -math.inf, 0.0, -1.0, 1e300, 1e-300, 5e-324),
@@ -35,18 +34,6 @@ def schedule(policy, clock=None, num_workers=4, num_batches=200, **options):
   return run
 
 
-def round_sizes(run):
-  """Gradients per closed round; the last one may be smaller than it should."""
-  events = run.events
-  closes = np.cumsum(events['action'] == Action.APPLY)
-  entered = (events['event'] == Kind.ARRIVE) & np.isin(
-    events['action'], (Action.APPLY, Action.ACCUMULATE)
-  )
-  # An APPLY that is an arrival belongs to the round that it closes.
-  number = closes - (events['action'] == Action.APPLY)
-  return np.bincount(number[entered])
-
-
 def kinds(run, kind):
   return run.events[run.events['event'] == kind]
 
@@ -59,45 +46,7 @@ def same_rows(a, b):
   return len(a.events) == len(b.events) and (a.events == b.events).all()
 
 
-def draw_parameters(name, num_workers, rng):
-  """Random settings of a policy within their ranges."""
-  upto = {
-    'backups': (0, num_workers - 1),
-    'wait_for': (1, num_workers),
-    'softsync_n': (1, num_workers),
-    'max_staleness': (0, 3),
-    'adasync_k0': (1, num_workers),
-    'abs_k0': (1, num_workers),
-    'buffer_size': (1, 2 * num_workers),
-    'max_delay': (1, num_workers + 2),
-    'batch_gradients': (1, 2 * num_workers),
-  }
-  parameters = inspect.signature(policies.POLICIES[name]).parameters
-  drawn = {
-    name: int(rng.integers(*upto[name], endpoint=True))
-    for name in parameters
-    if name in upto
-  }
-  if 'abs_factor' in parameters:
-    drawn['abs_factor'] = float(rng.uniform(0.1, 3.0))
-  return drawn
-
-
 # --- all of them ------------------------------------------------------------
-
-
-@pytest.mark.parametrize('name', sorted(policies.POLICIES))
-def test_rounds_are_of_the_size_that_is_said(name):
-  for seed in range(8):
-    rng = np.random.default_rng(seed)
-    policy = policies.make(name, 5, **draw_parameters(name, 5, rng))
-    size = policy.round_size
-    assert (size is None) == (name in ('abs', 'adasync'))
-    if size is not None:
-      assert policy.accumulates == (size != 1)
-      assert set(round_sizes(schedule(policy, num_workers=5))[:-1]) == {
-        size or 5
-      }
 
 
 @pytest.mark.parametrize('name', sorted(policies.POLICIES))
@@ -113,7 +62,9 @@ def test_exactly_once_with_stalls_deaths_and_joins(
 ):
   rng = np.random.default_rng(seed)
   policy, steps = cluster.watched(
-    policies.make(name, num_workers, **draw_parameters(name, num_workers, rng))
+    policies.make(
+      name, num_workers, **method_cases.drawn(name, num_workers, rng)
+    )
   )
 
   def loss_fn(ticket):
@@ -134,7 +85,7 @@ def test_exactly_once_with_stalls_deaths_and_joins(
   run.verify()
   assert run.updates() == book.version
   if not policy.accumulates:
-    assert round_sizes(run).max() == 1
+    assert cluster.round_sizes(run).max() == 1
   # The policy was told what the trace says.
   told = [
     (step.event.kind, *step.event[1:5], step.decision.action)
@@ -332,7 +283,7 @@ def test_parameters_are_checked(name, num_workers, parameters, message):
 def test_synchronous_rounds_are_fresh_and_the_last_one_is_closed():
   run = schedule(policies.synchronous(), num_batches=10)
   assert not run.applied()['staleness'].any()
-  assert round_sizes(run).tolist() == [4, 4, 2]
+  assert cluster.round_sizes(run).tolist() == [4, 4, 2]
   assert run.events['event'][-1] == Kind.CLOSE
 
 
@@ -378,7 +329,7 @@ def test_the_limits_of_waiting(num_workers, batches_per_ticket):
 @pytest.mark.parametrize('backups', [1, 2, 4])
 def test_backup_workers_take_the_first_of_each_round(backups):
   run = schedule(policies.backup_workers(5, backups), num_workers=5)
-  assert (round_sizes(run)[:-1] == 5 - backups).all()
+  assert (cluster.round_sizes(run)[:-1] == 5 - backups).all()
   assert not run.applied()['staleness'].any()
   discarded = actions(run, Action.DISCARD)
   assert len(discarded)
@@ -398,13 +349,13 @@ def assert_issued_again(run, rows):
 def test_k_sync_cancels_what_k_async_lets_run(wait_for):
   fresh = schedule(policies.k_sync(5, wait_for), num_workers=5)
   assert not fresh.applied()['staleness'].any()
-  assert (round_sizes(fresh)[:-1] == wait_for).all()
+  assert (cluster.round_sizes(fresh)[:-1] == wait_for).all()
   restarted = kinds(fresh, Kind.RESTART)
   # Whoever had not arrived, after every round but those at the very end.
   assert len(restarted) > (5 - wait_for) * (fresh.updates() - 5)
   assert_issued_again(fresh, restarted)
   stale = schedule(policies.k_async(5, wait_for), num_workers=5)
-  assert (round_sizes(stale)[:-1] == wait_for).all()
+  assert (cluster.round_sizes(stale)[:-1] == wait_for).all()
   assert stale.applied()['staleness'].any()
   assert not len(kinds(stale, Kind.RESTART))
   assert kinds(stale, Kind.ISSUE)['attempt'].max() == 0
@@ -421,19 +372,19 @@ def test_softsync_has_the_staleness_of_the_paper():
   steady = run.applied()['staleness'][1000:]
   assert set(steady.tolist()) == {0, 1, 2}
   assert abs(steady.mean() - 0.97) < 0.03
-  assert (round_sizes(run) == 30).all()
+  assert (cluster.round_sizes(run) == 30).all()
   run = schedule(
     policies.softsync(30, 30), clocks.homogeneous(0), 30, num_batches=9000
   )
   assert abs(run.applied()['staleness'][1000:].mean() - 29) < 0.1
   run = schedule(policies.softsync(30, 4), num_workers=30, num_batches=700)
-  assert (round_sizes(run) == 7).all()  # ⌊30 / 4⌋
+  assert (cluster.round_sizes(run) == 7).all()  # ⌊30 / 4⌋
 
 
 @pytest.mark.parametrize('size', [1, 3, 20])
 def test_fedbuff_rounds_hold_k_of_any_staleness(size):
   run = schedule(policies.fedbuff(4, size))
-  assert (round_sizes(run)[:-1] == size).all()
+  assert (cluster.round_sizes(run)[:-1] == size).all()
   assert run.applied()['staleness'].any()
   assert not len(actions(run, Action.DISCARD))
 
@@ -443,7 +394,7 @@ def test_gba_fills_the_global_batch_without_what_is_too_old(max_staleness):
   run = schedule(
     policies.gba(6, max_staleness), clocks.pareto(0, tail=1.2), num_workers=6
   )
-  assert (round_sizes(run)[:-1] == 6).all()
+  assert (cluster.round_sizes(run)[:-1] == 6).all()
   assert run.applied()['staleness'].max() == max_staleness
   discarded = actions(run, Action.DISCARD)
   assert discarded['staleness'].min() == max_staleness + 1
@@ -454,7 +405,7 @@ def test_gba_fills_the_global_batch_without_what_is_too_old(max_staleness):
 def test_rennala_never_applies_a_stale_gradient(batch_gradients):
   run = schedule(policies.rennala(4, batch_gradients))
   assert not run.applied()['staleness'].any()
-  assert (round_sizes(run)[:-1] == (batch_gradients or 4)).all()
+  assert (cluster.round_sizes(run)[:-1] == (batch_gradients or 4)).all()
   discarded = actions(run, Action.DISCARD)
   assert len(discarded)
   assert (discarded['staleness'] > 0).all()
@@ -558,7 +509,7 @@ def waited_for(steps):
 def test_adasync_waits_for_more_as_the_loss_falls():
   run, steps = play_watched(policies.adasync(8, 2), falling)
   k = waited_for(steps)
-  sizes = round_sizes(run)
+  sizes = cluster.round_sizes(run)
   assert sizes[0] == 2
   assert sizes[1:-1].tolist() == k[: len(sizes) - 2]
   # K_0 √25 = 10 is more than there are.
@@ -567,13 +518,13 @@ def test_adasync_waits_for_more_as_the_loss_falls():
     policies.adasync(8, 3), lambda ticket: 1 + ticket.first_batch
   )
   assert waited_for(steps)[-1] == 1
-  assert round_sizes(rising)[0] == 3
+  assert cluster.round_sizes(rising)[0] == 3
   # By hand: F̄ = 4, then 0.9 · 4 + 0.1 · (−6) = 3, ⌈2 √(4/3)⌉ = 3.
   losses = iter([4.0, -6.0])
   run, steps = play_watched(
     policies.adasync(8, 2), lambda ticket: next(losses, 3.0), 8, 5
   )
-  assert round_sizes(run).tolist() == [2, 3]
+  assert cluster.round_sizes(run).tolist() == [2, 3]
   assert waited_for(steps) == [3, 3]
 
 
@@ -592,7 +543,7 @@ def test_abs_bounds_the_staleness_ever_tighter(factor):
     course = falling(ticket) if ticket.first_batch < 400 else 1.0
     return course * rng.uniform(0.5, 2)
 
-  policy = policies.adaptive_bounded_staleness(8, 2, factor)
+  policy = policies.abs(8, 2, factor)
   run, steps = play_watched(policy, loss_fn)
   k = waited_for(steps)
   assert k == sorted(k)

@@ -16,21 +16,14 @@ from ga_jax.job import program as program_lib
 from ga_jax.job import source as source_lib
 from ga_jax.policies.parts.base import Action, Decision, Kind, Policy
 from ga_jax.server import update
-from tests import cases
+from tests import cases, method_cases
 
-RATE = 0.05
+RATE = method_cases.RATE
 
 
 def make(name, **own):
   """A program factory `program(loss_fn)` with the suite's settings."""
-  arguments = {
-    'gradient': {},
-    'local_sgd': {'learning_rate': RATE, 'local_steps': 3},
-    'easgd': {'learning_rate': RATE, 'num_workers': 3, 'local_steps': 3},
-    'laga': {'local_steps': 3},
-    'dana_slim': {},
-  }[name]
-  return functools.partial(programs.PROGRAMS[name], **{**arguments, **own})
+  return functools.partial(method_cases.PROGRAMS[name].make, **own)
 
 
 def compress(program, stage):
@@ -51,8 +44,7 @@ def run(program, rule, executor='exact', dtype=np.float64, **own):
 
 def outer(program):
   """The rule that goes with a program: its own rate, or 1 for local steps."""
-  local = program in ('local_sgd', 'easgd')
-  return rules.asgd(1.0 if local else RATE, momentum=0.0)
+  return rules.asgd(method_cases.PROGRAMS[program].rate, momentum=0.0)
 
 
 EVERY_STAGE = [  # a plain gradient is executors_test.py's
@@ -449,7 +441,7 @@ def test_complex_parameters_go_downhill(name):
   program = (
     remembering if name == 'recurrent' else make(name, **own.get(name, {}))
   )
-  rule = outer(name)
+  rule = outer('gradient' if name == 'recurrent' else name)
   of_complex, of_parts = complex_problem()
   source = source_lib.Source(lambda i: np.zeros(1, np.float32), streams=1)
   policy = policies.asynchronous()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from ga_jax import clocks, policies, programs, rules
-from ga_jax.executors import exact, fast, saving, slots
+from ga_jax.executors import blocks, exact, fast, saving, slots
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record import checkpoints
 from ga_jax.server import recovery
@@ -251,7 +251,9 @@ def test_of_an_older_checkpoint_less_is_compared(tmp_path):
   store = saved_with(tmp_path)
   job, trace = prepared('plain')
   newest = store.newest()
-  arrays = newest.load(fast.first_carry(job, slots.plan(trace), cases.WORKERS))
+  arrays = newest.load(
+    blocks.first_carry(job, slots.plan(trace), cases.WORKERS)
+  )
   old = {'trace': saving.digest(trace), 'block length': BLOCK}
   host = {k: v for k, v in newest.host.items() if k != 'about'}
   store.save(newest.step, arrays, {**host, 'run': old})

@@ -14,36 +14,11 @@ import pytest
 import ga_jax
 from ga_jax import rules
 from ga_jax.server import update as update_lib
-from tests import cases
-from tests.oracles import rules as oracles
+from tests import cases, method_cases
 
 every_rule = pytest.mark.parametrize('name', cases.EVERY_RULE)
+RATE = method_cases.RATE
 BY_DEFAULT = [(name, 'random') for name in cases.OF_ITS_OWN_KIND]
-
-ORACLES = {
-  'asgd': (oracles.ASGD, {'wd': 1e-3}),
-  'nag_asgd': (oracles.ASGD, {'nesterov': True}),
-  'adam': (oracles.Adam, {'wd': 1e-2}),
-  'sa': (oracles.SA, {'wd': 1e-3}),
-  'dynsgd': (oracles.DynSGD, {'wd': 1e-3}),
-  'staleness_discounted': (oracles.StalenessDiscounted, {}),
-  'delay_adaptive': (oracles.DelayAdaptive, {}),
-  'ga': (oracles.GA, {'wd': 1e-3}),
-  'ga_nesterov': (oracles.GA, {'nesterov': True}),
-  'ga_global': (oracles.GAGlobal, {}),
-  'ga_adam': (oracles.GAAdam, {'wd': 1e-2}),
-  'multi_asgd': (oracles.MultiASGD, {}),
-  'dana_zero': (oracles.DANAZero, {'wd': 1e-3}),
-  'dana_slim': (oracles.DANASlim, {'wd': 1e-3}),
-  'dana_dc': (oracles.DANADC, {'wd': 1e-3}),
-  'dana_ga': (oracles.DANAGA, {'wd': 1e-3}),
-  'dc_asgd': (oracles.DCASGD, {'wd': 1e-3}),
-  'dc_asgd_a': (oracles.DCASGDAdaptive, {'wd': 1e-3}),
-  'lwp': (oracles.LWP, {'wd': 1e-3}),
-  'smega2': (oracles.SMEGA2, {'wd': 1e-3}),
-  'ormo': (oracles.OrMo, {'wd': 1e-3}),
-  'delayed_nesterov': (oracles.DelayedNesterov, {}),
-}
 
 
 def extras(params, staleness=2, worker_id=1):
@@ -80,7 +55,7 @@ def after_one_update(name):
 
 
 @pytest.mark.optax_promotes
-@pytest.mark.parametrize('name', ORACLES)
+@pytest.mark.parametrize('name', method_cases.RULES)
 def test_equals_the_formula_by_hand(name, x64):
   del x64
   rng = np.random.default_rng(1)
@@ -89,8 +64,7 @@ def test_equals_the_formula_by_hand(name, x64):
   def rate(count):  # a warm-up and a decay
     return 0.02 * min(count + 1, 10) / 10 * (0.5 if count >= 20 else 1.0)
 
-  make_oracle, arguments = ORACLES[name]
-  oracle = make_oracle(theta, rate, 0.9, **arguments)
+  oracle = method_cases.RULES[name].oracle(theta, rate, 0.9)
   rates = jnp.array([rate(i) for i in range(30)])
   rule = cases.RULES[name](lambda count: rates[count])
   params = jnp.asarray(theta)
@@ -421,37 +395,19 @@ def test_momentum_may_be_traced_zero_too(name):
     assert cases.distance(traced(jnp.float32(momentum)), fixed) < 1e-6
 
 
-@pytest.mark.parametrize(
-  ('name', 'missing'),
-  [
-    ('sa', 'staleness'),
-    ('dynsgd', 'staleness'),
-    ('staleness_discounted', 'staleness'),
-    ('delay_adaptive', 'staleness'),
-    ('ormo', 'staleness'),
-    ('ga', 'stale_params'),
-    ('ga_global', 'stale_params'),
-    ('ga_adam', 'stale_params'),
-    ('penalize_gap', 'stale_params'),
-    ('dc_asgd', 'stale_params'),
-    ('dc_asgd_a', 'stale_params'),
-    ('dana_dc', 'stale_params'),
-    ('dana_dc', 'worker_id'),
-    ('dana_slim', 'worker_id'),
-    ('multi_asgd', 'worker_id'),
-    ('dana_zero', 'worker_id'),
-    ('dana_ga', 'worker_id'),
-    ('dana_ga', 'staleness'),
-    ('dana_ga', 'stale_params'),
-  ],
-)
-def test_a_missing_argument_is_a_type_error(name, missing):
+@every_rule
+def test_a_rule_needs_what_its_case_says(name):
+  """A missing argument is a TypeError that names it."""
   params = params_of('float32')
   rule = cases.RULES[name](0.1)
-  given = extras(params)
-  del given[missing]
-  with pytest.raises(TypeError, match=missing):
-    rule.update(params, rule.init(params), params, **given)
+  state = rule.init(params)
+  for missing in extras(params):
+    given = {k: v for k, v in extras(params).items() if k != missing}
+    if missing in method_cases.RULES[name].needs:
+      with pytest.raises(TypeError, match=missing):
+        rule.update(params, state, params, **given)
+    else:
+      rule.update(params, state, params, **given)
 
 
 @pytest.mark.parametrize(
@@ -460,9 +416,9 @@ def test_a_missing_argument_is_a_type_error(name, missing):
     (lambda: rules.asgd(-1.0), 'learning_rate must be finite and >= 0'),
     (lambda: rules.asgd(0.1, momentum=1.0), 'momentum must be'),
     (lambda: rules.asgd(0.1, weight_decay=float('nan')), 'weight_decay must'),
-    (lambda: rules.gap_aware(0.1, decay=1.0), 'decay must be finite and > 0'),
-    (lambda: rules.gap_aware(0.1, eps=0.0), 'eps must be finite and > 0'),
-    (lambda: rules.gap_aware(0.1, granularity='layer'), "'parameter' or"),
+    (lambda: rules.ga(0.1, decay=1.0), 'decay must be finite and > 0'),
+    (lambda: rules.ga(0.1, eps=0.0), 'eps must be finite and > 0'),
+    (lambda: rules.ga(0.1, granularity='layer'), "'parameter' or"),
     (
       lambda: rules.dc_asgd(0.1, dc_lambda=-1.0),
       'dc_lambda must be finite and >= 0',
@@ -503,42 +459,6 @@ def test_every_rule_checks_its_learning_rate():
   for name in rules.RULES:
     with pytest.raises(ValueError, match='learning_rate must be'):
       registered(name, -0.1)
-
-
-RATE = 0.05
-SGD = optax.sgd(RATE, 0.9)
-NESTEROV = optax.sgd(RATE, 0.9, nesterov=True)
-# What one worker, never late, is sent: the trajectory of a plain optimiser.
-ALONE = {
-  'asgd': (rules.asgd(RATE), SGD),
-  'nag_asgd': (rules.asgd(RATE, nesterov=True), NESTEROV),
-  'adam': (
-    rules.adam(RATE, weight_decay=1e-2),
-    optax.adamw(RATE, weight_decay=1e-2),
-  ),
-  'sa': (rules.staleness_aware(RATE), SGD),
-  'dynsgd': (rules.dynsgd(RATE), SGD),
-  'staleness_discounted': (rules.staleness_discounted(RATE), SGD),
-  'delay_adaptive': (rules.delay_adaptive(RATE, 1), SGD),
-  'ga': (rules.gap_aware(RATE), SGD),
-  'ga_nesterov': (rules.gap_aware(RATE, nesterov=True), NESTEROV),
-  'ga_global': (rules.gap_aware(RATE, granularity='global'), SGD),
-  'ga_adam': (
-    rules.gap_aware_adam(RATE, weight_decay=1e-2),
-    optax.adamw(RATE, weight_decay=1e-2),
-  ),
-  'multi_asgd': (rules.multi_asgd(RATE, 1), SGD),
-  'dana_zero': (rules.dana_zero(RATE, 1), NESTEROV),
-  'dana_slim': (rules.dana_slim(RATE, 1), NESTEROV),
-  'dana_ga': (rules.dana_ga(RATE, 1), NESTEROV),
-  'dc_asgd': (rules.dc_asgd(RATE), SGD),
-  'dc_asgd_a': (rules.dc_asgd_adaptive(RATE), SGD),
-  'lwp': (rules.lwp(RATE, 1), SGD),
-  'smega2': (rules.smega2(RATE, 1), NESTEROV),
-  'ormo': (rules.ormo(RATE, 1), SGD),
-  'delayed_nesterov': (rules.delayed_nesterov(RATE, 1), NESTEROV),
-  'penalize_gap': (rules.chain(rules.penalize_gap(), SGD), SGD),
-}
 
 
 def gradient_at(theta):
@@ -583,16 +503,11 @@ def plain_trajectory(optimizer, steps):
   return sent_to(ga_jax.lift(optimizer), jnp.zeros(steps, jnp.int32))
 
 
-def test_every_rule_has_a_limit_of_one_worker():
-  # DANA-DC compensates a fresh gradient for the look-ahead too.
-  assert set(ALONE) == set(cases.RULES) - {'dana_dc'}
-
-
 @pytest.mark.optax_promotes
-@pytest.mark.parametrize('name', ALONE)
+@pytest.mark.parametrize('name', method_cases.RULES)
 def test_one_worker_is_sent_a_plain_optimisers_trajectory(name, x64):
   del x64
-  rule, plain = ALONE[name]
+  rule, plain = method_cases.RULES[name].alone
   alone = jnp.zeros(60, jnp.int32)
   ours, expected = sent_to(rule, alone), plain_trajectory(plain, len(alone))
   np.testing.assert_allclose(ours, expected, rtol=1e-9, atol=1e-9)
@@ -667,18 +582,20 @@ def test_ormo_does_not_depend_on_the_order_of_arrival(momentum, x64):
     assert np.abs(other - first).max() > 1e-3
 
 
-def test_which_rules_average_a_round():
-  buffers = {'multi_asgd', 'dana_zero', 'dana_dc', 'dana_ga'}
-  assert set(cases.RULES) - set(cases.accumulating_rules()) == buffers
-  for name in cases.RULES:
-    rule = cases.RULES[name](0.1)
-    if name in buffers:
-      with pytest.raises(ValueError, match='cannot be averaged'):
-        update_lib.check_rule(rule, accumulates=True)
-      with pytest.raises(ValueError, match='multi_steps averages'):
-        rules.multi_steps(rule, 2)
-    else:
-      update_lib.check_rule(rule, accumulates=True)
+@every_rule
+def test_a_round_is_averaged_where_the_case_says_so(name):
+  rule = cases.RULES[name](0.1)
+  assert rule.averages == method_cases.RULES[name].averages
+  if rule.averages:
+    update_lib.check_rule(rule, accumulates=True)
+    return
+  with pytest.raises(ValueError, match='cannot be averaged'):
+    update_lib.check_rule(rule, accumulates=True)
+  with pytest.raises(ValueError, match='multi_steps averages'):
+    rules.multi_steps(rule, 2)
+
+
+def test_a_round_has_no_more_workers_than_a_rule_has_buffers():
   with pytest.raises(ValueError, match='keeps 3 momentum buffers'):
     update_lib.check_rule(cases.RULES['dana_slim'](0.1), True, num_workers=4)
 

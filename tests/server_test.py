@@ -1,6 +1,7 @@
 """The host-loop API: ticket and submit."""
 
 import contextlib
+import weakref
 
 import jax
 import jax.numpy as jnp
@@ -95,8 +96,8 @@ def test_a_ticket_is_answered_once():
 @pytest.mark.parametrize(
   ('grads', 'message'),
   [
-    ({'v': jnp.ones(3)}, r"\['w'\].*nothing"),
-    ({'w': jnp.ones(4)}, r"\['w'\].*\(4,\)"),
+    ({'v': jnp.ones(3)}, r"nothing for grads\['w'\]"),
+    ({'w': jnp.ones(4)}, r"float32\[4\] for grads\['w'\]"),
     ({'w': jnp.ones(3, jnp.int32)}, 'int32'),
   ],
 )
@@ -331,7 +332,7 @@ def test_a_loop_that_catches_that_error_goes_on_right():
   """With barriers, whose round the expiry may close."""
   rule = rules.asgd(0.1, momentum=0.0)
   server = make_server(rule, policies.synchronous(), num_batches=6)
-  refused = 0
+  refused, sent = 0, []
   for step in range(60):
     if server.finished:
       break
@@ -339,6 +340,7 @@ def test_a_loop_that_catches_that_error_goes_on_right():
       work = server.ticket(worker_id)
       if work is None:
         continue
+      sent.append(weakref.ref(work.params['w']))
       bad = work.ticket.first_batch == 0 and refused < ledger.MAX_ATTEMPTS
       refused += bad
       value = np.nan if bad else 1.0
@@ -351,7 +353,8 @@ def test_a_loop_that_catches_that_error_goes_on_right():
   updates = trace.updates()
   assert updates == server.version == int(server.state.version)
   np.testing.assert_allclose(server.params['w'], 1 - 0.1 * updates, rtol=1e-6)
-  assert not server._core.store.holders()
+  del work
+  assert all(params() is None for params in sent)  # no ticket holds them
 
 
 def test_what_is_not_finite_is_applied_where_it_may_be():

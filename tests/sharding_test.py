@@ -13,11 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ga_jax
-from ga_jax import programs, rules
+from ga_jax import policies, programs, rules
+from ga_jax.executors import execution
 from ga_jax.policies.parts.base import Action
 from ga_jax.rules.parts import global_sums
-from ga_jax.server import compiled, ledger, statistics
+from ga_jax.server import compiled, ledger, sharded, statistics
 from ga_jax.server import core as core_lib
+from ga_jax.server import shard as shard_lib
 from ga_jax.server import shards as shards_lib
 from ga_jax.server import split as split_lib
 from tests import cases
@@ -56,6 +58,17 @@ def core(rule, shards, *, dtype='float32', accumulates=False, **options):
   )
 
 
+def kept(kind=shard_lib.Shard):
+  """A list of shards, and what starts them and adds them to it."""
+  shards = []
+
+  def start(*args):
+    shards.append(kind(*args))
+    return shards[-1]
+
+  return shards, shards_lib.Remote(start, gather_fn=list)
+
+
 @functools.partial(jax.jit, static_argnums=1)
 def gradient(sent, arrival):
   """What a worker computes, not linear in what it was sent."""
@@ -84,15 +97,17 @@ class Run:
     for arrival in range(arrivals):
       worker = int(self._rng.integers(WORKERS))
       ticket = self._tickets[worker]
-      sent = self.core.store.read(ticket.version)
+      sent = self.core.read(ticket.version)
       last = not self._accumulates or arrival % 3 == 2
-      metrics = self.core.enter(
+      entry = core_lib.Entry(
         ticket,
         gradient(sent.params, arrival),
         {'mean': sent.model_state['mean'] * 0.81 + worker},
-        action=Action.APPLY if last else Action.ACCUMULATE,
         weight=1.0 + worker,
         staleness=self.core.version - ticket.version,
+      )
+      metrics, _ = self.core.enter(
+        entry, Action.APPLY if last else Action.ACCUMULATE
       )
       self.core.release(ticket.version)
       self._issue(worker)
@@ -100,7 +115,7 @@ class Run:
     return self
 
   def holders(self):
-    return self.core.store.holders()
+    return self.core.holders()
 
 
 def assert_same(whole, parts, tolerance):
@@ -114,8 +129,12 @@ def assert_same(whole, parts, tolerance):
   assert whole.core.version == parts.core.version == int(b.version)
   assert int(a.count) == int(b.count)
   np.testing.assert_allclose(whole.metrics, parts.metrics, rtol=tolerance)
-  for state in parts.core._gather(parts.core._all('state')):
-    assert int(state.version) == parts.core.version
+
+
+@pytest.mark.parametrize('kind', [core_lib.ServerCore, sharded.ShardedCore])
+def test_every_core_does_all_that_a_core_does(kind):
+  names = {name for name in vars(core_lib.Core) if not name.startswith('_')}
+  assert {'enter', 'hold', 'to_send', 'state'} < names <= vars(kind).keys()
 
 
 QUICK = (('ga_global', True),)
@@ -250,7 +269,7 @@ def test_a_sum_is_what_it_is_given_where_the_server_is_whole():
     np.testing.assert_allclose(found, (0.0, 3.0), atol=1e-6)
 
 
-class Counted(shards_lib.Shard):
+class Counted(shard_lib.Shard):
   """A shard that counts what it is asked."""
 
   def __init__(self, *args):
@@ -269,16 +288,17 @@ class Counted(shards_lib.Shard):
 @pytest.mark.parametrize('accumulates', [False, True])
 def test_only_who_looks_at_all_parameters_pays_for_it(accumulates, x64):
   del x64
+  shards, remote = kept(Counted)
   made = core(
     cases.rule('ga_global', 0.02),
     3,
     dtype='float64',
     accumulates=accumulates,
-    shard_fn=Counted,
+    remote=remote,
   )
   Run(made, accumulates).arrive(6)
   sums, calls = ((1, 1), (6, 2)) if accumulates else ((2, 0), (12, 0))
-  for shard in made._shards:
+  for shard in shards:
     assert shard.sums() == sums
     assert tuple(map(shard.asked.count, ('enter', 'close'))) == calls
 
@@ -287,7 +307,7 @@ def test_only_who_looks_at_all_parameters_pays_for_it(accumulates, x64):
 def test_which_rules_ask_for_sums():
   asks = {'ga_global': (2, 0), 'penalize_gap': (1, 0)}
   for name in cases.RULES:
-    shard = shards_lib.Shard(
+    shard = shard_lib.Shard(
       fixed(cases.rule(name, 0.02)), statistics.NOTHING, False, (), params_of()
     )
     assert shard.sums() == asks.get(name, (0, 0)), name
@@ -405,11 +425,18 @@ def test_two_scalars_are_looked_at_together_too():
 
 
 def test_exchanges_and_too_many_shards_are_refused():
-  rule, params = rules.asgd(0.1), params_of()
-  program = programs.easgd(lambda *args: args, 0.1, 2)
-  shards_lib.check(1, rule, params, program)
+  rule = rules.asgd(0.1)
+  job = ga_jax.Job(
+    lambda params, model_state, batch, key: (params.sum(), model_state),
+    np.ones(16, np.float32),
+    np.float32,
+    rule,
+    policies.asynchronous(),
+    program=lambda loss_fn: programs.easgd(loss_fn, 0.1, 2),
+  )
+  execution.check_shards(job, 1)
   with pytest.raises(ValueError, match='exchanges with the whole'):
-    shards_lib.check(2, rule, params, program)
+    execution.check_shards(job, 2)
   with pytest.raises(
     ValueError, match=r'shards must be an integer from 1 to .*=16'
   ):
@@ -425,7 +452,7 @@ class Actor:
 
   def __init__(self, *args):
     self._pool = concurrent.futures.ThreadPoolExecutor(1)
-    self._shard = self._pool.submit(shards_lib.Shard, *args).result()
+    self._shard = self._pool.submit(shard_lib.Shard, *args).result()
 
   def __getattr__(self, method):
     return lambda *args: self._pool.submit(
@@ -451,7 +478,8 @@ def test_actors_give_the_bits_of_one_process(accumulates):
   here, again = (
     Run(core(rule, 2, **options), accumulates).arrive(12) for _ in range(2)
   )
-  actors = core(rule, 2, shard_fn=Actor, gather_fn=gather, **options)
+  remote = shards_lib.Remote(Actor, gather)
+  actors = core(rule, 2, remote=remote, **options)
   there = Run(actors, accumulates).arrive(12)
   for other in (again, there):
     assert cases.same_bits(here.core.state, other.core.state)
@@ -466,32 +494,28 @@ def test_metrics_of_actors_are_fetched_when_they_are_looked_at():
     fetched.append(len(handles))
     return gather(handles)
 
-  made = core(
-    cases.rule('ga', 0.02), 2, shard_fn=Actor, gather_fn=gather_slowly
-  )
-  sent = made.hold(0)
+  remote = shards_lib.Remote(Actor, gather_slowly)
+  made = core(cases.rule('ga', 0.02), 2, remote=remote)
+  made.hold(0)
+  sent = made.read(0)
   ticket = ledger.Ticket(0, 0, 0, 0, 1, 0)
   before = len(fetched)
-  metrics = made.enter(
-    ticket,
-    jax.tree.map(np.asarray, sent.params),
-    sent.model_state,
-    action=Action.APPLY,
-    weight=1.0,
-    staleness=0,
-  )
+  grads = jax.tree.map(np.asarray, sent.params)
+  entry = core_lib.Entry(ticket, grads, sent.model_state, 1.0, 0)
+  metrics, _ = made.enter(entry, Action.APPLY)
   assert len(fetched) == before
   assert (float(metrics.gap), float(metrics.mean_penalty)) == (0.0, 1.0)
   assert len(fetched) == before + 1
 
 
 def test_an_update_is_one_version_of_all_shards():
-  made = core(cases.rule('asgd', 0.02), 3)
-  run = Run(made).arrive(5)
+  shards, remote = kept()
+  run = Run(core(cases.rule('asgd', 0.02), 3, remote=remote)).arrive(5)
   held = list(run.holders())
-  for shard in made._shards:
-    assert sorted(shard._core.store.holders()) == sorted(held)
-    assert len(shard._core.store) <= WORKERS
+  for shard in shards:
+    assert int(shard.state().version) == run.core.version == 5
+    assert shard.held() == sorted(held)
+    assert len(held) <= WORKERS
     with pytest.raises(ValueError, match='told the same'):
       shard.hold(4)
 
@@ -516,13 +540,14 @@ def test_a_saved_run_goes_on_to_the_same_bits(accumulates):
 
 def test_warm_up_compiles_all_and_changes_nothing():
   rule = ga_jax.chain(CLIPPED, rules.clip_by_global_norm(1.0))
-  made = core(rule, 2, accumulates=True)
+  shards, remote = kept()
+  made = core(rule, 2, accumulates=True, remote=remote)
   before = made.state
   made.warm_up(made.snapshot().params, made.snapshot().model_state)
   assert cases.same_bits(before, made.state)
   functions = compiled.compiled(fixed(rule), statistics.Averages(0.9), True)
   jitted = [f for f in functions if hasattr(f, '_cache_size')]
   sizes = [f._cache_size() for f in jitted]
-  assert made._shards[0].sums() == (1, 1)
+  assert shards[0].sums() == (1, 1)
   Run(made, True).arrive(6)
   assert [f._cache_size() for f in jitted] == sizes

@@ -221,7 +221,15 @@ def test_what_is_no_average_is_refused_at_the_start(leaf, message):
       r"the loss function returns float32\[\] for model_state\['seen'\], which "
       r'is int32\[\]',
     ),
-    (lambda s: {**s, 'more': s['mean']}, 'the loss function returns PyTreeDef'),
+    (
+      lambda s: {**s, 'more': s['mean']},
+      r"the loss function returns float32\[\] for model_state\['more'\], which "
+      r'is nothing',
+    ),
+    (
+      lambda s: (s['mean'], s['seen']),
+      'the loss function returns nothing for model_state',
+    ),
   ],
 )
 def test_a_loss_that_returns_other_statistics_is_refused(
@@ -250,7 +258,9 @@ def test_a_fold_that_does_not_fit_is_refused():
     fold_of(welford_fold, 0.9)
   with pytest.raises(TypeError, match='fold_fn must be a function'):
     fold_of('sum')
-  with pytest.raises(ValueError, match='fold_fn returns PyTreeDef'):
+  with pytest.raises(
+    ValueError, match='fold_fn returns nothing for model_state'
+  ):
     fold_of(lambda returned, now, sent, num_batches: ())
   with pytest.raises(
     ValueError,

@@ -10,7 +10,7 @@ import jax
 import ga_jax
 from experiments.bench import timing
 from ga_jax import clocks, policies
-from ga_jax.executors import fast, slots
+from ga_jax.executors import blocks, lengths, slots
 from ga_jax.simulation import virtual_cluster
 
 
@@ -52,10 +52,10 @@ class TimedBlocks:
     )
     warm = -(-num_workers // updates) + 1
     self._plan = schedule(num_workers, (warm + turns) * updates)
-    unrolled = fast.unrolled_convolutions(self._job)
-    self._length = fast.block_length(unrolled, updates)
-    self._block = fast.block_of(self._job, False, unrolled)
-    self._carry = fast.first_carry(self._job, self._plan, num_workers)
+    unrolled = lengths.unrolled_convolutions(self._job)
+    self._length = lengths.block_length(unrolled, updates)
+    self._block = blocks.block_of(self._job, False, unrolled)
+    self._carry = blocks.first_carry(self._job, self._plan, num_workers)
     self._key = jax.random.key(self._job.seed)
     self._done, self._updates = 0, updates
     for _ in range(warm):
@@ -71,7 +71,7 @@ class TimedBlocks:
       part = slice(start, start + self._length)
       self._carry, metrics = self._block(
         self._carry,
-        fast.steps_of(self._job, self._plan, part),
+        blocks.steps_of(self._job, self._plan, part),
         self._job.hparams,
         self._job.source.resident,
         self._key,

@@ -22,11 +22,11 @@ from absl import flags
 import ga_jax
 from experiments.bench import timing
 from experiments.catalogue import assembly, facts, methods
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from experiments.settings import table as settings_lib
 from ga_jax import clocks
 
-_METHODS = flags.DEFINE_list('methods', ['ga'], 'of experiments.methods')
+_METHODS = name_flags.several('methods', ['ga'], 'of experiments.methods')
 _WORKERS = flags.DEFINE_integer('workers', 128, 'simulated workers')
 _SIDE = flags.DEFINE_integer('side', 1000, 'the model has its square')
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'processes per method')

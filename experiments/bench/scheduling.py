@@ -14,7 +14,7 @@ import collections
 from absl import flags
 
 from experiments.bench import timing
-from experiments.script import launch, shared_flags
+from experiments.script import launch, name_flags, shared_flags
 from ga_jax import clocks, policies
 from ga_jax.simulation import virtual_cluster
 
@@ -39,7 +39,7 @@ about a fifth of a step that is itself under a tenth of the whole.
 _ARRIVALS = flags.DEFINE_integer('arrivals', 60_000, 'per run', lower_bound=1)
 _WORKERS = flags.DEFINE_integer('workers', 1024, 'simulated', lower_bound=1)
 _ROUNDS = flags.DEFINE_integer('rounds', 3, 'runs of each', lower_bound=1)
-_POLICIES = flags.DEFINE_list('policies', [], 'to schedule, all by default')
+_POLICIES = name_flags.several('policies', [], 'to schedule, all by default')
 
 
 def prepare():

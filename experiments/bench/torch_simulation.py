@@ -3,7 +3,7 @@ r"""Asynchronous training simulated in PyTorch in the plain style, by Gap-Aware.
 What a user would write instead of `ga_jax.simulate`: a heap of finishing times,
 a clone of the parameters per worker, autograd on that clone, the penalty in
 torch operations, and `torch.optim.SGD` for the momentum. Written from the
-formula of `ga_jax.rules.gap_aware`; it keeps losses and no other metrics.
+formula of `ga_jax.rules.ga`; it keeps losses and no other metrics.
 
 Memory is reused where that is easy: each worker has a copy of the model that a
 new snapshot is copied into, and BatchNorm's running statistics are shared by

@@ -4,7 +4,6 @@ digests.json is written last. Checkpoints and the rows of a live run are not in
 it: a run goes on with them, and they are checked there.
 """
 
-import hashlib
 import os
 from typing import NamedTuple
 
@@ -51,7 +50,8 @@ def write(workdir: str):
     workdir: of the run.
   """
   found = {
-    name: _sha256(os.path.join(workdir, name)) for name in _files(workdir)
+    name: files_lib.sha256(os.path.join(workdir, name))
+    for name in _files(workdir)
   }
   files_lib.write_json(os.path.join(workdir, FILE), {'sha256': found})
 
@@ -99,7 +99,7 @@ def _compared(
       what = 'is missing'
     elif name not in saved:
       what = 'was added after the run'
-    elif _sha256(os.path.join(workdir, name)) != saved[name]:
+    elif files_lib.sha256(os.path.join(workdir, name)) != saved[name]:
       what = 'was changed after the run'
     else:
       what = ''
@@ -139,8 +139,3 @@ def _files(workdir: str) -> list[str]:
       inside = os.path.relpath(parent, workdir).replace(os.sep, '/')
       found += sorted(f'{inside}/{file}' for file in files)
   return found
-
-
-def _sha256(path: str) -> str:
-  with open(path, 'rb') as file:
-    return hashlib.file_digest(file, 'sha256').hexdigest()

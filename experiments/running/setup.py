@@ -12,7 +12,7 @@ from experiments.catalogue import assembly, schedules
 from experiments.running import watch
 from experiments.settings import table as settings_lib
 from ga_jax import clocks
-from ga_jax.executors import fast, saving
+from ga_jax.executors import lengths, saving
 from ga_jax.programs import base as programs
 from ga_jax.record import checkpoints as checkpoints_lib
 from ga_jax.record import params as params_lib
@@ -99,7 +99,7 @@ def assembled(
 
 def observed_every(settings: settings_lib.Settings) -> int:
   """Arrivals between two observations of a live run."""
-  return fast.block_length(False, batches_per_row(settings))
+  return lengths.block_length(False, batches_per_row(settings))
 
 
 def batches_per_row(settings: settings_lib.Settings) -> int:

@@ -6,8 +6,9 @@ from typing import Any
 
 from absl import flags
 
-from experiments.catalogue import parts
+from experiments.catalogue import methods, parts
 from experiments.running import compilation
+from experiments.script import name_flags
 from experiments.settings import check, table
 
 _DEFINE = {
@@ -51,7 +52,9 @@ def define(name: str, about: str = '') -> flags.FlagHolder:
   """
   row = table.flag_rows()[name]
   default = list(row.default) if row.kind is tuple else row.default
-  return _DEFINE[row.kind](name, default, about or row.help())
+  named = name in ('method', *methods.PARTS)
+  make = name_flags.one if named else _DEFINE[row.kind]
+  return make(name, default, about or row.help())
 
 
 def value_of(name: str) -> Any:

@@ -5,7 +5,7 @@ from typing import Any
 from absl import flags
 
 from experiments.catalogue import methods
-from experiments.script import shared_flags
+from experiments.script import name_flags, shared_flags
 from experiments.settings import table as settings_lib
 
 
@@ -14,7 +14,7 @@ def define():
   shared_flags.define_run_flags(
     without=(*shared_flags.OF_ONE_RUN, 'clock'), live=False
   )
-  flags.DEFINE_list('methods', list(methods.METHODS), 'default: all')
+  name_flags.several('methods', list(methods.METHODS), 'default: all')
   flags.DEFINE_list(
     'clocks', ['homogeneous', 'heterogeneous'], ','.join(settings_lib.CLOCKS)
   )
@@ -23,7 +23,7 @@ def define():
   flags.DEFINE_list(
     'learning_rates', ['0.01', '0.03', '0.1'], 'increasing, to begin with'
   )
-  flags.DEFINE_string(
+  name_flags.one(
     'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
   )
   flags.DEFINE_string('workdir', 'runs/survey', 'folder to write to')

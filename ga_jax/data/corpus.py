@@ -270,10 +270,7 @@ def lines_of(path: str) -> Iterator[str]:
 
 def checksum(paths: Iterable[Any]) -> str:
   """The SHA-256 of files: of one its own, of several that of theirs."""
-  found = []
-  for path in paths:
-    with open(path, 'rb') as file:
-      found.append(hashlib.file_digest(file, 'sha256').hexdigest())
+  found = [files_lib.sha256(path) for path in paths]
   if len(found) == 1:
     return found[0]
   return hashlib.sha256(' '.join(found).encode()).hexdigest()

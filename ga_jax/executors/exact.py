@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 
 from ga_jax.executors import execution as execution_lib
-from ga_jax.executors import saving as checkpoints_lib
-from ga_jax.executors.saving import Checkpoints
+from ga_jax.executors import saving
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.job import source as source_lib
@@ -26,7 +25,7 @@ def execute(
   observe: Callable[[int, update.ServerState, Any], bool] | None = None,
   block: int | None = None,
   align: int | None = None,
-  checkpoints: Checkpoints | None = None,
+  checkpoints: saving.Checkpoints | None = None,
   device=None,
   placement: Placement | None = None,
   shards: int = 1,
@@ -43,9 +42,9 @@ def execute(
     align: see `block`.
     checkpoints: where to save the run, and how often; what is there already is
       gone on with, to the same bits.
-    device: of the server, see `Execution`.
-    placement: of the workers, see `Execution`.
-    shards: of the server, see `Execution`.
+    device: of the server, see `execution.Execution`.
+    placement: of the workers, see `execution.Execution`.
+    shards: of the server, see `execution.Execution`.
 
   Returns:
     The final state, metrics per applied arrival, and how many were executed.
@@ -56,7 +55,7 @@ def execute(
   source_lib.expect(job.source, trace)
   rows = trace.events.tolist()
   execution = execution_lib.Execution(job, device, placement, shards)
-  run = checkpoints_lib.of_trace(job, trace, executor='exact')
+  run = saving.of_trace(job, trace, executor='exact')
   return Run(execution, checkpoints, run).consume(
     rows, trace.num_batches, observe, block or align
   )
@@ -73,7 +72,7 @@ class Run:
   def __init__(
     self,
     execution: execution_lib.Execution,
-    checkpoints: Checkpoints | None = None,
+    checkpoints: saving.Checkpoints | None = None,
     run: dict[str, Any] | None = None,
   ):
     """Goes on where there is something to go on with.

@@ -1,8 +1,8 @@
 """A server and its workers, computed row by row of a trace."""
 
 import functools
-from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 
@@ -11,26 +11,9 @@ from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.job import source as source_lib
 from ga_jax.policies.parts.base import Action, Kind
-from ga_jax.server import ledger, update
+from ga_jax.server import core, ledger, split, update
 from ga_jax.server import shards as shards_lib
 from ga_jax.workers.placement import Placement
-
-
-class Pieces(NamedTuple):
-  """Parameters or gradients that are with, or on their way to, the shards.
-
-  Attributes:
-    handles: one for each shard.
-  """
-
-  handles: tuple[Any, ...]
-
-
-class Remote(NamedTuple):
-  """Server shards that are elsewhere; see `sharded.core`."""
-
-  shard_fn: Callable[..., Any]
-  gather_fn: Callable[[list[Any]], list[Any]]
 
 
 class Execution:
@@ -46,7 +29,7 @@ class Execution:
     device=None,
     placement: Placement | None = None,
     shards: int = 1,
-    remote: Remote | None = None,
+    remote: shards_lib.Remote | None = None,
   ):
     """Starts a server.
 
@@ -65,8 +48,7 @@ class Execution:
     if placement is not None:
       device = device or placement.devices[0]
     self._job = job
-    check_shards(job, shards)
-    self._remote = remote if shards > 1 else None
+    _check_program(job, shards)
     self._core = shards_lib.core(
       job.rule_fn,
       job.fold,
@@ -74,10 +56,10 @@ class Execution:
       job.hparams,
       job.params,
       job.model_state,
+      layer_metrics=job.layer_metrics,
       shards=shards,
-      **(
-        {'device': device} if self._remote is None else self._remote._asdict()
-      ),
+      device=device,
+      remote=remote,
     )
     self._compiled = compiled_lib.compiled_program(
       job.program_fn, job.loss_fn, job.source.load_fn
@@ -98,7 +80,7 @@ class Execution:
 
   def holders(self) -> dict[int, int]:
     """By version, how many tickets hold its snapshot."""
-    return self._core.store.holders()
+    return self._core.holders()
 
   def loss(self, ticket: ledger.Ticket) -> float:
     """The loss of a ticket that is about to be answered."""
@@ -141,22 +123,11 @@ class Execution:
       worker_state: its worker's program state, likewise.
     """
     submission, _, sent = self._receive(submission, worker_state, self.snapshot)
-    arguments = submission.grads, submission.model_state
-    self._core.warm_up(*arguments, sent or self.snapshot())
-    if self._job.layer_metrics:
-      self._core.layer_metrics(
-        ledger.Ticket(0, 0, 0, 0, 1, 0),
-        *arguments,
-        weight=1.0,
-        staleness=0,
-        sent=sent or self.snapshot(),
-      )
+    self._core.warm_up(submission.grads, submission.model_state, sent)
 
-  def sent(self, ticket: ledger.Ticket) -> update.Snapshot | Pieces:
+  def sent(self, ticket: ledger.Ticket) -> update.Snapshot | split.Pieces:
     """What the worker of an outstanding ticket is sent."""
-    if self._remote is not None:
-      return Pieces(tuple(self._core.pieces(ticket.version)))
-    return self._core.store.read(ticket.version)
+    return self._core.to_send(ticket.version)
 
   def worker_state(self, worker_id: int):
     """The program state of a worker, as its last accepted answer left it."""
@@ -179,7 +150,7 @@ class Execution:
     """
     (_, event, worker, ticket_id, version, *fields, action, weight, stale) = row
     if event == Kind.ISSUE:
-      self._core.keep(version)
+      self._core.hold(version)
     elif event == Kind.CLOSE:
       self._core.close()
     elif event == Kind.LEAVE:
@@ -201,7 +172,7 @@ class Execution:
 
   def _compute(self, ticket):
     state = self.worker_state(ticket.worker_id)
-    sent = self._core.store.read(ticket.version)
+    sent = self._core.read(ticket.version)
     if self._placement is None:
       return self._compiled.answer(*self._inputs(ticket, state, sent), ticket)
     state, sent = self._placement.replicated((state, sent))
@@ -249,23 +220,14 @@ class Execution:
     submission, worker_state, sent = self._receive(
       submission,
       worker_state,
-      lambda: self._core.store.read(ticket.version),
+      lambda: self._core.read(ticket.version),
     )
     self._workers[ticket.worker_id] = worker_state
-    how = {'weight': weight, 'staleness': stale if sent is None else 0}
     grads, model_state, _ = submission
-    layers = None
-    if self._job.layer_metrics:
-      layers = self._core.layer_metrics(
-        ticket, grads, model_state, sent=sent, **how
-      )
-    how['action'] = action
-    if isinstance(grads, Pieces):
-      metrics = self._core.enter_pieces(
-        ticket, grads.handles, model_state, **how
-      )
-    else:
-      metrics = self._core.enter(ticket, grads, model_state, sent=sent, **how)
+    fresh = stale if sent is None else 0
+    metrics, layers = self._core.enter(
+      core.Entry(ticket, grads, model_state, weight, fresh, sent), action
+    )
     number = ticket.num_batches
     return metrics_lib.record(submission, metrics, layers, stale, number)
 
@@ -276,13 +238,20 @@ def check_shards(job: job_lib.Job, shards: int):
   Raises:
     ValueError: says why.
   """
-  if shards > 1 and job.layer_metrics:
-    raise ValueError(
-      'layer_metrics are measured where a layer is whole: take one server '
-      'shard, or no layer_metrics'
-    )
+  _check_program(job, shards)
+  rule = job.rule_fn(job.hparams)
+  shards_lib.check(shards, rule, job.params, job.layer_metrics)
+
+
+def _check_program(job: job_lib.Job, shards: int):
+  """Raises a ValueError where a worker program needs a whole server."""
   program = job.worker_program
-  shards_lib.check(shards, job.rule_fn(job.hparams), job.params, program)
+  if shards > 1 and program.exchange is not None:
+    raise ValueError(
+      "this worker program exchanges with the whole of the server's "
+      'parameters at arrival (EASGD, EAMSGD), which no shard has: take one '
+      'server shard, or another program'
+    )
   if shards > 1 and program.decode is not None:
     raise ValueError(
       'a compressed gradient is a message that no shard can read alone: take '

@@ -20,10 +20,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from ga_jax.executors import exact
+from ga_jax.executors import exact, saving
 from ga_jax.executors import execution as execution_lib
-from ga_jax.executors import saving as checkpoints_lib
-from ga_jax.executors.saving import Checkpoints
 from ga_jax.job import job as job_lib
 from ga_jax.job import source
 from ga_jax.policies.parts.base import Kind
@@ -32,7 +30,7 @@ from ga_jax.workers import inheritance, worker
 from ga_jax.workers.placement import Placement
 
 
-class Execution(execution_lib.Execution):
+class ParallelExecution(execution_lib.Execution):
   """A server and its workers, who know what will arrive.
 
   Every worker holds one ticket at a time, as on the simulated cluster: its
@@ -111,7 +109,7 @@ def execute(
   observe: Callable[[int, update.ServerState, Any], bool] | None = None,
   block: int | None = None,
   align: int | None = None,
-  checkpoints: Checkpoints | None = None,
+  checkpoints: saving.Checkpoints | None = None,
   *,
   devices: Sequence[Any],
 ) -> tuple[update.ServerState, dict[str, np.ndarray], int]:
@@ -130,9 +128,9 @@ def execute(
     What `exact.execute` returns, the same bits.
   """
   source.expect(job.source, trace)
-  execution = Execution(job, trace, devices)
+  execution = ParallelExecution(job, trace, devices)
   try:
-    run = checkpoints_lib.of_trace(job, trace, executor='exact')
+    run = saving.of_trace(job, trace, executor='exact')
     return exact.Run(execution, checkpoints, run).consume(
       trace.events.tolist(), trace.num_batches, observe, block or align
     )

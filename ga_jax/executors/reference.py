@@ -17,7 +17,7 @@ from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.server import statistics, update
 
 
-class Outcome(NamedTuple):
+class ReferenceResult(NamedTuple):
   """What is left at the end."""
 
   params: Any
@@ -34,10 +34,9 @@ def execute(job: job_lib.Job, trace):
     trace: a `Trace`.
 
   Returns:
-    An `Outcome`.
+    A `ReferenceResult`.
   """
   rule = job.rule_fn(job.hparams)
-  source, fold_fn = job.source, job.fold
   params, stats = jax.tree.map(jnp.asarray, (job.params, job.model_state))
   state = rule.init(params)
   program = job.worker_program
@@ -54,17 +53,9 @@ def execute(job: job_lib.Job, trace):
       workers.pop(worker, None)
       state = rule.leave(state, worker)
     if row['event'] == Kind.ARRIVE and entered:
-      first, number = int(row['first_batch']), int(row['num_batches'])
       snapshot = update.Snapshot(*sent[ticket])
-      work = program_lib.work(
-        jax.random.key(job.seed),
-        source_lib.host_batches(source, first, number),
-        first,
-        int(row['attempt']),
-      )
-      answer, own = program.run(
-        workers.get(worker, program.init(job.params)), snapshot, work
-      )
+      own = workers.get(worker, program.init(job.params))
+      answer, own = program.run(own, snapshot, work(job, row))
       answer, workers[worker], snapshot = program_lib.received(
         program, own, answer, snapshot, params
       )
@@ -77,12 +68,10 @@ def execute(job: job_lib.Job, trace):
       }
       corrected, state = rule.correct(answer.grads, state, params, **extra)
       round_.append((float(row['weight']), corrected))
+      number = int(row['num_batches'])
       in_round += number
-      of_three = answer.model_state, stats, snapshot.model_state
-      if isinstance(fold_fn, statistics.Averages):
-        stats = averaged(*of_three, fold_fn.momentum**number)
-      else:
-        stats = fold_fn(*of_three, jnp.int32(number))
+      three = answer.model_state, stats, snapshot.model_state
+      stats = folded(job.fold, *three, number)
       losses.append(float(answer.loss))
     if row['action'] == Action.APPLY:
       mean = weighted_mean(round_)
@@ -91,11 +80,22 @@ def execute(job: job_lib.Job, trace):
       params = optax.apply_updates(params, updates)
       published = (rule.lookahead(params, state), stats)
       round_, count, in_round = [], count + in_round, 0
-  return Outcome(params, state, stats, np.array(losses))
+  return ReferenceResult(params, state, stats, np.array(losses))
 
 
-def averaged(returned, now, sent, kept):
-  """Moving averages and counters after an arrival."""
+def work(job: job_lib.Job, row):
+  """The batches of a row's ticket, with their keys."""
+  first, number = int(row['first_batch']), int(row['num_batches'])
+  batches = source_lib.host_batches(job.source, first, number)
+  key = jax.random.key(job.seed)
+  return program_lib.work(key, batches, first, int(row['attempt']))
+
+
+def folded(fold_fn, returned, now, sent, number: int):
+  """Model statistics after an arrival of so many batches."""
+  if not isinstance(fold_fn, statistics.Averages):
+    return fold_fn(returned, now, sent, jnp.int32(number))
+  kept = fold_fn.momentum**number
   return jax.tree.map(
     lambda r, n, s: (
       n + (r - s)

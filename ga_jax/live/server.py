@@ -34,7 +34,8 @@ from ga_jax.live import options
 from ga_jax.live.result import LiveResult, Telemetry
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record import trace as trace_lib
-from ga_jax.server import ledger, recovery, update
+from ga_jax.server import alike, ledger, recovery, split, update
+from ga_jax.server import shards as shards_lib
 from ga_jax.workers import worker
 from ga_jax.workers.placement import Placement
 
@@ -101,7 +102,7 @@ class LiveRun:
     device: Any = None,
     placement: Placement | None = None,
     shards: int = 1,
-    remote: execution.Remote | None = None,
+    remote: shards_lib.Remote | None = None,
     deliver_fn: Callable[[Callable[[Any], None], Any], None] | None = None,
     clock_fn: Callable[[], float] = time.monotonic,
   ):
@@ -394,7 +395,7 @@ class LiveRun:
     """Compiles everything before any worker starts."""
     number = min(self._program.num_batches, self._book.num_batches)
     shape = compiled.answer_shape(self._job, number)
-    self._expected = _spec(shape[0])
+    self._expected = alike.form(shape[0])
     zeros = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shape)
     if self._device is not None:
       zeros = jax.device_put(zeros, self._device)
@@ -527,8 +528,8 @@ class LiveRun:
 
   def _no_use(self, answer: worker.Answer) -> str:
     """Why an answer cannot be used; '' where it can."""
-    pieces = isinstance(answer.submission.grads, execution.Pieces)
-    if not pieces and _spec(answer.submission) != self._expected:
+    pieces = isinstance(answer.submission.grads, split.Pieces)
+    if not pieces and alike.form(answer.submission) != self._expected:
       return 'misshapen'
     return '' if self._allow_non_finite or answer.finite else 'non-finite'
 
@@ -552,9 +553,3 @@ class LiveRun:
     metrics = self._execution.process(row)
     if metrics is not None:
       observer.take(metrics, lambda: self._execution.state)
-
-
-def _spec(submission):
-  """Structure, shapes and dtypes of a submission."""
-  leaves, structure = jax.tree.flatten(submission)
-  return structure, [(leaf.shape, leaf.dtype) for leaf in leaves]

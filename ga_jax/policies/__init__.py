@@ -2,7 +2,7 @@
 
 import inspect
 
-from ga_jax.policies.abs import adaptive_bounded_staleness
+from ga_jax.policies.abs import abs
 from ga_jax.policies.adasync import adasync
 from ga_jax.policies.asynchronous import asynchronous
 from ga_jax.policies.backup_workers import backup_workers
@@ -27,22 +27,25 @@ POLICIES = {
   'softsync': softsync,
   'ssp': ssp,
   'adasync': adasync,
-  'abs': adaptive_bounded_staleness,
+  'abs': abs,
   'gba': gba,
   'fedbuff': fedbuff,
   'ringmaster': ringmaster,
   'ringmaster_stops': ringmaster_stops,
   'rennala': rennala,
 }
+# Other names of them, in Python and on the command line.
+OTHER_NAMES = {'adaptive_bounded_staleness': 'abs'}
 
 __all__ = [
+  'OTHER_NAMES',
   'POLICIES',
   'Action',
   'Decision',
   'Event',
   'Kind',
   'Policy',
-  'adaptive_bounded_staleness',
+  'abs',
   'adasync',
   'asynchronous',
   'backup_workers',
@@ -64,7 +67,7 @@ def make(name: str, num_workers: int, **parameters) -> Policy:
   """Builds a policy by its name.
 
   Args:
-    name: in `POLICIES`.
+    name: in `POLICIES`, or in `OTHER_NAMES`.
     num_workers: workers of the run, where the policy reads it.
     **parameters: of that policy.
 
@@ -75,6 +78,7 @@ def make(name: str, num_workers: int, **parameters) -> Policy:
     ValueError: there is no such policy, it reads no such parameter, or one is
       out of its range.
   """
+  name = OTHER_NAMES.get(name, name)
   if name not in POLICIES:
     raise ValueError(f'policy must be one of {sorted(POLICIES)}, got {name!r}')
   reads = set(inspect.signature(POLICIES[name]).parameters)
@@ -87,3 +91,9 @@ def make(name: str, num_workers: int, **parameters) -> Policy:
   if 'num_workers' in reads:
     parameters['num_workers'] = num_workers
   return POLICIES[name](**parameters)
+
+
+def __getattr__(name: str):
+  if name in OTHER_NAMES:
+    return POLICIES[OTHER_NAMES[name]]
+  raise AttributeError(f'module {__name__!r} has no attribute {name!r}')

@@ -34,7 +34,7 @@ class ABSState(NamedTuple):
   max_staleness: int  # τ_max^t
 
 
-def adaptive_bounded_staleness(
+def abs(
   num_workers: int, abs_k0: int = 1, abs_factor: float = 2.0
 ) -> base.Policy:
   """Averages K_t gradients per update, none staler than τ_max^t.

@@ -6,7 +6,7 @@
 
 Every worker goes on at once with the parameters of now, so that a fast one may
 be in a round twice. The mean staleness is about n. The factor α(τ) = 1/τ is the
-rule's (`staleness_aware`), which meets each gradient before the average.
+rule's (`sa`), which meets each gradient before the average.
 
 References:
   Zhang, Gupta, Lian, Liu, `Staleness-aware Async-SGD for Distributed Deep

@@ -5,7 +5,6 @@ and hashes of all files are in a manifest, which is written last.
 """
 
 import contextlib
-import hashlib
 import json
 import os
 import shutil
@@ -15,6 +14,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from ga_jax.record import files as files_lib
 
 MANIFEST = 'manifest.json'
 ARRAYS = 'arrays'
@@ -232,9 +233,7 @@ def damage(folder: str, name: str, value: Any) -> str | None:
 
 
 def _size_and_hash(path: str) -> list:
-  with open(path, 'rb') as file:
-    digest = hashlib.file_digest(file, 'sha256').hexdigest()
-    return [file.tell(), digest]
+  return [os.path.getsize(path), files_lib.sha256(path)]
 
 
 def _sync(path: str):

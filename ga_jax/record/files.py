@@ -1,6 +1,7 @@
-"""Metrics on disk: JSON lines as they come, JSON files whole or not at all."""
+"""Files on disk: whole or not at all, or line by line, and their hashes."""
 
 import contextlib
+import hashlib
 import json
 import math
 import os
@@ -51,6 +52,12 @@ def replacing(path: str):
     with contextlib.suppress(FileNotFoundError):
       os.unlink(partial)
     raise
+
+
+def sha256(path: str) -> str:
+  """The SHA-256 of a file, in hexadecimal."""
+  with open(path, 'rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
 class JsonLines:

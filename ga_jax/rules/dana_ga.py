@@ -14,7 +14,7 @@ References:
 import optax
 
 from ga_jax.rules.dana_zero import dana_lookahead
-from ga_jax.rules.gap_aware import scale_by_gap
+from ga_jax.rules.ga import scale_by_gap
 from ga_jax.rules.multi_asgd import trace_per_worker
 from ga_jax.rules.parts import arguments, links, optimizer
 

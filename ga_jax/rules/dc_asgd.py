@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules.parts import arguments, gap, links, optimizer
+from ga_jax.rules.parts import arguments, links, optimizer
 
 
 def compensated(g, dc_lambda, p, ps) -> jax.Array:
@@ -51,7 +51,7 @@ def compensate_delay(dc_lambda: float) -> optimizer.AsyncOptimizer:
 
   def correct(grads, state, params=None, *, stale_params=None, **extra):
     del extra
-    gap.check_stale_params('compensate_delay', stale_params, params)
+    arguments.check_stale_params('compensate_delay', stale_params, params)
 
     grads = jax.tree.map(
       lambda g, p, ps: compensated(g, dc_lambda, p, ps),

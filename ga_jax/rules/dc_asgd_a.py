@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import optax
 
 from ga_jax.rules.dc_asgd import compensated
-from ga_jax.rules.parts import arguments, gap, links, numbers, optimizer
+from ga_jax.rules.parts import arguments, links, numbers, optimizer
 
 EPS = 1e-7  # of a squared gradient
 
@@ -54,7 +54,9 @@ def compensate_delay_adaptively(
 
   def correct(grads, state, params=None, *, stale_params=None, **extra):
     del extra
-    gap.check_stale_params('compensate_delay_adaptively', stale_params, params)
+    arguments.check_stale_params(
+      'compensate_delay_adaptively', stale_params, params
+    )
 
     def observe(ms, g):  # MS ← m MS + (1 − m) g ⊙ g
       m = jnp.asarray(dc_decay, ms.dtype)
@@ -71,7 +73,7 @@ def compensate_delay_adaptively(
   return optimizer.correction(init, correct)
 
 
-def dc_asgd_adaptive(
+def dc_asgd_a(
   learning_rate: optax.ScalarOrSchedule,
   momentum: float = 0.9,
   nesterov: bool = False,

@@ -16,7 +16,7 @@ import optax
 
 from ga_jax.guards import checks
 from ga_jax.rules.parts import links, optimizer
-from ga_jax.rules.staleness_aware import scale_by_staleness
+from ga_jax.rules.sa import scale_by_staleness
 
 
 def delay_adaptive(

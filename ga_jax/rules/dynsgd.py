@@ -12,7 +12,7 @@ References:
 import optax
 
 from ga_jax.rules.parts import links, optimizer
-from ga_jax.rules.staleness_aware import scale_by_staleness
+from ga_jax.rules.sa import scale_by_staleness
 
 
 def dynsgd(

@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from ga_jax.guards import checks
+from ga_jax.kernels import one_row
 from ga_jax.rules.parts import arguments, links, numbers, optimizer
 
 
@@ -82,34 +83,12 @@ def trace_per_worker(
       'the worker the gradient came from',
     )
 
-    def read(v, keepdims=False):
-      return jax.lax.dynamic_index_in_dim(v, worker_id, keepdims=keepdims)
+    def fold(v, g):  # v_w ← γ v_w + g
+      return g + momentum * v
 
-    def moved(s, v, g):  # S + v_w(new) − v_w(old)
-      old = read(v)
-      new = g + momentum * old
-      return s + (new.astype(s.dtype) - old.astype(s.dtype))
-
-    def replaced(v, g, s):  # v_w ← γ v_w + g
-      # As a slice of one row, or XLA's CPU compiler copies the old one first.
-      new = g[None] + momentum * read(v, keepdims=True)
-      if s is not None:  # no other number; see below
-        s = s[None].astype(new.dtype)
-        new = jnp.where(jnp.isnan(s), s, new)
-      return jax.lax.dynamic_update_index_in_dim(v, new, worker_id, 0)
-
-    # In this order: the sum first, for it reads the old buffer; then the buffer
-    # in its place, told to wait for the sum; then the direction from where it
-    # is. Otherwise XLA would copy all workers' buffers to keep the old one.
-    if keep_total:
-      total = jax.tree.map(moved, state.total, state.traces, grads)
-      traces = jax.tree.map(replaced, state.traces, grads, total)
-    else:
-      total = state.total
-      traces = jax.tree.map(
-        lambda v, g: replaced(v, g, None), state.traces, grads
-      )
-    new = jax.tree.map(read, traces)
+    new, traces, total = one_row.replace(  # and S ← S + v_w(new) − v_w(old)
+      fold, state.traces, worker_id, grads, state.total
+    )
     return new, TracePerWorkerState(traces=traces, total=total)
 
   rule = optimizer.lift(optax.GradientTransformationExtraArgs(init, step))

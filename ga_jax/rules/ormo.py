@@ -53,6 +53,32 @@ class Entering(NamedTuple):
   params: Any  # g (1 − γ^(a+1)) / (1 − γ)
 
 
+def round_of(version, num_workers: int):
+  """⌈version / N⌉, of int32 scalars."""
+  return -(-version // num_workers)
+
+
+def rounds_late(version, staleness, num_workers: int):
+  """a: the rounds that began since a gradient was read, an int32 scalar."""
+  read = jnp.maximum(version - jnp.asarray(staleness, jnp.int32), 0)
+  return round_of(version, num_workers) - round_of(read, num_workers)
+
+
+def weights(momentum, late):
+  """What a gradient that is a rounds late weighs in u, and in what w has moved.
+
+  Args:
+    momentum: γ in [0, 1), a scalar.
+    late: a, an int32 scalar.
+
+  Returns:
+    γ^a, and (1 − γ^(a+1)) / (1 − γ), float scalars.
+  """
+  gamma = numbers.float_scalar(momentum)
+  decayed = gamma ** numbers.float_scalar(late)  # 1 where both are 0
+  return decayed, (1.0 - gamma * decayed) / (1.0 - gamma)
+
+
 def ordered_momentum(
   learning_rate: optax.ScalarOrSchedule, num_workers: int, momentum: float
 ) -> optimizer.AsyncOptimizer:
@@ -70,9 +96,6 @@ def ordered_momentum(
   arguments.check_number('momentum', momentum, low=0.0, below=1.0)
   num_workers = checks.integer('num_workers', num_workers, 1)
 
-  def round_of(version):  # ⌈version / N⌉
-    return -(-version // num_workers)
-
   def init(params):
     return OrderedMomentumState(
       count=jnp.zeros([], jnp.int32), momentum=numbers.accumulators(params)
@@ -83,11 +106,8 @@ def ordered_momentum(
     arguments.require(
       'ordered_momentum', 'staleness', staleness, arguments.STALENESS
     )
-    read = jnp.maximum(state.count - jnp.asarray(staleness, jnp.int32), 0)
-    late = round_of(state.count) - round_of(read)
-    gamma = numbers.float_scalar(momentum)
-    decayed = gamma ** numbers.float_scalar(late)  # γ^a; 1 where both are 0
-    summed = (1.0 - gamma * decayed) / (1.0 - gamma)  # (1 − γ^(a+1)) / (1 − γ)
+    late = rounds_late(state.count, staleness, num_workers)
+    decayed, summed = weights(momentum, late)
 
     def scaled(by):
       return jax.tree.map(lambda g: by.astype(g.dtype) * g, grads)
@@ -98,7 +118,7 @@ def ordered_momentum(
     del params, extra
     t = state.count
     rate = links.rate_at(learning_rate, t if count is None else count)
-    begins = round_of(t) > round_of(t - 1)
+    begins = round_of(t, num_workers) > round_of(t - 1, num_workers)
 
     def begin(u):  # u ← γ u
       return jnp.where(begins, jnp.asarray(momentum, u.dtype) * u, u)

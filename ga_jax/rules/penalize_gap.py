@@ -20,14 +20,21 @@ References:
   <https://arxiv.org/abs/1909.10802>`_, ICLR 2020.
 """
 
-import math
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from ga_jax.rules.parts import arguments, gap, global_sums, numbers, optimizer
+from ga_jax.rules.parts import (
+  arguments,
+  averages,
+  gap,
+  gap_metrics,
+  global_sums,
+  numbers,
+  optimizer,
+)
 
 
 class PenalizeGapState(NamedTuple):
@@ -38,7 +45,50 @@ class PenalizeGapState(NamedTuple):
   second_moment: optax.Params  # EMA of Δθ², like params, float32 or wider.
   scale: optax.Params  # running maximum of its root, like params.
   started: jax.typing.ArrayLike  # whether `previous` is set, shape=(), bool.
-  metrics: gap.GapMetrics
+  metrics: gap_metrics.GapMetrics
+
+
+def observe(state: PenalizeGapState, params, decay) -> PenalizeGapState:
+  """Folds the movement since the last call into the scale.
+
+  Args:
+    state: after the last call.
+    params: θ now, arrays.
+    decay: Γ.
+
+  Returns:
+    The state without new metrics.
+  """
+  squares = jax.tree.map(
+    lambda p, old: numbers.abs_sq(gap.distance(p, old)),
+    params,
+    state.previous,
+  )
+  moved = jnp.zeros([], bool)
+  for square in jax.tree.leaves(squares):
+    moved |= jnp.any(square > 0)
+  moved = global_sums.global_sum(numbers.float_scalar(moved)) > 0  # anywhere
+  moved &= state.started
+  count = jnp.where(moved, optax.safe_increment(state.count), state.count)
+  bias = averages.bias(count, decay)
+  bias = jnp.where(bias > 0, bias, 1.0)
+  moment = jax.tree.map(
+    lambda m, sq: jnp.where(moved, averages.fold(m, sq, decay), m),
+    state.second_moment,
+    squares,
+  )
+  scale = jax.tree.map(
+    lambda c, m: jnp.maximum(c, jnp.sqrt(m / bias.astype(m.dtype))),
+    state.scale,
+    moment,
+  )
+  return state._replace(
+    count=count,
+    previous=params,
+    second_moment=moment,
+    scale=scale,
+    started=jnp.ones([], bool),
+  )
 
 
 def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
@@ -56,7 +106,6 @@ def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
     >>> opt = optax.chain(ga_jax.penalize_gap(), optax.adamw(1e-3))
   """
   arguments.check_number('decay', decay, above=0.0, below=1.0)
-  log_decay = jnp.log if isinstance(decay, jax.Array) else math.log
 
   def init(params):
     def zeros():
@@ -70,50 +119,15 @@ def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
       second_moment=zeros(),
       scale=zeros(),
       started=jnp.zeros([], bool),
-      metrics=gap.no_gap_metrics(params),
-    )
-
-  def observe(state, params):
-    """Folds the movement since the last call into the scale."""
-    squares = jax.tree.map(
-      lambda p, old: numbers.abs_sq(gap.distance(p, old)),
-      params,
-      state.previous,
-    )
-    moved = jnp.zeros([], bool)
-    for square in jax.tree.leaves(squares):
-      moved |= jnp.any(square > 0)
-    moved = global_sums.global_sum(numbers.float_scalar(moved)) > 0  # anywhere
-    moved &= state.started
-    count = jnp.where(moved, optax.safe_increment(state.count), state.count)
-    bias = -jnp.expm1(numbers.float_scalar(count) * log_decay(decay))
-    bias = jnp.where(bias > 0, bias, 1.0)
-    moment = jax.tree.map(
-      lambda m, sq: jnp.where(moved, decay * m + (1 - decay) * sq, m).astype(
-        m.dtype
-      ),
-      state.second_moment,
-      squares,
-    )
-    scale = jax.tree.map(
-      lambda c, m: jnp.maximum(c, jnp.sqrt(m / bias.astype(m.dtype))),
-      state.scale,
-      moment,
-    )
-    return state._replace(
-      count=count,
-      previous=params,
-      second_moment=moment,
-      scale=scale,
-      started=jnp.ones([], bool),
+      metrics=gap_metrics.no_gap_metrics(params),
     )
 
   def correct(
     grads, state, params=None, *, stale_params=None, staleness=None, **extra
   ):
     del extra
-    gap.check_stale_params('penalize_gap', stale_params, params)
-    state = observe(state, jax.tree.map(jnp.asarray, params))
+    arguments.check_stale_params('penalize_gap', stale_params, params)
+    state = observe(state, jax.tree.map(jnp.asarray, params), decay)
     active = state.count > 0
     if staleness is not None:
       active &= jnp.asarray(staleness) != 0
@@ -121,12 +135,9 @@ def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
     def scale(c):
       return jnp.where(c > 0, c, jnp.asarray(jnp.inf, c.dtype))
 
-    penalties, metrics = gap.penalties_of(
+    by, metrics = gap.per_parameter(
       params, stale_params, state.scale, scale, active
     )
-    return (
-      gap.penalize(grads, penalties),
-      state._replace(metrics=metrics),
-    )
+    return gap.penalize(grads, by), state._replace(metrics=metrics)
 
   return optimizer.correction(init, correct)

@@ -15,7 +15,7 @@ References:
 import optax
 
 from ga_jax.rules.parts import arguments, links, numbers, optimizer
-from ga_jax.rules.staleness_aware import scale_by_staleness
+from ga_jax.rules.sa import scale_by_staleness
 
 
 def staleness_discounted(

@@ -30,7 +30,7 @@ def fixed(rule: optax.GradientTransformation) -> Fixed:
 
 
 class Compiled(NamedTuple):
-  """The kernel compiled for one rule; every function takes `hparams` first.
+  """`update` compiled for one rule; every function takes `hparams` first.
 
   A server may be one shard of several. `totals` is then a tuple of the sums
   over all shards that the rule asks for, in its order; None where the server is
@@ -57,7 +57,7 @@ def compiled(
   fold_fn: statistics.FoldFn,
   accumulates: bool,
 ) -> Compiled:
-  """Compiles the kernel.
+  """Compiles `update` for a rule.
 
   Parameters and statistics are never donated: snapshots may alias them. The
   optimiser state that `apply` is given is, and must not be used again.

@@ -34,6 +34,22 @@ def check_worker_id(worker_id: int) -> int:
   return checks.integer('worker_id', worker_id, 0, 2**31 - 1)
 
 
+def _check_tickets(
+  policy: Policy, batches_per_ticket: int, depth: int, streams: int
+):
+  """Raises a ValueError where a policy or streams need simpler tickets."""
+  if depth and not policy.pipelines:
+    raise ValueError(
+      f'pipeline_depth must be 0 with this policy, got {depth}: it makes '
+      'workers wait for each other, or restarts them'
+    )
+  if streams and batches_per_ticket > 1:
+    raise ValueError(
+      'streams must be 0 with tickets of several batches, got '
+      f'{streams} with batches_per_ticket={batches_per_ticket}'
+    )
+
+
 class Ticket(NamedTuple):
   """The right to compute some batches at a version, and to answer once."""
 
@@ -100,16 +116,7 @@ class Ledger(exclusive.Exclusive):
     )
     depth = checks.integer('pipeline_depth', depth, 0)
     streams = checks.integer('streams', streams, 0)
-    if depth and not policy.pipelines:
-      raise ValueError(
-        f'pipeline_depth must be 0 with this policy, got {depth}: it makes '
-        'workers wait for each other, or restarts them'
-      )
-    if streams and batches_per_ticket > 1:
-      raise ValueError(
-        'streams must be 0 with tickets of several batches, got '
-        f'{streams} with batches_per_ticket={batches_per_ticket}'
-      )
+    _check_tickets(policy, batches_per_ticket, depth, streams)
     self.version = 0
     self.num_batches = num_batches
     self.refused = collections.Counter()  # by cause

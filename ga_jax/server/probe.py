@@ -87,7 +87,7 @@ def _primitives(jaxpr):
       yield from _primitives(sub)
 
 
-def _halves(treedef, shapes) -> split_lib.Split:
+def _halves(treedef, shapes) -> split_lib.TreeSplit:
   """A split that cuts every leaf in two, and shares out those of one scalar."""
   halves, left = ([], []), 0
   for shape in shapes:
@@ -99,7 +99,7 @@ def _halves(treedef, shapes) -> split_lib.Split:
       ranges = ranges[:: 1 if left else -1]
     for half, inside in zip(halves, ranges, strict=True):
       half.append(inside)
-  return split_lib.Split(treedef, tuple(shapes), tuple(map(tuple, halves)))
+  return split_lib.TreeSplit(treedef, tuple(shapes), tuple(map(tuple, halves)))
 
 
 def _probes(treedef, shapes, dtypes, num_workers):

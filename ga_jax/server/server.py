@@ -6,9 +6,8 @@ that come with it, and answers with `submit`.
 """
 
 import math
+from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import optax
 
 from ga_jax.guards import checks, exclusive
@@ -16,8 +15,28 @@ from ga_jax.policies.parts import base as policies
 from ga_jax.policies.parts.base import Action, Policy
 from ga_jax.record import trace as trace_lib
 from ga_jax.rules.parts import optimizer
+from ga_jax.server import alike, core, ledger, statistics, update
 from ga_jax.server import compiled as compiled_lib
-from ga_jax.server import core, ledger, statistics, update
+
+
+class Assignment(NamedTuple):
+  """A ticket with the parameters of its version."""
+
+  ticket: ledger.Ticket
+  params: Any
+  model_state: Any
+
+
+class Outcome(NamedTuple):
+  """What a submission did.
+
+  Attributes:
+    receipt: the ledger's answer.
+    metrics: gap and penalty as device scalars; None where it was not used.
+  """
+
+  receipt: ledger.Receipt
+  metrics: update.Metrics | None
 
 
 class Server(exclusive.Exclusive):
@@ -115,7 +134,7 @@ class Server(exclusive.Exclusive):
     return self._ledger.finished
 
   @exclusive.locked
-  def ticket(self, worker_id: int, time: float = 0.0) -> core.Work | None:
+  def ticket(self, worker_id: int, time: float = 0.0) -> Assignment | None:
     """Asks for work.
 
     Args:
@@ -124,8 +143,8 @@ class Server(exclusive.Exclusive):
         bring, is recorded as that one's.
 
     Returns:
-      `Work`, or None where the worker must wait for others or no batch is left
-      (`finished` says which).
+      An `Assignment`, or None where the worker must wait for others or no batch
+      is left (`finished` says which).
 
     Raises:
       ValueError: no such worker.
@@ -137,8 +156,9 @@ class Server(exclusive.Exclusive):
     issued = self._ledger.ticket(worker_id, self._at(time))
     if issued is None:
       return None
-    sent = self._core.hold(issued.version)
-    return core.Work(issued, sent.params, sent.model_state)
+    self._core.hold(issued.version)
+    sent = self._core.read(issued.version)
+    return Assignment(issued, sent.params, sent.model_state)
 
   def submit(
     self,
@@ -148,7 +168,7 @@ class Server(exclusive.Exclusive):
     model_state=(),
     loss: float | None = None,
     time: float = 0.0,
-  ) -> core.Outcome:
+  ) -> Outcome:
     """Answers a ticket.
 
     Args:
@@ -171,8 +191,10 @@ class Server(exclusive.Exclusive):
         structure, shape or dtype; nothing is changed and the ticket still
         stands.
     """
-    _check_like('grads', grads, self.params)
-    _check_like('model_state', model_state, self.model_state)
+    alike.check('submit was given', 'grads', grads, self.params)
+    alike.check(
+      'submit was given', 'model_state', model_state, self.model_state
+    )
     grads, model_state = update.owned((grads, model_state))
     # Before the lock: it waits for the gradient.
     usable = self._allow_non_finite or (
@@ -184,33 +206,28 @@ class Server(exclusive.Exclusive):
     return self._refuse(ticket, time)
 
   @exclusive.locked
-  def _enter(self, ticket, grads, model_state, loss, time) -> core.Outcome:
+  def _enter(self, ticket, grads, model_state, loss, time) -> Outcome:
     time = self._at(time)
     receipt = self._ledger.arrive(ticket, time, loss)
     metrics = None
     if receipt.action in (Action.APPLY, Action.ACCUMULATE):
-      metrics = self._core.enter(
-        ticket,
-        grads,
-        model_state,
-        action=receipt.action,
-        weight=receipt.weight,
-        staleness=receipt.staleness,
-      )
+      weight, staleness = receipt.weight, receipt.staleness
+      entry = core.Entry(ticket, grads, model_state, weight, staleness)
+      metrics, _ = self._core.enter(entry, receipt.action)
     if receipt.action != Action.REFUSE:
       self._core.release(ticket.version)
     for revoked in receipt.revoked:
       self._core.release(revoked.version)
     if self._ledger.done and self._ledger.finish(time):
       self._core.close()
-    return core.Outcome(receipt, metrics)
+    return Outcome(receipt, metrics)
 
   @exclusive.locked
-  def _refuse(self, ticket, time) -> core.Outcome:
+  def _refuse(self, ticket, time) -> Outcome:
     """What an answer comes to that is not finite."""
     time = self._at(time)
     if self._ledger.outstanding.get(ticket.ticket_id) != ticket:
-      return core.Outcome(self._ledger.arrive(ticket, time), None)
+      return Outcome(self._ledger.arrive(ticket, time), None)
     staleness = self._ledger.version - ticket.version
     _, *revoked = self._end(
       lambda: self._ledger.expire(ticket, time, 'non-finite')
@@ -219,7 +236,7 @@ class Server(exclusive.Exclusive):
     receipt = ledger.Receipt(
       Action.REFUSE, 0.0, staleness, tuple(revoked), 'non-finite'
     )
-    return core.Outcome(receipt, None)
+    return Outcome(receipt, None)
 
   def _at(self, time: float) -> float:
     """The time of a call, never before an earlier one's."""
@@ -268,25 +285,3 @@ class Server(exclusive.Exclusive):
   def trace(self) -> trace_lib.Trace:
     """The record so far."""
     return self._ledger.trace(self._num_workers)
-
-
-def _spec(tree):
-  return {
-    jax.tree_util.keystr(path): (jnp.shape(leaf), jnp.result_type(leaf))
-    for path, leaf in jax.tree_util.tree_flatten_with_path(tree)[0]
-  }
-
-
-def _check_like(name, tree, like):
-  expected, got = _spec(like), _spec(tree)
-  for path in {**expected, **got}:
-    if got.get(path) != expected.get(path):
-      raise ValueError(
-        f'{name} differ from the server at leaf {path or "(root)"}: got '
-        f'{got.get(path, "nothing")}, expected {expected.get(path, "nothing")}'
-      )
-  if jax.tree.structure(tree) != jax.tree.structure(like):
-    raise ValueError(
-      f'{name} differ from the server in structure: got '
-      f'{jax.tree.structure(tree)}, expected {jax.tree.structure(like)}'
-    )

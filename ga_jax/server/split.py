@@ -1,7 +1,7 @@
 """A tree of parameters cut into pieces, and rules that can run on them.
 
-The scalars of a tree, leaf after leaf, are one long vector. A `Split` cuts it
-into contiguous ranges; each piece is a tree like the whole, in which a leaf
+The scalars of a tree, leaf after leaf, are one long vector. A `TreeSplit` cuts
+it into contiguous ranges; each piece is a tree like the whole, in which a leaf
 holds what of it is in the range, and None stands where nothing of it is. A leaf
 that is cut becomes [1, ..., 1, n], so that it has its number of dimensions
 still: weight decay only for matrices stays just that.
@@ -12,14 +12,23 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 
 from ga_jax.guards import checks
 
 
-class Split(NamedTuple):
+class Pieces(NamedTuple):
+  """Parameters or gradients that are with, or on their way to, the shards.
+
+  Attributes:
+    handles: one for each shard.
+  """
+
+  handles: tuple[Any, ...]
+
+
+class TreeSplit(NamedTuple):
   """How a tree is cut; hashable, and never looks at values or dtypes.
 
   Attributes:
@@ -68,7 +77,7 @@ class Split(NamedTuple):
     return self.treedef.unflatten(map(_join, columns, self.shapes))
 
 
-def split(tree, shards: int) -> Split:
+def split(tree, shards: int) -> TreeSplit:
   """Cuts a tree into contiguous ranges of nearly the same number of scalars.
 
   Args:
@@ -97,10 +106,11 @@ def split(tree, shards: int) -> Split:
       inside = start < stop if size else here
       ranges.append((start - begin, stop - begin) if inside else None)
     parts.append(tuple(ranges))
-  return Split(treedef, shapes, tuple(parts))
+  return TreeSplit(treedef, shapes, tuple(parts))
 
 
-def shapes_of(leaves):
+def shapes_of(leaves) -> tuple[tuple[int, ...], ...]:
+  """The shapes of leaves."""
   return tuple(tuple(np.shape(leaf)) for leaf in leaves)
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ga_jax.guards import checks
+from ga_jax.server import alike
 
 # (returned, now, sent, num_batches) -> model_state
 FoldFn = Callable[[Any, Any, Any, Any], Any]
@@ -130,7 +131,7 @@ def _check_fold(fold_fn, model_state):
   )
   number = jax.ShapeDtypeStruct((), jnp.int32)
   made = jax.eval_shape(fold_fn, like, like, like, number)
-  _check_alike('fold_fn returns', made, like)
+  alike.check('fold_fn returns', 'model_state', made, like)
 
 
 def check_returned(returned, now):
@@ -140,21 +141,4 @@ def check_returned(returned, now):
     returned: by the loss function, arrays or what stands for them in a trace.
     now: the server's, of the shapes that they had at the start.
   """
-  _check_alike('the loss function returns', returned, now)
-
-
-def _check_alike(who: str, made, like):
-  if jax.tree.structure(made) != jax.tree.structure(like):
-    raise ValueError(
-      f'{who} {jax.tree.structure(made)} where model_state is '
-      f'{jax.tree.structure(like)}'
-    )
-  wanted = jax.tree_util.tree_flatten_with_path(like)[0]
-  for (path, old), new in zip(wanted, jax.tree.leaves(made), strict=True):
-    shape, dtype = jnp.shape(new), jnp.result_type(new)
-    if (old.shape, old.dtype) != (shape, dtype):
-      raise ValueError(
-        f'{who} {dtype}{list(shape)} for '
-        f'model_state{jax.tree_util.keystr(path)}, which is '
-        f'{old.dtype}{list(old.shape)}'
-      )
+  alike.check('the loss function returns', 'model_state', returned, now)

@@ -1,4 +1,4 @@
-"""The server kernel: pure functions from one server state to the next.
+"""What the server computes: pure functions from one state to the next.
 
 They are compiled once and shared by every runtime, so that no update
 mathematics exists twice. A gradient arrives with what its worker was sent; it
@@ -50,7 +50,7 @@ class ServerState(NamedTuple):
 
 
 class Arrival(NamedTuple):
-  """A submission as the kernel sees it."""
+  """A submission as these functions see it."""
 
   grads: Any
   model_state: Any  # as the worker's step returned it

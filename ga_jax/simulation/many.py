@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ga_jax import clocks as clocks_lib
-from ga_jax.executors import fast
+from ga_jax.executors import blocks, lengths, slots
 from ga_jax.guards import checks
 from ga_jax.job import job as job_lib
 from ga_jax.job import source as source_lib
@@ -77,46 +77,45 @@ def simulate_many(
     )
     for job, clock in zip(jobs, clocks, strict=True)
   ]
-  plans = [
-    fast.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
-  ]
-  _check_alike(jobs, plans)
+  plans = _planned(jobs, traces)
   states, log = _computed(jobs, plans, traces[0].num_workers, block)
   return _results(states, log, traces, plans)
 
 
-def _computed(jobs, plans, num_workers: int, block: int | None):
-  """(The states at the end, metrics block by block), all with a leading axis
-  of runs."""
+def _planned(jobs, traces) -> list[slots.Plan]:
+  """Plans that are alike; as many rows and columns as the largest one needs."""
+  plans = [
+    blocks.plan_of(job, trace) for job, trace in zip(jobs, traces, strict=True)
+  ]
+  _check_alike(jobs, plans)
+  rows = max(plan.rows for plan in plans)
   most = max(plan.left.shape[1] for plan in plans)
-  plans = [plan._replace(left=_wider(plan.left, most)) for plan in plans]
-  first, rows = jobs[0], max(plan.rows for plan in plans)
-  unrolled = fast.unrolled_convolutions(first)
+  return [
+    plan._replace(rows=rows, left=_wider(plan.left, most)) for plan in plans
+  ]
+
+
+def _computed(jobs, plans, num_workers: int, block: int | None):
+  """The states at the end, and the metrics of blocks, [runs, arrivals]."""
+  first = jobs[0]
+  unrolled = lengths.unrolled_convolutions(first)
   resets = any(plan.reset.any() for plan in plans)
-  run_block = fast.block_of(first, resets, unrolled, mapped=True)
+  run_block = blocks.block_of(first, resets, unrolled, mapped=True)
+  pairs = list(zip(jobs, plans, strict=True))
   carry = _stacked(
-    [
-      fast.first_carry(job, plan._replace(rows=rows), num_workers)
-      for job, plan in zip(jobs, plans, strict=True)
-    ]
+    [blocks.first_carry(job, plan, num_workers) for job, plan in pairs]
   )
   hparams = _stacked([job.hparams for job in jobs])
   keys = _stacked([jax.random.key(job.seed) for job in jobs])
-  length = block or fast.block_length(unrolled, None)
-  log, done, total = [], 0, len(plans[0].arrivals)
-  while done < total:
-    size = length if total - done >= length else 1
-    part = slice(done, done + size)
-    steps = [
-      fast.steps_of(job, plan, part)
-      for job, plan in zip(jobs, plans, strict=True)
-    ]
+  length = block or lengths.block_length(unrolled, None)
+  log = []
+  for part in lengths.parts(plans[0].arrivals['num_batches'], length):
+    steps = [blocks.steps_of(job, plan, part) for job, plan in pairs]
     steps = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
     carry, metrics = run_block(
       carry, steps, hparams, first.source.resident, keys
     )
     log.append(metrics)
-    done += size
   return carry.state, log
 
 
@@ -176,7 +175,7 @@ def _results(states, log, traces, plans) -> list[Result]:
   results = []
   for i, (trace, plan) in enumerate(zip(traces, plans, strict=True)):
     state = jax.tree.map(lambda x, i=i: x[i], states)
-    state = fast.left_at_end(state, plan)
+    state = blocks.left_at_end(state, plan)
     own = {name: values[i] for name, values in metrics.items()}
     own['time'] = trace.applied()['time']
     results.append(Result(state, trace, own))

@@ -50,14 +50,7 @@ def play(
       workers died before every batch was applied.
   """
   num_workers = checks.integer('num_workers', num_workers, 1)
-  policies.check(policy)
-  if not isinstance(clock, clocks.Clock):
-    raise TypeError(
-      'clock must be a Clock, such as ga_jax.clocks.homogeneous(seed=0), got '
-      f'{clock!r}'
-    )
-  if policy.needs_loss and loss_fn is None:
-    raise ValueError('this policy needs losses and cannot be scheduled alone')
+  _check(policy, clock, loss_fn)
   book = ledger.Ledger(
     policy,
     num_batches=num_batches,
@@ -69,13 +62,7 @@ def play(
   for worker_id in range(num_workers):
     book.join(worker_id, now)
   while True:
-    while (worker_id := machines.first_alive(book.ready, now)) is not None:
-      ticket = book.ticket(worker_id, now)
-      if ticket is None:  # no batch is left
-        break
-      end = machines.end(worker_id, now, ticket.num_batches)
-      if end < math.inf:
-        heapq.heappush(heap, (end, worker_id, _ARRIVES, ticket))
+    _issue(book, machines, heap, now)
     yield book
     if book.done:
       break
@@ -91,6 +78,29 @@ def play(
       book.arrive(ticket, now, loss_fn(ticket) if policy.needs_loss else None)
   if book.finish(now):
     yield book
+
+
+def _check(policy: Policy, clock: clocks.Clock, loss_fn):
+  """Raises where a run cannot be played."""
+  policies.check(policy)
+  if not isinstance(clock, clocks.Clock):
+    raise TypeError(
+      'clock must be a Clock, such as ga_jax.clocks.homogeneous(seed=0), got '
+      f'{clock!r}'
+    )
+  if policy.needs_loss and loss_fn is None:
+    raise ValueError('this policy needs losses and cannot be scheduled alone')
+
+
+def _issue(book: ledger.Ledger, machines: '_Machines', heap, now: float):
+  """Gives tickets to all that may start; their ends go into the heap."""
+  while (worker_id := machines.first_alive(book.ready, now)) is not None:
+    ticket = book.ticket(worker_id, now)
+    if ticket is None:  # no batch is left
+      return
+    end = machines.end(worker_id, now, ticket.num_batches)
+    if end < math.inf:
+      heapq.heappush(heap, (end, worker_id, _ARRIVES, ticket))
 
 
 def schedule(

@@ -23,7 +23,7 @@ class Order(NamedTuple):
   """What a worker is told to compute."""
 
   ticket: ledger.Ticket
-  sent: Any  # kernel.Snapshot
+  sent: Any  # update.Snapshot
   worker_state: Any
   reserved: tuple[int, int, int] | None  # batches to prepare meanwhile
 
@@ -216,7 +216,7 @@ class Worker:
   def __init__(
     self,
     worker_id: int,
-    hands: Computing,
+    computing: Computing,
     mailbox,
     deliver: Callable[[Any], None],
   ):
@@ -224,13 +224,13 @@ class Worker:
 
     Args:
       worker_id: who it is.
-      hands: what it computes with.
+      computing: what it computes with.
       mailbox: a queue of `Order`s; None ends the thread.
       deliver: takes `Answer` and `Died`.
     """
     self.worker_id = worker_id
     self._mailbox = mailbox
-    self._hands = hands
+    self._computing = computing
     self._deliver = deliver
     self.thread = threading.Thread(
       target=inheritance.inheriting(self._run),
@@ -251,7 +251,7 @@ class Worker:
     try:
       waited = time.perf_counter()
       while (order := self._mailbox.get()) is not None:
-        answer = self._hands.compute(order, time.perf_counter() - waited)
+        answer = self._computing.compute(order, time.perf_counter() - waited)
         waited = time.perf_counter()
         self._deliver(answer)
     except Exception:  # whatever it was: the others go on without this worker

@@ -300,3 +300,34 @@ class OrMo(ASGD):
   def correct(self, g, sent, staleness):
     self.staleness = staleness
     return super().correct(g, sent, staleness)
+
+
+class PenalizeGap(ASGD):
+  """m ← Γ m + (1 − Γ) Δθ²; C = max sqrt(m / (1 − Γ^n)); g ← g / (1 + gap / C).
+
+  The movement Δθ is seen between two gradients; what never moved is as it was.
+  """
+
+  decay = 0.999
+
+  def __init__(self, *args, **kwargs):
+    super().__init__(*args, **kwargs)
+    self.previous, self.n = None, 0
+    self.m = np.zeros_like(self.theta)
+    self.scale = np.zeros_like(self.theta)
+
+  def observe(self):
+    if self.previous is not None and np.any(self.theta != self.previous):
+      self.n += 1
+      moved = self.theta - self.previous
+      self.m = self.decay * self.m + (1 - self.decay) * moved**2
+      root = np.sqrt(self.m / (1 - self.decay**self.n))
+      self.scale = np.maximum(self.scale, root)
+    self.previous = self.theta
+
+  def correct(self, g, sent, staleness):
+    self.observe()
+    if self.n == 0 or staleness == 0:
+      return g
+    gap = np.abs(self.theta - sent)
+    return g / np.where(self.scale > 0, 1 + gap / self.scale, 1.0)

@@ -14,10 +14,9 @@ import ray
 from ray import exceptions
 from ray.experimental.channel import utils as channel_utils
 
-from ga_jax.executors import execution
 from ga_jax.live.ray import messages, wire
 from ga_jax.programs import base as programs
-from ga_jax.server import update
+from ga_jax.server import split, update
 from ga_jax.workers import placement, worker
 
 RETRY_SECONDS = 0.5  # between two tries to reach a worker
@@ -191,7 +190,7 @@ class RayWorkerHandle:
     if not isinstance(state, messages.Kept):
       state = wire.to_host(state)
     note = messages.Note(order.ticket, state, order.reserved)
-    if isinstance(order.sent, execution.Pieces):
+    if isinstance(order.sent, split.Pieces):
       handles = order.sent.handles
       compute = self.actor.compute.options(num_returns=1 + len(handles))
       return _Sent(order, None, *compute.remote(note, *handles))
@@ -205,7 +204,7 @@ class RayWorkerHandle:
 
   def _submission(self, reply: messages.Reply, pieces):
     if pieces:
-      return programs.Submission(execution.Pieces(pieces), *reply.buffers)
+      return programs.Submission(split.Pieces(pieces), *reply.buffers)
     layout, buffers = self._layouts.submission, reply.buffers
     if not buffers:  # copied, so that the channel is free for the next answer
       buffers = layout.copied(self._answers.read(messages.READ_SECONDS))

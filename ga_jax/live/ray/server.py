@@ -14,13 +14,13 @@ from typing import Any
 import jax
 import ray
 
-from ga_jax.executors import execution
 from ga_jax.guards import locks
 from ga_jax.live import server as server_lib
 from ga_jax.live.ray import messages, pool, wire
 from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import shards as shards_lib
 from ga_jax.live.result import LiveResult
+from ga_jax.server import shards as server_shards
 
 # Ray ends the server of a driver that was killed a moment later: until then it
 # has record and checkpoints, which the next driver's server waits for.
@@ -80,7 +80,7 @@ class RayServer:
       live=dataclasses.replace(setup.live, recover=recover),
       device=device,
       shards=setup.shards,
-      remote=execution.Remote(shards_lib.RayShardCalls, ray.get),
+      remote=server_shards.Remote(shards_lib.RayShardCalls, ray.get),
     )
 
   def news(self, pid: int, start: int) -> tuple[int, list[Any]]:

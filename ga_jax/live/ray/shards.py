@@ -3,10 +3,10 @@
 import ray
 
 from ga_jax.live.ray import wire
-from ga_jax.server import shards as shards_lib
+from ga_jax.server import shard
 
 
-class RayShard(shards_lib.Shard):
+class RayShard(shard.Shard):
   """A server shard in a process of its own."""
 
   def hold(self, version: int):

@@ -9,13 +9,13 @@ once with all totals, to get the update. An element-wise rule never asks.
 import contextlib
 import contextvars
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ga_jax.rules.parts import numbers as numbers_lib
+from ga_jax.rules.parts import numbers
 
 
 class _Shard(NamedTuple):
@@ -60,7 +60,7 @@ def global_mean(total: jax.Array, size: int) -> jax.Array:
   """
   if _SHARD.get() is None:
     return total / float(max(size, 1))
-  both = global_sum(jnp.stack([total, numbers_lib.float_scalar(size)]))
+  both = global_sum(jnp.stack([total, numbers.float_scalar(size)]))
   return both[0] / jnp.maximum(both[1], 1.0)
 
 
@@ -127,12 +127,12 @@ def count_sums(fn: Callable, *args) -> int:
   return len(traced.out_avals)
 
 
-def check_same(numbers: Sequence[Any]):
+def check_same(counts: Sequence[int]):
   """Raises a ValueError where shards ask for other numbers of sums."""
-  if len(set(numbers)) > 1:
+  if len(set(counts)) > 1:
     raise ValueError(
       'this rule asks for another number of sums over all parameters on every '
-      f'shard: {list(numbers)}; it must not depend on the leaves that are there'
+      f'shard: {list(counts)}; it must not depend on the leaves that are there'
     )
 
 

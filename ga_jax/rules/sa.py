@@ -74,7 +74,7 @@ def scale_by_staleness(
   return optimizer.correction(init, correct)
 
 
-def staleness_aware(
+def sa(
   learning_rate: optax.ScalarOrSchedule,
   momentum: float = 0.9,
   nesterov: bool = False,

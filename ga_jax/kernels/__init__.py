@@ -1,0 +1,1 @@
+"""Compiled shapes of plain formulas: nothing here knows a method."""
