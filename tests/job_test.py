@@ -13,7 +13,7 @@ import pytest
 
 import ga_jax
 from ga_jax import clocks, policies, programs, rules
-from ga_jax.executors import fast, saving
+from ga_jax.executors import blocks, saving
 from ga_jax.record import checkpoints
 from tests import cases
 
@@ -49,11 +49,11 @@ def test_a_job_stays_as_it_was_made():
 def test_another_job_of_the_same_parts_compiles_nothing_again():
   job = cases.tiny_job(RULE, policies.asynchronous())
   trained(job)
-  before = fast.compiled_block.cache_info().misses
+  before = blocks.compiled_block.cache_info().misses
   other = dataclasses.replace(job, seed=5)
   trained(other)
   trained(cases.tiny_job(RULE, policies.ringmaster(3)))
-  assert fast.compiled_block.cache_info().misses == before
+  assert blocks.compiled_block.cache_info().misses == before
 
 
 @pytest.mark.parametrize(
