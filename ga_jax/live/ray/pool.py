@@ -11,7 +11,7 @@ from ga_jax.workers import worker
 
 
 class RayPool:
-  """Workers that are actors; see `server.WorkerPool`."""
+  """Workers that are actors; see `roster.WorkerPool`."""
 
   def __init__(
     self, actors, layouts: messages.Layouts, device, setup: setup_lib.Setup
