@@ -22,8 +22,8 @@ from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
 from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import locks
-from ga_jax.live.ray import handle
 from ga_jax.live.ray import setup as setup_lib
+from ga_jax.live.ray import snapshots
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record import trace
 from ga_jax.record.checkpoints import CheckpointStore
@@ -287,7 +287,7 @@ class Owner:
 
 def lossy(folder, name):
   """Makes a job in a process that loses the object of one version."""
-  stored = handle._Packed.stored
+  stored = snapshots.PackedSnapshot.stored
 
   def lost(packed):
     lose = folder / 'lose'
@@ -303,7 +303,7 @@ def lossy(folder, name):
         time.sleep(0.05)
     return packed.ref
 
-  handle._Packed.stored = lost
+  snapshots.PackedSnapshot.stored = lost
   return make(name)
 
 

@@ -70,8 +70,9 @@ def test_double_precision_is_sent_as_it_is(x64):
 
 def test_leaves_begin_where_vectors_can_be_read():
   layout = wire.Layout(mixed_tree())
-  for buffers in (layout.pack(mixed_tree()), layout.copied(layout._empty())):
-    for leaf in layout._leaves(buffers):
+  packed = layout.pack(mixed_tree())
+  for buffers in (packed, layout.copied(packed)):
+    for leaf in layout.leaves(buffers):
       assert leaf.ctypes.data % 64 == 0 or leaf.size == 0
 
 
@@ -80,7 +81,7 @@ def test_a_tree_keeps_what_it_shares_with_its_buffers():
   tree = layout.unpack(layout.copied(layout.pack(mixed_tree())), here())
   gc.collect()
   for _ in range(3):  # memory that is free is used again
-    for buffer in layout.copied(layout._empty()):
+    for buffer in layout.copied(layout.pack(mixed_tree())):
       buffer.fill(1)
   assert cases.same_bits(tree, mixed_tree())
 

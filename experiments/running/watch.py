@@ -11,7 +11,7 @@ import numpy as np
 from experiments import tasks
 from experiments.running import utilisation as utilisation_lib
 from ga_jax.job import metrics
-from ga_jax.live import server
+from ga_jax.live import result
 
 RECENT = ('loss', 'staleness', 'gap')
 _EVERY_SECONDS = 0.1  # nobody reads faster
@@ -53,7 +53,7 @@ class Watch:
     telemetry: of the workers of a live run, see `LiveRun.telemetry`.
   """
 
-  telemetry: Callable[[], dict[int, server.Telemetry]] | None = None
+  telemetry: Callable[[], dict[int, result.Telemetry]] | None = None
 
   def __init__(
     self, the_task, per_epoch, every, total, observe, evaluate_epochs, control

@@ -25,10 +25,10 @@ JOIN_SECONDS = 5.0  # what a hung worker is given at the end
 class ThreadPool:
   """Workers that are threads; they share the placements where these are less.
 
-  Its `may_return` are none: a worker whose thread has died does not come back.
+  See `roster.WorkerPool`.
   """
 
-  may_return = False
+  may_return = False  # a worker whose thread has died does not come back
 
   def __init__(
     self,

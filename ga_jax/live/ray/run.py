@@ -5,7 +5,6 @@ The server is the one of every live run; only its workers are other ones.
 
 import dataclasses
 import functools
-import os
 import tempfile
 
 import ray
@@ -64,15 +63,11 @@ def run_on_ray(
   )
   cluster.connect(address, num_workers * devices_per_worker)
   with tempfile.TemporaryDirectory(prefix='ga_jax-') as folder:
-    if live.trace_path is None:
-      # A server that dies goes on from its record, wanted or not.
-      path = os.path.join(folder, 'trace.rows')
-      live = dataclasses.replace(live, trace_path=path)
     setup = setup_lib.Setup(
       functools.partial(_sent, job),
       num_workers,
       num_batches,
-      live,
+      _recorded(live, folder),
       shards=shards,
     )
     actors = actors_lib.start(
@@ -87,3 +82,10 @@ def run_on_ray(
 def _sent(job: job_lib.Job) -> job_lib.Job:
   """The job that came with the call."""
   return job
+
+
+def _recorded(live: options.Live, folder: str) -> options.Live:
+  """With a record, wanted or not: a server that dies goes on from it."""
+  if live.trace_path is not None:
+    return live
+  return dataclasses.replace(live, trace_path=f'{folder}/trace.rows')
