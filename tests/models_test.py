@@ -137,7 +137,7 @@ def test_cnn_takes_images_of_any_size(name):
 
 
 @all_models
-def test_inference_leaves_the_state(name):
+def test_inference_does_not_change_the_state(name):
   model, params, state = built(name)
   _, state = model.apply(params, state, images(), True)
   _, after = model.apply(params, state, images(seed=1), False)
@@ -185,7 +185,7 @@ def test_running_statistics_after_one_batch():
 
 
 @with_statistics
-def test_momentum_is_the_one_the_model_tells(name):
+def test_statistics_have_the_momentum_that_the_model_states(name):
   model, params, state = built(name)
   _, once = model.apply(params, state, images(), True)
   _, twice = model.apply(params, once, images(), True)

@@ -293,7 +293,7 @@ def test_state_pickles_and_maps(name):
 
 
 @every_rule
-def test_state_checkpoints(name, tmp_path):
+def test_the_state_can_be_saved_by_orbax(name, tmp_path):
   _, state = after_one_update(name)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'state', state)
@@ -325,7 +325,7 @@ def test_stands_in_an_optax_chain(name):
 
 
 @every_rule
-def test_vmaps(name):
+def test_vmapped_updates_equal_single_ones(name):
   params = params_of('float32')
   rule, update = jitted(name)
   stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
@@ -380,7 +380,7 @@ def registered(name, rate=0.1, **arguments):
 
 
 @pytest.mark.parametrize('name', takes('momentum'))
-def test_momentum_may_be_traced_zero_too(name):
+def test_a_traced_momentum_equals_a_fixed_one_zero_too(name):
   params = params_of('float32')
 
   def twice(momentum):
@@ -430,7 +430,7 @@ def test_a_rule_needs_what_its_case_says(name):
     (lambda: rules.multi_steps(rules.asgd(0.1), 0), 'every_k must be'),
   ],
 )
-def test_arguments_are_checked(make, message):
+def test_bad_rule_arguments_are_refused_by_name(make, message):
   with pytest.raises(ValueError, match=message):
     make()
 
@@ -601,7 +601,7 @@ def test_a_round_has_no_more_workers_than_a_rule_has_buffers():
 
 
 @pytest.mark.parametrize('name', ['dana_slim', 'ormo'])
-def test_multi_steps_of_corrected_gradients(name):
+def test_multi_steps_averages_corrected_gradients(name):
   """What is averaged is what `correct` made, one worker's each."""
   params = params_of('float32')
   rule = registered(name)
@@ -637,7 +637,7 @@ def test_a_hidden_look_ahead_is_refused(name):
 
 
 @every_rule
-def test_complex_parameters_have_no_direction_of_their_own(name):
+def test_turning_complex_parameters_turns_their_updates(name):
   """What is turned by i goes the same way, turned by i."""
   rule = cases.RULES[name](0.1)
 

@@ -132,7 +132,7 @@ def assert_same(whole, parts, tolerance):
 
 
 @pytest.mark.parametrize('kind', [core_lib.ServerCore, sharded.ShardedCore])
-def test_every_core_does_all_that_a_core_does(kind):
+def test_every_core_has_all_methods_of_the_protocol(kind):
   names = {name for name in vars(core_lib.Core) if not name.startswith('_')}
   assert {'enter', 'hold', 'to_send', 'state'} < names <= vars(kind).keys()
 
@@ -248,7 +248,7 @@ def test_pieces_are_checked_and_cut_in_compiled_code():
 # What rules are told of the other shards.
 
 
-def test_a_sum_is_what_it_is_given_where_the_server_is_whole():
+def test_a_global_sum_is_its_argument_where_the_server_is_whole():
   one = jnp.float32(3.0)
   assert global_sums.global_sum(one) is one
   np.testing.assert_array_equal(global_sums.global_mean(one, 0), 3.0)
@@ -286,7 +286,7 @@ class Counted(shard_lib.Shard):
 
 
 @pytest.mark.parametrize('accumulates', [False, True])
-def test_only_who_looks_at_all_parameters_pays_for_it(accumulates, x64):
+def test_only_rules_with_global_sums_pay_for_them(accumulates, x64):
   del x64
   shards, remote = kept(Counted)
   made = core(
@@ -304,7 +304,7 @@ def test_only_who_looks_at_all_parameters_pays_for_it(accumulates, x64):
 
 
 @pytest.mark.optax_promotes
-def test_which_rules_ask_for_sums():
+def test_only_ga_global_and_penalize_gap_ask_for_global_sums():
   asks = {'ga_global': (2, 0), 'penalize_gap': (1, 0)}
   for name in cases.RULES:
     shard = shard_lib.Shard(
@@ -335,7 +335,7 @@ CLIPPED = ga_jax.chain(
 @pytest.mark.parametrize(
   'rule', [ga_jax.lift(SEPARATE), CLIPPED], ids=['separate', 'clipped']
 )
-def test_masks_parts_and_clipping_mean_the_same(rule, x64):
+def test_masks_partitions_and_clipping_are_the_same_on_shards(rule, x64):
   del x64
   whole, parts = (
     Run(core(rule, shards, dtype='float64')).arrive(8) for shards in (1, 3)
@@ -417,7 +417,7 @@ def test_what_a_shard_cannot_do_alone_is_refused(name):
     )
 
 
-def test_two_scalars_are_looked_at_together_too():
+def test_a_rule_that_looks_at_two_scalars_together_is_refused():
   params = {'a': 1.0, 'b': 2.0}
   shards_lib.check(2, optax.sgd(0.1), params)
   with pytest.raises(ValueError, match='several parameters together'):
@@ -508,7 +508,7 @@ def test_metrics_of_actors_are_fetched_when_they_are_looked_at():
   assert len(fetched) == before + 1
 
 
-def test_an_update_is_one_version_of_all_shards():
+def test_all_shards_have_the_same_version_and_snapshots():
   shards, remote = kept()
   run = Run(core(cases.rule('asgd', 0.02), 3, remote=remote)).arrive(5)
   held = list(run.holders())

@@ -126,7 +126,7 @@ def test_where_nothing_moved_there_is_no_penalty():
 
 
 @pytest.mark.parametrize('leaf', ['large', 'block', 'empty'])
-def test_one_leaf_that_moved_is_enough(leaf):
+def test_one_leaf_that_moved_gives_a_gap(leaf):
   def one(stale, params):
     return {**params, leaf: stale[leaf]}
 
@@ -139,7 +139,7 @@ def test_one_leaf_that_moved_is_enough(leaf):
 
 
 @pytest.mark.parametrize('place', [0, 5000, 18002])
-def test_a_nan_is_not_hidden(place):
+def test_a_nan_shows_in_metrics_and_update(place):
   def broken(stale, params):
     large = params['large'].ravel().at[place].set(jnp.nan)
     return {**params, 'large': large.reshape(params['large'].shape)}
@@ -176,7 +176,7 @@ def submit(made, work):
   ids=['ga', 'dana_zero', 'penalize_gap', 'schedule_free'],
 )
 @pytest.mark.optax_promotes
-def test_the_optimiser_state_is_given_away_and_nothing_else(make):
+def test_an_update_donates_the_optimiser_state_alone(make):
   made, params = started(make())
   works = [made.ticket(worker) for worker in range(3)]
   sent = [jax.tree.map(np.array, work.params) for work in works]
@@ -199,7 +199,7 @@ def test_the_optimiser_state_is_given_away_and_nothing_else(make):
   assert float(params['b'].sum()) == 3.0
 
 
-def test_the_kernel_writes_the_state_where_it_was():
+def test_an_update_writes_the_state_in_place():
   rule = compiled_lib.fixed(ga_jax.gap_aware(RATE))
   functions = compiled_lib.compiled(rule, statistics.NOTHING, False)
   state = functions.init((), jnp.zeros(SIZE), ())
@@ -217,7 +217,7 @@ def test_the_kernel_writes_the_state_where_it_was():
 
 
 @pytest.mark.slow
-def test_the_benchmark_runs(tmp_path):
+def test_the_benchmark_of_updates_runs(tmp_path):
   path = tmp_path / 'out.json'
   command = [sys.executable, '-m', 'experiments.bench.update_kernel']
   flags = ['--rules=SGD,GA', '--scale=0.001', '--rounds=1', f'--json={path}']
