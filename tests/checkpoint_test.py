@@ -47,12 +47,7 @@ def test_params_round_trip(tmp_path, model_state, like):
   target = {'none': None, 'arrays': (params, model_state), 'shapes': shapes}
   loaded = params_lib.load_params(path, target[like])
   wanted = (params, model_state)
-  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
-  for a, b in zip(
-    jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True
-  ):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+  assert cases.same_tree(loaded, wanted)
 
 
 def test_loading_missing_params_names_their_path(tmp_path):
@@ -143,7 +138,7 @@ def test_any_params_round_trip(tmp_path, like):
       ),
       target,
     )
-  assert_same(params_lib.load_params(path, target), (params, statistics))
+  assert_loaded(params_lib.load_params(path, target), (params, statistics))
   assert os.listdir(tmp_path / 'not' / 'there') == ['params']
 
 
@@ -158,7 +153,7 @@ def test_any_params_come_back_as_dicts_and_lists(tmp_path):
     list, (wanted['small'], wanted['empty'])
   )
   del wanted['nothing']  # there is no leaf in it
-  assert_same(loaded, (wanted, [np.ones(2), jnp.arange(3)]))
+  assert_loaded(loaded, (wanted, [np.ones(2), jnp.arange(3)]))
   assert [int(x[0]) for x in loaded[0]['list']] == list(range(12))
 
 
@@ -198,7 +193,7 @@ def test_params_are_loaded_with_the_sharding_asked_for(tmp_path):
   )
   loaded, _ = params_lib.load_params(path, (shapes, ()))
   assert loaded['w'].sharding == split
-  assert_same(loaded, params)
+  assert_loaded(loaded, params)
 
 
 @pytest.mark.parametrize(
@@ -327,22 +322,14 @@ def values(step=0):
   }
 
 
-def bits(tree):
-  def plain(leaf):
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-  return jax.tree.map(plain, tree)
+def on_device(tree):
+  """Whether each leaf is an array of JAX; the others are NumPy's."""
+  return [isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)]
 
 
-def assert_same(loaded, wanted):
-  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
-  for a, b in zip(
-    jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True
-  ):
-    assert (a.shape, a.dtype) == (b.shape, b.dtype)
-    assert isinstance(a, jax.Array) == isinstance(b, jax.Array)
-  assert cases.same_bits(bits(loaded), bits(wanted))
+def assert_loaded(loaded, wanted):
+  assert cases.same_tree(loaded, wanted)
+  assert on_device(loaded) == on_device(wanted)
 
 
 def saved_store(folder, steps, keep=3):
@@ -357,7 +344,7 @@ def assert_newest(store, step, warnings=0):
   said = []
   newest = store.newest(said.append)
   assert newest.step == newest.host['step'] == step
-  assert_same(newest.load(values()), values(step))
+  assert_loaded(newest.load(values()), values(step))
   assert len(said) == warnings, said
 
 
@@ -371,14 +358,14 @@ def test_checkpoints_round_trip(tmp_path):
   assert newest.step == 12
   assert newest.host.pop('array').tolist() == [0, 1, 2]
   assert newest.host == {'deep': host['deep']}
-  assert_same(newest.load(values(0)), values(5))
+  assert_loaded(newest.load(values(0)), values(5))
 
 
 @pytest.mark.parametrize('arrays', [(), {'a': None}, {'a': np.zeros((2, 0))}])
 def test_checkpoints_without_a_number_round_trip(tmp_path, arrays):
   store = checkpoints.CheckpointStore(tmp_path)
   store.save(0, arrays)
-  assert_same(store.newest().load(arrays), arrays)
+  assert_loaded(store.newest().load(arrays), arrays)
 
 
 def test_checkpoints_are_loaded_with_the_shardings_asked_for(tmp_path):
@@ -396,7 +383,7 @@ def test_checkpoints_are_loaded_with_the_shardings_asked_for(tmp_path):
     }
   )
   assert loaded['x'].sharding == split
-  assert_same(loaded, arrays)
+  assert_loaded(loaded, arrays)
   again = store.newest().load(arrays)
   assert not again['x'].committed  # as jnp.arange has it
 
@@ -408,7 +395,7 @@ def test_saved_arrays_may_be_donated_afterwards(tmp_path):
   store.save(0, {'x': x})
   jax.jit(lambda x: x + 1, donate_argnums=0)(x)
   assert x.is_deleted()
-  assert_same(store.newest().load({'x': wanted}), {'x': wanted})
+  assert_loaded(store.newest().load({'x': wanted}), {'x': wanted})
 
 
 @pytest.mark.parametrize(
@@ -477,7 +464,7 @@ def test_saving_a_step_again_replaces_it(tmp_path):
   store.save(2, values(7), {'step': 2, 'again': True})
   assert store.steps() == [1, 3, 2]  # the newest is the one saved last
   assert store.newest().host['again']
-  assert_same(store.newest().load(values()), values(7))
+  assert_loaded(store.newest().load(values()), values(7))
 
 
 def test_a_store_leaves_other_files_alone(tmp_path):

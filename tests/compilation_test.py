@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import ga_jax
 from experiments.running import compilation, environment, watch
 from experiments.screens import progress
+from tests import cases
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,7 @@ def test_a_program_from_the_cache_gives_the_same_bits(tmp_path, executor):
   assert compiled.cached == compiled.programs
   assert list(tmp_path.iterdir())
   for other in (first, second):
-    jax.tree.map(np.testing.assert_array_equal, plain, other)
+    assert cases.same_bits(plain, other)
 
 
 def double(x):

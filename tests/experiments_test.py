@@ -21,7 +21,7 @@ from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.studies import rate_search
 from ga_jax.policies.parts.base import Kind
-from tests import scripts
+from tests import cases, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUMMARY_KEYS = {
@@ -162,12 +162,7 @@ def test_a_run_can_be_repeated():
   np.testing.assert_array_equal(
     first.result.trace.events, again.result.trace.events
   )
-  for a, b in zip(
-    jax.tree.leaves(first.result.params),
-    jax.tree.leaves(again.result.params),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
+  assert cases.same_bits(first.result.params, again.result.params)
 
 
 def test_the_seed_reaches_keys_parameters_and_clock(monkeypatch):
