@@ -1,4 +1,4 @@
-"""The updates' memory: no copy that is not needed, and what is given away."""
+"""The update of the server: no copy that is not needed, and what is donated."""
 
 import functools
 import subprocess
