@@ -13,6 +13,7 @@ import pytest
 from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import data
+from tests import cases
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 IDX_FILES = {
@@ -69,10 +70,6 @@ def numbered(n):
   return data.make_dataset('numbered', split, split)
 
 
-def same_split(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 # Digits.
 
 
@@ -84,8 +81,8 @@ def test_digits_split_is_fixed_and_a_partition():
   assert first.test.inputs.shape == (360, 8, 8, 1)
   assert len(first.validation.labels) == 0
   assert first.num_classes == 10
-  assert same_split(first.train, again.train)
-  assert same_split(first.test, again.test)
+  assert cases.same_bits(first.train, again.train)
+  assert cases.same_bits(first.test, again.test)
 
   def rows(inputs, labels):
     flat = np.asarray(inputs, np.float64).reshape(len(labels), -1)
@@ -130,12 +127,14 @@ def test_hold_out_does_not_depend_on_numpys_seed():
   np.random.seed(1)
   first = data.hold_out(numbered(50), 9)
   np.random.seed(2)
-  assert same_split(first.validation, data.hold_out(numbered(50), 9).validation)
+  assert cases.same_bits(
+    first.validation, data.hold_out(numbered(50), 9).validation
+  )
 
 
 def test_hold_out_leaves_the_test_split_alone():
   dataset = numbered(50)
-  assert same_split(data.hold_out(dataset, 9).test, dataset.test)
+  assert cases.same_bits(data.hold_out(dataset, 9).test, dataset.test)
   assert data.hold_out(dataset, 0) is dataset
 
 

@@ -254,7 +254,7 @@ def accept(monkeypatch, path):
   monkeypatch.setattr(wikitext, 'SHA256', digest)
 
 
-def same_text(one, other):
+def assert_same_text(one, other):
   assert one.vocabulary == other.vocabulary
   for split in corpus.SPLITS:
     np.testing.assert_array_equal(getattr(one, split), getattr(other, split))
@@ -269,7 +269,7 @@ def test_wikitext_is_the_same_as_files_and_as_the_archive(
   assert words == ''.join(f'{line}\n' for line in LINES)
   path = archive_of(wiki, tmp_path / 'wikitext-103-v1.zip')
   accept(monkeypatch, path)
-  same_text(data.wikitext103(path), files)
+  assert_same_text(data.wikitext103(path), files)
 
 
 def test_another_archive_is_refused(wiki, tmp_path, monkeypatch):
@@ -318,7 +318,7 @@ def prepared_folder(wiki, folder, lines=15, **options):
 def test_prepared_wikitext_is_the_same_text(wiki, tmp_path):
   folder = tmp_path / 'tfds'
   where = prepared_folder(wiki, folder, shards=1)
-  same_text(data.wikitext103(str(folder)), data.wikitext103(wiki))
+  assert_same_text(data.wikitext103(str(folder)), data.wikitext103(wiki))
   (shard,) = (name for name in os.listdir(where) if '-train.' in name)
   with open(os.path.join(where, shard), 'r+b') as file:
     file.truncate(30)
@@ -345,4 +345,4 @@ def test_tensorflow_datasets_prepares_the_archive(wiki, tmp_path):
   done = prepare_test.prepare(*arguments, code=code)
   assert done.returncode == 0, done.stderr
   assert 'wikitext103: 1 train and 1 validation and 1 test' in done.stdout
-  same_text(data.wikitext103(folder), data.wikitext103(wiki))
+  assert_same_text(data.wikitext103(folder), data.wikitext103(wiki))
