@@ -58,7 +58,7 @@ def test_a_page_names_the_flags_of_its_methods(family):
 
 
 @pytest.mark.parametrize('family', ['', *methods.FAMILIES])
-def test_a_page_holds_what_its_methods_cost(family):
+def test_a_page_holds_the_cost_table_of_its_methods(family):
   index = (DOCS / 'methods' / 'index.md').read_text()
   assert method_tables.markdown(family) in PAGES.get(family, index)
 
@@ -70,7 +70,7 @@ def test_a_page_holds_the_table_of_the_runs(family):
 
 
 @pytest.mark.slow  # they are runs: a check before a release
-def test_the_runs_are_those_of_every_method_at_its_best_rate():
+def test_the_committed_runs_are_every_method_at_its_best_rate():
   rates = digits_curves.best_rates(str(ROOT / digits_curves.RATES))
   seen = {(run['clock'], run['method'], run['seed']) for run in RUNS}
   assert seen == {
@@ -108,7 +108,7 @@ def test_every_picture_is_there_and_shown():
 
 @pytest.mark.slow  # they are runs: a check before a release
 @pytest.mark.parametrize('family', methods.FAMILIES)
-def test_a_picture_shows_its_family(family):
+def test_a_picture_shows_every_method_of_its_family(family):
   """matplotlib writes every text beside its glyphs, as a comment."""
   drawn = (DOCS / 'pictures' / f'family-{family}.svg').read_text()
   for method in digits_curves.family(family):

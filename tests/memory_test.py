@@ -58,7 +58,7 @@ def prepared(name):
 
 @pytest.mark.optax_promotes
 @pytest.mark.parametrize('name', methods.METHODS)
-def test_the_first_carry_is_what_was_counted(name):
+def test_the_first_carry_has_the_counted_bytes(name):
   job, plan, counted = prepared(name)
   carry = jax.eval_shape(lambda: blocks.first_carry(job, plan, WORKERS))
   found = ga_jax.Resident(
@@ -82,7 +82,7 @@ def size(tree):
     for name in methods.METHODS
   ],
 )
-def test_a_block_takes_what_was_counted_and_gives_it_back_in_place(name):
+def test_a_block_takes_the_counted_bytes_and_returns_them_in_place(name):
   job, plan, counted = prepared(name)
   block = blocks.block_of(job, resets=False, unrolled=0)
   carry = jax.eval_shape(lambda: blocks.first_carry(job, plan, WORKERS))
@@ -105,7 +105,7 @@ def test_a_block_takes_what_was_counted_and_gives_it_back_in_place(name):
     assert memory.temp_size_in_bytes < (SPARE + MORE.get(name, 0)) * COPY
 
 
-def test_a_start_makes_nothing_that_it_does_not_keep():
+def test_starting_a_run_allocates_only_what_it_keeps():
   job, plan, counted = prepared('topk')  # workers keep something too
   begin = blocks.compiled_start(
     job.rule_fn, job.program_fn, job.loss_fn, job.source.load_fn, False
@@ -121,7 +121,7 @@ def test_a_start_makes_nothing_that_it_does_not_keep():
   assert memory.temp_size_in_bytes < SLACK
 
 
-def test_live_arrays_are_what_was_counted():
+def test_live_arrays_have_the_counted_bytes():
   job, _, counted = prepared('ga')
   before = sum(x.nbytes for x in jax.live_arrays())
   seen = []
@@ -150,7 +150,7 @@ def test_live_arrays_are_what_was_counted():
   ],
   ids=['asgd', 'dc_asgd_a', 'dana_zero', 'ga'],
 )
-def test_the_kernel_gives_away_the_state_and_keeps_the_parameters(make, kept):
+def test_an_update_donates_the_state_and_keeps_the_parameters(make, kept):
   rule = make()
   functions = compiled.compiled(compiled.fixed(rule), statistics.NOTHING, False)
   state = jax.eval_shape(lambda p: functions.init((), p, ()), jnp.zeros(SIZE))
@@ -169,7 +169,7 @@ def test_the_kernel_gives_away_the_state_and_keeps_the_parameters(make, kept):
   assert abs(new - COPY) < SLACK
 
 
-def test_counting():
+def test_resident_counts_the_bytes_of_each_kind():
   params = {'w': jnp.zeros((10, 10)), 'b': jnp.zeros(10, jnp.bfloat16)}
   stats = {'mean': jnp.zeros(5)}
   found = ga_jax.resident(
@@ -193,7 +193,7 @@ def test_counting():
 
 
 @pytest.mark.slow
-def test_the_peak_is_what_was_counted(tmp_path):
+def test_the_peak_of_the_benchmark_is_near_the_counted_bytes(tmp_path):
   path = tmp_path / 'out.json'
   command = [sys.executable, '-m', 'experiments.bench.memory', '--rounds=1']
   # What compiler and allocator take, up to 60 MB where other work runs beside

@@ -89,7 +89,7 @@ def test_the_panel_fits_any_terminal(width):
   assert lines[0][0] + lines[-1][-1] == '╭╯'
 
 
-def test_the_panel_before_anything_is_known():
+def test_the_panel_has_dashes_before_anything_is_known():
   assert 'compiling ...' in drawn(60)
   text = drawn(80, at(100, row=None, recent=None))
   assert 'loss -' in text
@@ -114,7 +114,7 @@ def test_a_diverged_loss_is_shown_as_such(last):
   assert re.search(r'loss (nan|inf) diverged', drawn(80, at(100), last))
 
 
-def test_a_day_is_no_clock():
+def test_long_durations_are_shown_in_days():
   assert panel.duration(3600 * 75) == '3 days'
   assert panel.duration(3661) == '1:01:01'
   assert panel.duration(59.6) == '1:00'
@@ -130,7 +130,7 @@ def test_colours_can_be_declined(monkeypatch):
   assert not coloured.search(shown.file.getvalue())
 
 
-def test_lines_where_there_is_no_terminal(capsys):
+def test_without_a_terminal_progress_is_in_lines(capsys):
   with progress.TrainingProgress('ga') as shown:
     shown.update(at(100, row=None))
     shown.update(at(200))
@@ -147,7 +147,7 @@ def test_lines_where_there_is_no_terminal(capsys):
   assert nan.startswith('epoch 2.0  loss nan: diverged  test')
 
 
-def test_quiet_is_quiet(capsys):
+def test_quiet_progress_prints_nothing(capsys):
   with progress.TrainingProgress('ga', quiet=True) as shown:
     shown.update(at())
   with progress.GridProgress(2, quiet=True) as shown:
@@ -169,7 +169,7 @@ def test_a_grid_fits_a_narrow_terminal():
   assert len(last) <= 60
 
 
-def test_a_grid_in_lines(capsys):
+def test_without_a_terminal_a_grids_progress_is_in_lines(capsys):
   with progress.GridProgress(3) as shown:
     for name in 'abc':
       shown(name)
@@ -242,7 +242,7 @@ def test_utilisation_is_what_the_trace_says(policy):
     assert final < 0.8
 
 
-def test_those_who_wait_are_told_of_as_it_happens():
+def test_events_are_handed_over_as_they_happen():
   seen = []
   loss = lambda p, s, x, key: (((x - p) ** 2).mean(), s)  # noqa: E731
   result = ga_jax.simulate(

@@ -129,7 +129,7 @@ def blocks_done(store, seen):
     for name in CASES
   ],
 )
-def test_resumed_has_the_same_bits(name, how, tmp_path):
+def test_a_resumed_run_has_the_same_bits(name, how, tmp_path):
   wanted, all_seen = uninterrupted(name)
   store = checkpoints.CheckpointStore(tmp_path, keep=1)
   for block in (0, len(all_seen) // 2, len(all_seen) - 2):
@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path, capsys):
   assert 'host.pickle is missing' in capsys.readouterr().err
 
 
-def test_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path)
   where = saving.Checkpoints(store, EVERY)
   job, trace = prepared('plain')
@@ -238,7 +238,9 @@ def rule_fn(hparams):
     ),
   ],
 )
-def test_what_is_other_of_a_run_is_named(other, about, said, tmp_path):
+def test_what_differs_from_the_run_of_a_checkpoint_is_named(
+  other, about, said, tmp_path
+):
   store = saved_with(tmp_path, about={'rate': 0.01})
   job, trace = prepared('plain')
   where = saving.Checkpoints(store, EVERY, about={'rate': 0.01, **about})
@@ -247,7 +249,7 @@ def test_what_is_other_of_a_run_is_named(other, about, said, tmp_path):
     fast.execute(job, trace, block=BLOCK, checkpoints=where)
 
 
-def test_of_an_older_checkpoint_less_is_compared(tmp_path):
+def test_an_older_checkpoint_is_compared_by_what_it_holds(tmp_path):
   store = saved_with(tmp_path)
   job, trace = prepared('plain')
   newest = store.newest()

@@ -77,7 +77,7 @@ def test_threads_compute_under_the_settings_of_their_caller(x64):
   assert replays(job, result)
 
 
-def test_there_are_devices_to_run_on():
+def test_there_is_a_device_for_each_worker():
   assert len(jax.local_devices()) == WORKERS
 
 
@@ -128,7 +128,7 @@ def test_every_kind_of_program_replays_to_the_same_bits(name):
   'name',
   ['bf16', pytest.param('terngrad', marks=pytest.mark.slow), 'topk'],
 )
-def test_what_reaches_the_server_is_the_message(name):
+def test_the_server_is_sent_the_compressed_message(name):
   """Not what it stands for: the bytes that are counted are those sent."""
   policy = policies.asynchronous()
 
@@ -197,7 +197,7 @@ def test_one_worker_is_plain_optax_bit_for_bit(make):
   assert cases.same_bits(result.state.model_state, state)
 
 
-def test_snapshots_may_be_read_ahead():
+def test_snapshots_read_ahead_are_no_more_than_the_depth():
   policy = policies.softsync(WORKERS, softsync_n=2)
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
   result = run(job, pipeline_depth=2)
@@ -276,7 +276,7 @@ def test_a_hung_worker_loses_its_lease_and_its_answer():
   assert (applied['worker_id'] == 1).any()  # it came back
 
 
-def test_workers_come_and_go_and_die():
+def test_a_run_survives_workers_that_come_and_go_and_die():
   policy = policies.synchronous()
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
 
@@ -428,7 +428,7 @@ def digits_job(policy):
 
 
 @pytest.mark.optax_promotes
-def test_chaos():
+def test_under_chaos_a_run_is_exact_and_learns_as_well():
   policy = policies.asynchronous()
   with jax.numpy_rank_promotion('allow'):
     job, error = digits_job(policy)
@@ -465,7 +465,7 @@ def test_chaos():
     assert error(calm.params) < 0.06
 
 
-def test_time_is_accounted_for():
+def test_workers_report_their_computing_time():
   """A gradient of 20 ms and no more workers than cores: always at work."""
   policy = policies.asynchronous()
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
@@ -483,7 +483,7 @@ def test_time_is_accounted_for():
 
 
 @pytest.mark.slow
-def test_soak():
+def test_memory_is_flat_over_100_000_updates():
   """100,000 updates: memory is flat, no thread is left."""
   policy = policies.asynchronous()
   params = np.zeros(10, np.float32)
@@ -535,7 +535,7 @@ def resident_kib() -> int:
     ({'pipeline_depth': -1}, 'pipeline_depth must be an integer of at least 0'),
   ],
 )
-def test_arguments_are_checked(change, message):
+def test_bad_arguments_of_a_live_run_are_refused_by_name(change, message):
   policy = policies.asynchronous()
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
   given = {'num_workers': 2, 'num_batches': 4, **change}
