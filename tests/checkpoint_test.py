@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pickle
 import random
 import resource
 import shutil
@@ -20,7 +21,9 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
+from ga_jax.record import arrays as arrays_lib
 from ga_jax.record import checkpoints
+from ga_jax.record import files as files_lib
 from ga_jax.record import params as params_lib
 from tests import cases
 
@@ -352,7 +355,7 @@ def test_checkpoints_round_trip(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path / 'not' / 'there')
   assert store.newest() is None
   assert store.steps() == []
-  host = {'deep': [(1, 2.5), {3}, b'4', None], 'array': np.arange(3)}
+  host = {'deep': [[1, 2.5], {'x': [np.inf]}, '4', None], 'array': np.arange(3)}
   store.save(np.int64(12), values(5), host)
   newest = checkpoints.CheckpointStore(store.folder).newest()
   assert newest.step == 12
@@ -429,6 +432,49 @@ def test_bad_arguments_of_a_store_are_refused_by_name(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def pickled(tmp_path, host):
+  """A store with a checkpoint as version 0.1 wrote it."""
+  store = saved_store(tmp_path, [1])
+  folder = pathlib.Path(store.newest().path)
+  for name in ('host.json', 'host.npz', 'leaves.json'):
+    (folder / name).unlink()
+  content = pickle.dumps((arrays_lib.on_host(values(1))[0], host))
+  (folder / 'host.pickle').write_bytes(content)
+  rewrite_manifest(folder)
+  return store
+
+
+def rewrite_manifest(folder):
+  """Has a manifest say what is in its folder."""
+  path = folder / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  manifest['files'] = {
+    name: [(folder / name).stat().st_size, files_lib.sha256(str(folder / name))]
+    for name in arrays_lib.contents(str(folder))
+  }
+  path.write_text(json.dumps(manifest))
+
+
+class Bomb:
+  """Writes a file where it is unpickled."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return open, (self.path, 'w')
+
+
+def test_a_pickled_checkpoint_is_not_read_unless_that_is_asked_for(tmp_path):
+  store = pickled(tmp_path / 'store', Bomb(tmp_path / 'bomb'))
+  with pytest.raises(checkpoints.PickledError, match=r'is of version 0\.1'):
+    store.newest()
+  assert not (tmp_path / 'bomb').exists()
+  trusting = checkpoints.CheckpointStore(store.folder, allow_pickle=True)
+  trusting.newest().host.close()
+  assert (tmp_path / 'bomb').exists()
+
+
 @pytest.mark.parametrize(
   ('module', 'name'),
   [
@@ -442,12 +488,13 @@ def test_checkpoints_of_version_0_1_load_though_modules_moved(
 ):
   old = types.ModuleType(module)
   setattr(old, name, type(name, (), {'__module__': module}))
-  store = checkpoints.CheckpointStore(tmp_path)
   with monkeypatch.context() as then:
     then.setitem(sys.modules, module, old)
-    store.save(1, (), host=getattr(old, name))
+    store = pickled(tmp_path, getattr(old, name))
+  store = checkpoints.CheckpointStore(tmp_path, allow_pickle=True)
   assert store.newest().host.__name__ == name
   assert store.newest().host.__module__ in sys.modules
+  assert_loaded(store.newest().load(values(1)), values(1))
 
 
 def test_only_the_newest_checkpoints_are_kept(tmp_path):
@@ -483,7 +530,9 @@ def test_any_damage_to_a_checkpoint_is_found(tmp_path):
   newest = pathlib.Path(store.newest().path)
   good = shutil.copytree(newest, tmp_path / 'good')
   files = [p.relative_to(good) for p in good.rglob('*') if p.is_file()]
-  assert {'host.pickle', 'manifest.json'} < {str(name) for name in files}
+  assert {'host.json', 'host.npz', 'manifest.json'} < {
+    str(name) for name in files
+  }
   for name in files:
     content = (good / name).read_bytes()
     middle = len(content) // 2
@@ -534,12 +583,12 @@ def test_damage_is_told_in_one_line(tmp_path, capsys):
   store = saved_store(tmp_path, [1, 2, 3])
   paths = sorted(tmp_path.iterdir())
   (paths[2] / 'manifest.json').unlink()
-  (paths[1] / 'host.pickle').write_bytes(b'')
+  (paths[1] / 'host.json').write_bytes(b'')
   assert store.newest().step == 1
   assert capsys.readouterr().err.splitlines() == [
     f'checkpoint {paths[2]} is damaged (manifest.json is missing): that of '
     'step 2 is used instead',
-    f'checkpoint {paths[1]} is damaged (host.pickle has changed): that of '
+    f'checkpoint {paths[1]} is damaged (host.json has changed): that of '
     'step 1 is used instead',
   ]
   shutil.rmtree(paths[0] / 'arrays')
@@ -596,10 +645,24 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     store.save(0, values())
 
 
-def test_a_host_value_that_cannot_be_pickled_writes_nothing(tmp_path):
+@pytest.mark.parametrize(
+  ('host', 'message'),
+  [
+    (lambda: None, r'^host is of the type builtins.function; it must be of'),
+    ({'a': [0, (1, 2)]}, r"^host\['a'\]\[1\] is of the type builtins.tuple"),
+    ({'a': {3: 1}}, r"^host\['a'\] has the key 3: no string"),
+    ([2**63], r'^host\[0\] is an integer of more than 64 bits'),
+    ([np.array(None)], r'^host\[0\] is of dtype object'),
+    ([np.ones(2, jnp.bfloat16)], r'^host\[0\] is of dtype bfloat16'),
+    ({'a': jnp.ones(2)}, r"^host\['a'\] is of the type jax"),
+  ],
+)
+def test_a_host_value_of_other_kinds_is_refused_by_its_place(
+  tmp_path, host, message
+):
   store = checkpoints.CheckpointStore(tmp_path)
-  with pytest.raises((TypeError, AttributeError)):
-    store.save(0, values(), lambda: None)
+  with pytest.raises(TypeError, match=message):
+    store.save(0, values(), host)
   assert os.listdir(tmp_path) == []
 
 

@@ -378,7 +378,7 @@ def test_a_ledger_with_streams_is_saved_and_follows_its_record():
     again.restore(saved)
     recovery.follow(again, rows[begin:], process=lambda row: None)
     assert again.done
-    assert again.save()['_streams'] == book.save()['_streams']
+    assert again.save()['streams'] == book.save()['streams']
 
 
 @pytest.mark.parametrize(

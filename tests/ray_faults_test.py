@@ -33,7 +33,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORKERS = 2
-ROW = trace.EVENT_DTYPE.itemsize
+ROW = trace.ROW_DTYPE.itemsize
 STORE_BYTES = ray_runs.STORE_BYTES
 
 

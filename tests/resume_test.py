@@ -177,12 +177,12 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path, capsys):
   store = checkpoints.CheckpointStore(tmp_path)
   execute('plain', store, Watcher(stop_at=40))
   assert store.steps() == [24, 32, 40]
-  pathlib.Path(store.newest().path, 'host.pickle').unlink()
+  pathlib.Path(store.newest().path, 'host.json').unlink()
   watcher = Watcher()
   result = execute('plain', store, watcher)
   assert_same_run(result, uninterrupted('plain')[0])
   assert watcher.seen[0][0] == 40  # the block after 32
-  assert 'host.pickle is missing' in capsys.readouterr().err
+  assert 'host.json is missing' in capsys.readouterr().err
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

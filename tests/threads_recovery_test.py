@@ -22,7 +22,7 @@ from ga_jax.server import recovery
 from tests import cases
 
 WORKERS, TICKETS = 3, 100  # a ticket has two rows or more
-ROW = trace.EVENT_DTYPE.itemsize
+ROW = trace.ROW_DTYPE.itemsize
 
 
 class KilledError(Exception):

@@ -13,11 +13,25 @@ import numpy as np
 
 from ga_jax.executors import execution as execution_lib
 from ga_jax.executors import saving
+from ga_jax.guards import forms
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.job import source as source_lib
 from ga_jax.server import ledger, recovery, update
 from ga_jax.workers.placement import Placement
+
+_COUNT = forms.integer(0)
+_FORM = forms.fields(
+  {
+    'rows': _COUNT,
+    'digest': forms.text,
+    'losses': metrics_lib.check_columns,
+    'log': metrics_lib.check_columns,
+    'workers': forms.listed(_COUNT),
+    'holders': forms.listed(forms.row(_COUNT, _COUNT)),  # by version
+  },
+  others=forms.anything,
+)  # of the host value of a checkpoint
 
 
 def execute(
@@ -91,9 +105,9 @@ class Run:
     self._digest = hashlib.sha256()  # of them
     self._saved = checkpoints and checkpoints.resume(run)
     if self._saved:
-      losses = self._saved.host['losses']
-      by_ticket = isinstance(losses, dict)  # in 0.1, in the same order
-      self._losses.extend(losses.values() if by_ticket else losses)
+      with saving.distrusted(self._saved):
+        _FORM(self._saved.host, 'host')
+      self._losses.extend(self._saved.host['losses']['loss'].tolist())
       self._log.extend(self._saved.host['log'])
 
   def loss(self, ticket: ledger.Ticket) -> float:
@@ -153,8 +167,9 @@ class Run:
         f'the checkpoint {self._saved.path} is of another run: its events '
         'differ from this one'
       )
-    like = self._execution.like(host['workers'], host['versions'])
-    self._execution.restore(self._saved.load(like), host['versions'])
+    holders = dict(host['holders'])
+    like = self._execution.like(host['workers'], holders)
+    self._execution.restore(self._saved.load(like), holders)
     self._saved = None
 
   def _save(self):
@@ -162,9 +177,9 @@ class Run:
     host = {
       'rows': self._rows,
       'digest': self._digest.hexdigest(),
-      'losses': np.array(self._losses),
+      'losses': {'loss': np.array(self._losses)},
       'log': self._log.part(),
       'workers': sorted(arrays['workers']),
-      'versions': self._execution.holders(),
+      'holders': [list(pair) for pair in self._execution.holders().items()],
     }
     self._checkpoints.save(self._execution.version, arrays, host)

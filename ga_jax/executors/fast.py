@@ -12,10 +12,16 @@ import jax
 import numpy as np
 
 from ga_jax.executors import blocks, lengths, saving, slots
+from ga_jax.guards import forms
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.job import source
 from ga_jax.server import update
+
+_FORM = forms.fields(
+  {'done': forms.integer(0), 'metrics': metrics_lib.check_columns},
+  others=forms.anything,
+)  # of the host value of a checkpoint
 
 
 def execute(
@@ -100,6 +106,8 @@ class _Progress:
       'block length': length,
     }
     if self._checkpoints and (saved := self._checkpoints.resume(run)):
+      with saving.distrusted(saved):
+        _FORM(saved.host, 'host')
       carry = saved.load(carry)
       self._log.extend(saved.host['metrics'])
       self.done = self._saved = saved.host['done']

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 
 from ga_jax import programs
+from ga_jax.guards import forms
 from ga_jax.server import update
 
 _BLOCK = 256  # arrivals that go to the host together
@@ -15,6 +16,22 @@ def stacked(log) -> dict[str, np.ndarray]:
   if not log:
     return {}
   return {k: np.stack([np.asarray(m[k]) for m in log]) for k in log[0]}
+
+
+def check_columns(value: Any, at: str):
+  """A form, see `guards.forms`: metrics of arrivals, host arrays by name.
+
+  Args:
+    value: what was read.
+    at: the way to it, for the message.
+
+  Raises:
+    FormError: it is something else.
+  """
+  forms.mapped(forms.anything)(value, at)
+  lengths = {len(one) if np.ndim(one) else -1 for one in value.values()}
+  if len(lengths) > 1 or -1 in lengths:
+    raise forms.FormError(f'{at} must be arrays of one length')
 
 
 def record(

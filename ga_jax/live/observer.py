@@ -7,10 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from ga_jax.guards import forms
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.workers import inheritance
 
 _PIECE = 64  # arrivals that are given to the thread together, at most
+
+FORM = forms.fields(
+  {
+    'batches': forms.integer(0),
+    'shown': metrics_lib.check_columns,
+    'open': metrics_lib.check_columns,
+  }
+)  # of what `Observer.save` returns
 
 
 class Observer:
@@ -54,22 +63,35 @@ class Observer:
     elif len(self._open) >= _PIECE:
       self._hand_over()
 
-  def save(self):
-    """What was seen so far, on the host; waits for it."""
+  def save(self) -> dict[str, Any]:
+    """What was seen so far, on the host; waits for it.
+
+    Returns:
+      How many batches, and metrics by name: of the blocks that were shown, and
+      of the one that is open.
+    """
     self._hand_over()
     idle = threading.Event()
     self._queue.put(idle)
     idle.wait()
     shown, log = self._shown, self._log
-    return self._batches, [log.part(0, shown)], log.part(shown)
+    return {
+      'batches': self._batches,
+      'shown': log.part(0, shown),
+      'open': log.part(shown),
+    }
 
-  def restore(self, batches, blocks, log):
-    """Goes on where `save` was called."""
-    for block in blocks:
-      self._log.extend(block)
+  def restore(self, saved: dict[str, Any]):
+    """Goes on where `save` was called.
+
+    Args:
+      saved: what it returned, of the form `FORM`.
+    """
+    self._log.extend(saved['shown'])
     self._shown = len(self._log)
-    self._log.extend(log)
-    self._batches, self._waiting = batches, len(self._log) - self._shown
+    self._log.extend(saved['open'])
+    self._batches = saved['batches']
+    self._waiting = len(self._log) - self._shown
 
   def close(self, state):
     """Shows the last block, however short; `state` is that after it."""

@@ -12,11 +12,32 @@ from typing import Any
 import jax
 
 from ga_jax.executors import saving as checkpoints_lib
+from ga_jax.guards import forms
 from ga_jax.job import job as job_lib
 from ga_jax.live import journal as journal_lib
-from ga_jax.live import options
+from ga_jax.live import observer as observer_lib
+from ga_jax.live import options, result
 from ga_jax.record import trace
 from ga_jax.server import recovery
+
+_ID = forms.integer(0, 2**31 - 1)
+_SECONDS = forms.number()
+_FORM = forms.fields(
+  {
+    'book': forms.anything,  # the ledger looks at it
+    'rows': forms.integer(0),
+    'check': forms.integer(0, 2**32 - 1),
+    'elapsed': forms.number(0.0),
+    'telemetry': forms.listed(
+      forms.row(_ID, _SECONDS, _SECONDS, _SECONDS, forms.integer(0))
+    ),
+    'largest': forms.integer(-1, 2**31 - 1),
+    'observer': observer_lib.FORM,
+    'workers': forms.listed(_ID),
+    'versions': forms.listed(forms.integer(0)),
+  },
+  others=forms.anything,
+)  # of what `save` keeps beside the arrays
 
 
 def save(
@@ -45,8 +66,9 @@ def save(
   host = {
     'book': book.save(),
     'rows': journal.writer.num_rows,
+    'check': journal.writer.check,
     'elapsed': journal.stopwatch.now(),
-    'telemetry': dict(journal.telemetry),
+    'telemetry': [[who, *one] for who, one in journal.telemetry.items()],
     'largest': journal.largest,
     'observer': journal.observer.save(),
     'workers': sorted(arrays['workers']),
@@ -76,7 +98,7 @@ def resume(
       them than this one.
   """
   book, writer = journal.book, journal.writer
-  saved, rows, done = None, [], 0
+  saved, rows, done, check = None, [], 0, None
   if live.checkpoints:
     saved = live.checkpoints.resume(
       checkpoints_lib.of_job(
@@ -86,17 +108,21 @@ def resume(
       )
     )
   if saved:
-    done = saved.host['rows']
+    with checkpoints_lib.distrusted(saved):
+      _FORM(saved.host, 'host')
+    done, check = saved.host['rows'], saved.host['check']
   if saved or live.recover:
     try:
-      rows = trace.read_rows(live.trace_path, done)
+      rows = trace.read_rows(live.trace_path, done, check)
     except trace.TraceError as error:
+      after = f', after which {saved.path} was saved' if saved else ''
       raise recovery.RecoveryError(
-        f'{error}, after which {saved.path} was saved: it is another record'
+        f'{error}{after}: it is another record'
       ) from error
   writer.keep(done + len(rows))
   if saved:
-    _restore(journal, saved.host, saved.load, device)
+    with checkpoints_lib.distrusted(saved):
+      _restore(journal, saved.host, saved.load, device)
   if rows:
     _follow(journal, rows, job.policy.needs_loss)
   for ticket in list(book.outstanding.values()):
@@ -108,12 +134,15 @@ def _restore(journal, host, load_fn, device):
   book, execution = journal.book, journal.execution
   book.restore(host['book'])
   journal.stopwatch.set(host['elapsed'])
-  journal.telemetry.update(host['telemetry'])
+  for worker_id, *one in host['telemetry']:
+    journal.telemetry[worker_id] = result.Telemetry(*one)
   journal.largest = host['largest']
-  journal.observer.restore(*host['observer'])
+  journal.observer.restore(host['observer'])
   holders = collections.Counter(
     ticket.version for ticket in book.outstanding.values()
   )
+  if not holders.keys() <= set(host['versions']):
+    raise forms.FormError('versions lacks some that tickets hold')
   arrays = load_fn(execution.like(host['workers'], host['versions']))
   if device is not None:
     arrays = jax.device_put(arrays, device)
