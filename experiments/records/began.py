@@ -9,9 +9,10 @@ import os
 import sys
 from typing import Any
 
-from experiments.records import record
+from experiments.records import contents, record
 from experiments.running import environment, inputs, setup
 from experiments.settings import table as settings_lib
+from ga_jax.guards import forms
 from ga_jax.record import checkpoints, files
 
 FILE = 'began.json'
@@ -75,10 +76,26 @@ def saved(workdir: str) -> dict[str, dict[str, Any]]:
   was = load(workdir)
   found = {os.path.join(workdir, FILE): was} if was else {}
   store = checkpoints.CheckpointStore(os.path.join(workdir, setup.CHECKPOINTS))
-  newest = store.newest(warn=lambda text: None)  # it is told where it is used
-  if newest is not None and newest.host.get('about'):
-    found[newest.path] = newest.host['about']
-  return found
+  try:
+    newest = store.newest(warn=lambda text: None)  # told where it is used
+  except checkpoints.PickledError as error:
+    raise settings_lib.SettingError('resume', True, str(error)) from error
+  about = newest and _about_of(newest)
+  return {**found, newest.path: about} if about else found
+
+
+def _about_of(newest: checkpoints.Checkpoint) -> dict[str, Any] | None:
+  """What a checkpoint says of the beginning, if it does."""
+  about = newest.host.get('about') if isinstance(newest.host, dict) else None
+  if about is None:
+    return None
+  try:
+    contents.BY_NAME[FILE](about, 'about')
+  except forms.FormError as error:
+    raise settings_lib.SettingError(
+      'resume', True, f'{newest.path} is of no run that can go on: {error}'
+    ) from error
+  return about
 
 
 def restore_environment(workdir: str):

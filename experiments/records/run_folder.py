@@ -9,11 +9,12 @@ import glob
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.records import began, digests, folders, record
+from experiments.records import began, contents, digests, folders, record
 from experiments.running import setup
 from experiments.settings import table as settings_lib
 from ga_jax.guards import locks
@@ -144,7 +145,7 @@ def _clear(workdir: str, names: tuple[str, ...]):
   """Removes what an earlier run left; what it finished last goes first."""
   for name in names:
     for path in glob.glob(os.path.join(glob.escape(workdir), name)):
-      if os.path.isdir(path):
+      if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
       else:
         with contextlib.suppress(FileNotFoundError):
@@ -153,7 +154,11 @@ def _clear(workdir: str, names: tuple[str, ...]):
 
 def _forget(path: str, batches: int):
   """Drops the rows from so many batches on."""
-  with open(path) as file:
-    kept = [line for line in file if json.loads(line)['batches'] < batches]
+  rows, damaged = files.read_json_lines(path, contents.ROW)
+  if damaged:
+    print(
+      f'note: {record.lines_of(path, damaged)} are left out', file=sys.stderr
+    )
+  kept = [row for row in rows if row['batches'] < batches]
   with files.replacing(path) as partial, open(partial, 'w') as file:
-    file.writelines(kept)
+    file.writelines(json.dumps(row) + '\n' for row in kept)

@@ -26,9 +26,14 @@ EXPECTED = (
 
 def fail(message: str, code: int = 2):
   """Ends the process with one line."""
-  first, *_ = message.strip().splitlines()
-  print(f'error: {first}', file=sys.stderr)
+  first, *_ = message.strip().splitlines() or ['']
+  print(f'error: {printable(first)}', file=sys.stderr)
   sys.exit(code)
+
+
+def printable(text: str) -> str:
+  """A text without what a terminal would obey: it may be from any file."""
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 @contextlib.contextmanager

@@ -38,6 +38,24 @@ def check(settings: table.Settings) -> table.Settings:
   return settings
 
 
+def check_record(settings: table.Settings) -> table.Settings:
+  """Checks settings that were recorded, perhaps on another machine.
+
+  Returns:
+    The settings.
+
+  Raises:
+    SettingError: they are those of no run.
+  """
+  _check_rows(settings)
+  _check_model(settings)
+  _check_schedule(settings)
+  _check_parts(settings)
+  _check_faults(settings)
+  _check_devices(settings)
+  return settings
+
+
 def _check_rows(s: table.Settings):
   for name, row in s.rows().items():
     value = getattr(s, name)
