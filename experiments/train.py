@@ -94,12 +94,21 @@ def _resumed() -> settings_lib.Settings:
       f'--workdir={workdir} holds neither checkpoints (--checkpoint_every) nor '
       f'the record of a live run that has not ended ({setup.ROWS})',
     )
-  for name in settings_lib.flag_rows():
-    if flags.FLAGS[name].present:
-      raise settings_lib.SettingError(
-        name, flags.FLAGS[name].value, f'--resume takes it from {workdir}'
-      )
   settings = record.load_settings(workdir)
+  known = settings.address if settings.joins_cluster() else None
+  for name in settings_lib.flag_rows():
+    flag = flags.FLAGS[name]
+    if flag.present and not (name == 'address' and flag.value == known):
+      raise settings_lib.SettingError(
+        name, flag.value, f'--resume takes it from {workdir}'
+      )
+  if known and not flags.FLAGS['address'].present:
+    raise settings_lib.SettingError(
+      'resume',
+      True,
+      f'the run was on the Ray cluster at {known}, which may run anything '
+      f'here: where you trust it, add --address={known}',
+    )
   began.check_settings(began.saved(workdir), settings)
   return check.check(settings)
 
@@ -141,12 +150,12 @@ def main(prepared):
       quiet=shared_flags.quiet(),
     )
   except setup.NothingDoneError as error:
-    print(f'{error}; {ended.how_to_go_on(workdir)}')
+    print(f'{error}; {ended.how_to_go_on(settings, workdir)}')
   else:
     run_folder.end(done, keep)
     print(ended.text(settings, workdir, done.summary))
     if done.summary['stopped'] and not done.summary['diverged']:
-      print(f'stopped; {ended.how_to_go_on(workdir)}')
+      print(f'stopped; {ended.how_to_go_on(settings, workdir)}')
   if control.signal:
     sys.exit(128 + control.signal)
 

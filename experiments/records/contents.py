@@ -37,6 +37,7 @@ ROW_FIELDS = {
   **_SEEN,
   'time': _MEASURE,
   'batches_per_second': _MEASURE,
+  'check': forms.integer(0, 2**32 - 1),
 }
 ROW = forms.fields(
   ROW_FIELDS, needed=('epoch', 'batches'), others=forms.anything
@@ -91,7 +92,10 @@ BY_NAME = {
   'config.json': _NAMED,
   'versions.json': _TEXTS,
   'environment.json': forms.mapped(_SCALAR),
-  'began.json': forms.fields({'settings': _NAMED, 'inputs': _TEXTS}),
+  'began.json': forms.fields(
+    {'settings': _NAMED, 'inputs': _TEXTS, 'sha256': _TEXTS},
+    needed=('settings', 'inputs'),
+  ),
   'summary.json': SUMMARY,
   'digests.json': forms.fields({'sha256': _TEXTS}),
 }

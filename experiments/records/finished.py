@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ga_jax
+from experiments.records import began, contents, digests, folders, record
 from experiments.records import cells as cells_lib
-from experiments.records import contents, digests, folders, record
+from experiments.records import rows as rows_lib
 from experiments.settings import table as settings_lib
 from ga_jax.guards import forms
-from ga_jax.record import files
 
 
 class SavedRun(NamedTuple):
@@ -98,9 +98,9 @@ def _trained(folder: str) -> SavedRun:
       return None
 
   def rows(path):
-    found, damaged = files.read_json_lines(path, contents.ROW)
+    found, damaged = rows_lib.read(path)
     if damaged:
-      notes.append(f'{record.lines_of(record.METRICS, damaged)}: left out')
+      notes.append(rows_lib.said(record.METRICS, damaged))
     return found
 
   settings = record.load_settings(folder)
@@ -122,9 +122,13 @@ def _changed(folder: str) -> list[str]:
   """What the digests say of the files of a run, in words."""
   try:
     compared = digests.compare(folder)
+    if compared:
+      return compared.wrong
+    settings = record.load_settings(folder)
+    began.check_settings(began.saved(folder), settings)
+    return began.changed_files(folder)
   except settings_lib.SettingError as error:
     return [str(error)]
-  return compared.wrong if compared else []
 
 
 def _trace(path: str) -> ga_jax.Trace:

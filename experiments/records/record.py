@@ -2,7 +2,7 @@
 
 A finished run has config.json (its settings), environment.json and
 versions.json (what its bits depend on), began.json (settings and what the data
-are known by, see `began`), metrics.jsonl (a row per epoch), trace.npz
+are known by, see `began`), metrics.jsonl (a row per epoch, `rows`), trace.npz
 (everything that happened), arrivals.npz (what every gradient did), params/
 (Orbax), summary.json and digests.json (see `digests`). docs/metrics.md explains
 every name in them.
@@ -220,12 +220,6 @@ def read_json(path: str) -> dict[str, Any]:
   """
   form = contents.BY_NAME.get(os.path.basename(path), forms.anything)
   return files.read_json(path, form)
-
-
-def lines_of(name: str, numbers: list[int]) -> str:
-  """What is said of damaged lines of a file."""
-  shown = ', '.join(map(str, numbers[:5])) + ' ...' * (len(numbers) > 5)
-  return f'{name}: damaged lines ({shown})'
 
 
 def batches_per_epoch(summary: dict[str, Any]) -> int:

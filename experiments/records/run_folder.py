@@ -6,7 +6,6 @@ an earlier one left, but never what it was not told to.
 
 import contextlib
 import glob
-import json
 import os
 import shutil
 import sys
@@ -14,11 +13,11 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from experiments.records import began, contents, digests, folders, record
+from experiments.records import began, digests, folders, record
+from experiments.records import rows as rows_lib
 from experiments.running import setup
 from experiments.settings import table as settings_lib
 from ga_jax.guards import locks
-from ga_jax.record import files
 
 # What a run writes when it ends, and while it goes on.
 FINISHED = ('summary.json', digests.FILE, 'trace.npz', 'arrivals.npz')
@@ -107,9 +106,12 @@ def rows_written(
     def write(row):
       nonlocal log
       if log is None:
-        if resume and os.path.exists(path):
-          _forget(path, row['batches'])
-        log = stack.enter_context(files.JsonLines(path))
+        kept, damaged = rows_lib.read(path) if resume else ([], [])
+        if damaged:
+          print(f'note: {rows_lib.said(path, damaged)}', file=sys.stderr)
+        kept = [one for one in kept if one['batches'] < row['batches']]
+        log = rows_lib.Rows(path, kept)
+        stack.callback(log.close)
         folders.keep(path)
       log.write(row)
 
@@ -150,15 +152,3 @@ def _clear(workdir: str, names: tuple[str, ...]):
       else:
         with contextlib.suppress(FileNotFoundError):
           os.unlink(path)
-
-
-def _forget(path: str, batches: int):
-  """Drops the rows from so many batches on."""
-  rows, damaged = files.read_json_lines(path, contents.ROW)
-  if damaged:
-    print(
-      f'note: {record.lines_of(path, damaged)} are left out', file=sys.stderr
-    )
-  kept = [row for row in rows if row['batches'] < batches]
-  with files.replacing(path) as partial, open(partial, 'w') as file:
-    file.writelines(json.dumps(row) + '\n' for row in kept)

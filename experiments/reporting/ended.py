@@ -55,9 +55,11 @@ def _pace(summary) -> str:
   return f'workers computed {100 * mean:.0f} % of their time'
 
 
-def how_to_go_on(workdir: str) -> str:
+def how_to_go_on(settings: settings_lib.Settings, workdir: str) -> str:
   """What a run that was stopped can be gone on with."""
   if not run_folder.goes_on(workdir):
     return 'nothing to go on with: --checkpoint_every=30s keeps checkpoints'
   here = shlex.quote(f'--workdir={workdir}')
+  if settings.joins_cluster():
+    here += f' {shlex.quote(f"--address={settings.address}")}'
   return f'go on: python -m experiments.train --resume {here}'

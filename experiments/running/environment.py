@@ -169,7 +169,7 @@ def restorable(
   if _RESTARTED in os.environ:
     return {}, found
   variables, remaining = {}, []
-  to_cpu = ('platform', 'cpu') in {(d.name, d.recorded) for d in found}
+  to_cpu = any((d.name, d.recorded) == ('platform', 'cpu') for d in found)
   for difference in found:
     name, value = difference.name, difference.recorded
     if name in restored.VARIABLES:

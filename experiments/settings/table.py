@@ -257,6 +257,10 @@ class Settings:
       if field.metadata
     }
 
+  def joins_cluster(self) -> bool:
+    """Whether the run is on a Ray cluster of somebody's, by its address."""
+    return self.runtime == 'ray' and self.address not in ('local', 'auto')
+
   def data_name(self) -> str:
     """The data set, or the name of the file or folder it is read from."""
     name = os.path.basename(os.path.normpath(self.data_path or self.dataset))

@@ -108,7 +108,7 @@ class _Progress:
     if self._checkpoints and (saved := self._checkpoints.resume(run)):
       with saving.distrusted(saved):
         _FORM(saved.host, 'host')
-      carry = saved.load(carry)
+        carry = saved.load(carry)
       self._log.extend(saved.host['metrics'])
       self.done = self._saved = saved.host['done']
     return carry

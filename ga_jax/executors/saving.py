@@ -153,7 +153,9 @@ def distrusted(saved: checkpoints.Checkpoint):
   """
   try:
     yield
-  except forms.FormError as error:
+  except recovery.RecoveryError:
+    raise
+  except ValueError as error:  # of another form or model, or damaged
     raise recovery.RecoveryError(
       f'{saved.path} is of no run that can go on here: {error}'
     ) from error

@@ -191,7 +191,7 @@ def distrusted(folder: str):
   """Reads a folder of Orbax that may hold anything.
 
   Raises:
-    ValueError: the block failed: Orbax raises what it makes of strange files,
+    DamagedError: the block failed: Orbax raises what it makes of strange files,
       and there may be other files than regular ones, which it is kept from.
   """
   try:
@@ -199,7 +199,7 @@ def distrusted(folder: str):
     yield
   except Exception as error:
     first, *_ = str(error).splitlines() or ['']
-    raise ValueError(f'{folder} cannot be read: {first}') from error
+    raise files_lib.DamagedError(f'{folder} cannot be read: {first}') from error
 
 
 def _check_sizes(found: dict[str, Any], leaves: dict[str, Leaf]):

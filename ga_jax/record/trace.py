@@ -275,7 +275,8 @@ def read_rows(
     path: the file.
     start: how many rows to leave out at its beginning.
     check: what the `TraceWriter` had after them.
-    warn: told in one line of a damaged row; by default it is printed to stderr.
+    warn: told in one line of what is left out; by default it is printed to
+      stderr.
 
   Raises:
     TraceError: there are fewer than `start`, or others, or none can be read.
@@ -287,6 +288,7 @@ def read_rows(
         data = file.read()
     except files.DamagedError as error:
       raise TraceError(str(error)) from error
+  size = len(data)
   written = len(data.rstrip(b'\0'))
   if len(data) - written >= ROW_DTYPE.itemsize:  # no row is 0 throughout
     data = data[:written]
@@ -304,10 +306,10 @@ def read_rows(
     )
   if start and check not in (None, rows['check'][start - 1]):
     raise TraceError(f'{path} holds other rows than {start} that were written')
-  if whole < number:
+  if whole * ROW_DTYPE.itemsize < size:
     (warn or _print_to_stderr)(
-      f'row {whole} of {path} is damaged: it and the {number - whole - 1} '
-      'after it are left out'
+      f'row {whole} of {path} is damaged or cut off: it is left out, with what '
+      'follows it'
     )
   return events[start:whole].tolist()
 
