@@ -131,6 +131,9 @@ def _keeping(workdir: str) -> setup.Keeping:
 def main(prepared):
   settings, keep = prepared
   workdir, control = keep.folder, control_lib.Control()
+  if keep.resume and run_folder.is_finished(workdir):
+    print(f'{workdir} has finished already: nothing is computed')
+    return
   run_folder.begin(settings, keep)
   try:
     done = following.followed(

@@ -1,6 +1,7 @@
 """Real asynchrony: what ran is replayed, and nothing is ever lost."""
 
 import collections
+import dataclasses
 import threading
 
 import jax
@@ -463,6 +464,25 @@ def test_under_chaos_a_run_is_exact_and_learns_as_well():
     # 2 points are about three standard deviations of a seed's test error.
     assert abs(error(wild.params) - error(calm.params)) < 0.02
     assert error(calm.params) < 0.06
+
+
+def test_workers_compile_nothing(caplog):
+  """Who compiles late looks slow, and `delay_fn` multiplies that."""
+  job = cases.tiny_job(rules.ga(0.05), policies.asynchronous())
+  params = {**job.params, 'new': jnp.zeros(17)}  # nobody compiled for it yet
+  job = dataclasses.replace(job, params=params)
+  jax.config.update('jax_log_compiles', True)
+  try:
+    with caplog.at_level('WARNING', logger='jax'):
+      ga_jax.run_on_threads(job, num_workers=3, num_batches=12)
+  finally:
+    jax.config.update('jax_log_compiles', False)
+  by_thread = collections.Counter(
+    record.threadName
+    for record in caplog.records
+    if record.getMessage().startswith('Compiling ')
+  )
+  assert by_thread.keys() == {threading.current_thread().name}
 
 
 def test_workers_report_their_computing_time():

@@ -72,7 +72,7 @@ class Watch:
     self._seen = None, None  # `recent` and `utilisation` of a `Progress`
     self._seen_at = -math.inf  # seconds
     self._timed = 0  # batches of which the time was taken
-    self._spent = 0.0  # seconds for them, evaluations left out
+    self._spent = 0.0  # seconds for them
     self._began = None  # (batches, seconds) where the timer last started
 
   def __call__(self, batches, state, block) -> bool:
@@ -86,10 +86,12 @@ class Watch:
     ends = batches >= min(next_row, self._total)
     if ends:
       jax.block_until_ready(state.params)
-    now = time.perf_counter()
+    now, live = time.perf_counter(), self.telemetry is not None
+    # A live run goes on while it is evaluated here: its own clock counts.
+    at = float(np.asarray(block['time'])[-1]) if live else now
     if self._began:  # from the second block on: the first one compiles
       self._timed += batches - self._began[0]
-      self._spent += now - self._began[1]
+      self._spent += at - self._began[1]
     row = arrivals = None
     if ends and not bad:
       self._rows_done = batches // self._every
@@ -106,7 +108,7 @@ class Watch:
           *(*self._seen, bad, arrivals),
         )
       )
-    self._began = (batches, time.perf_counter())
+    self._began = (batches, at if live else time.perf_counter())
     return bad or self._control.stopping
 
   def take_events(self, events):
@@ -115,7 +117,7 @@ class Watch:
 
   def rate(self) -> float | None:
     """Applied batches per second; None before the second block."""
-    return self._timed / self._spent if self._timed else None
+    return self._timed / self._spent if self._spent else None
 
   def _recent(self, block) -> dict[str, float] | None:
     if block is None:
