@@ -75,8 +75,12 @@ def in_a_process(way: str, updates: int) -> int:
   """What `measured` says in a fresh process, of two CPU devices."""
   command = [sys.executable, '-m', 'experiments.bench.memory_per_update']
   command += ['--one', f'--ways={way}', f'--updates={updates}']
-  devices = '--xla_force_host_platform_device_count=2'
-  env = {**os.environ, 'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': devices}
+  env = {
+    **os.environ,
+    'JAX_PLATFORMS': 'cpu',
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=2',
+    'MALLOC_ARENA_MAX': '1',  # one for each thread takes megabytes, or not
+  }
   done = subprocess.run(command, stdout=subprocess.PIPE, check=True, env=env)
   return json.loads(done.stdout)
 
