@@ -25,8 +25,9 @@ BENCHES = [
   f'bench.{name}'
   for name in (
     *('against_torch', 'all', 'cold_start', 'decoding', 'growth'),
-    *('many_seeds', 'memory', 'scheduling', 'simulated_devices'),
-    *('simulation_overhead', 'straggler', 'update_kernel'),
+    *('many_seeds', 'memory', 'memory_per_update', 'scheduling'),
+    *('simulated_devices', 'simulation_overhead', 'straggler'),
+    'update_kernel',
   )
 ]
 SCRIPTS = [
@@ -381,6 +382,11 @@ REFUSED = {
     ('methods', ['--methods=x']),
     ('workers', ['--workers=0']),
     ('side', ['--side=1']),
+  ],
+  'bench.memory_per_update': [
+    *COMMON,
+    ('ways', ['--ways=x']),
+    ('updates', ['--updates=1']),
   ],
   'bench.scheduling': [
     *COMMON,

@@ -14,7 +14,7 @@ import ga_jax
 from ga_jax import compression, data, models, policies, programs, rules
 from ga_jax.executors import exact
 from ga_jax.executors.saving import Checkpoints
-from ga_jax.live import server, threads
+from ga_jax.live import observer, server, threads
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record.checkpoints import CheckpointStore
 from ga_jax.server import ledger
@@ -247,6 +247,39 @@ def test_observers_see_blocks_and_stop():
 
   with pytest.raises(KeyError, match='mine'):
     run(job, broken)
+
+
+@pytest.mark.parametrize('of_0_1', [False, True])
+def test_an_observer_goes_on_where_it_was_saved(of_0_1):
+  def measured(i):
+    return {'loss': jnp.float32(i), 'num_batches': 1}
+
+  def watched(seen):
+    def observe(batches, state, metrics):
+      seen.append((batches, state, metrics['loss'].tolist()))
+
+    return observer.Observer(observe, 100, 250, lambda: None)
+
+  first, second = [], []
+  one, other = watched(first), watched(second)
+  for i in range(190):  # more than it is given together wait for their block
+    one.take(measured(i), lambda: 'state')
+  batches, blocks, log = one.save()
+  if of_0_1:
+    log = [{k: v[i] for k, v in log.items()} for i in range(90)]
+  other.restore(batches, blocks, log)
+  for i in range(190, 250):
+    other.take(measured(i), lambda: 'state')
+  metrics = other.end('last')
+  assert first == [(100, 'state', [*range(100)])]
+  assert second == [
+    (200, 'state', [*range(100, 200)]),
+    (250, 'last', [*range(200, 250)]),
+  ]
+  assert metrics['loss'].tolist() == [*range(250)]
+  assert metrics['loss'].dtype == np.float32
+  one.end('last')
+  assert first[1:] == [(190, 'last', [*range(100, 190)])]
 
 
 def test_a_hung_worker_loses_its_lease_and_its_answer():

@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ EVENT_DTYPE = np.dtype(
     ('staleness', 'i4'),  # server version at the event − version read
   ]
 )
+_ROWS = 1024  # that are tuples at one time: a tuple takes six times the bytes
 
 
 class TraceError(ValueError):
@@ -77,6 +79,11 @@ class Trace(NamedTuple):
     if trace.events.dtype != EVENT_DTYPE:
       raise TraceError(f'{path} has columns {trace.events.dtype}')
     return trace
+
+  def rows(self) -> Iterator[tuple]:
+    """The events one by one, tuples in the order of `EVENT_DTYPE`'s fields."""
+    for start in range(0, len(self.events), _ROWS):
+      yield from self.events[start : start + _ROWS].tolist()
 
   def applied(self) -> np.ndarray:
     """The arrivals that entered a round, in order; structured array."""
@@ -187,7 +194,7 @@ class TraceWriter(exclusive.Exclusive):
     """
     self.path = path
     self.num_rows = 0
-    self._blocks = []
+    self._rows = bytearray()
     self._file = self._owned = None  # the lock on the file
     super().__init__()
     if path is not None:
@@ -206,12 +213,12 @@ class TraceWriter(exclusive.Exclusive):
   @exclusive.locked
   def write(self, rows: list[tuple]):
     """Adds rows, tuples in the order of `EVENT_DTYPE`'s fields."""
-    block = np.array(rows, EVENT_DTYPE)
-    self.num_rows += len(block)
+    written = np.array(rows, EVENT_DTYPE).tobytes()
+    self.num_rows += len(rows)
     if self._file is None:
-      self._blocks.append(block)
+      self._rows += written
     else:
-      self._file.write(block.tobytes())
+      self._file.write(written)
 
   @exclusive.locked
   def flush(self):
@@ -228,9 +235,7 @@ class TraceWriter(exclusive.Exclusive):
   def trace(self, num_workers: int, num_batches: int) -> Trace:
     """The record so far."""
     if self._file is None:
-      empty = np.empty(0, EVENT_DTYPE)
-      events = np.concatenate(self._blocks) if self._blocks else empty
-      self._blocks = [events.copy()]  # the trace is the caller's
+      events = np.frombuffer(self._rows, EVENT_DTYPE).copy()
     else:
       events = np.fromfile(self.path, EVENT_DTYPE)
     return Trace(events, num_workers, num_batches)
