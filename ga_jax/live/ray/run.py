@@ -80,6 +80,11 @@ def run_on_ray(
   setup = setup_lib.Setup(
     functools.partial(_sent, job), num_workers, num_batches, live, shards=shards
   )
+  return _driven(setup, share, wait_for_workers)
+
+
+def _driven(setup, share, wait_for_workers) -> LiveResult:
+  """Runs; a signal ends that in order, and then comes to the caller."""
   with signals.deferred() as told:
 
     def stop(server):
@@ -87,11 +92,9 @@ def run_on_ray(
         ray.get(server.stop.remote())
 
     result = driver.drive(setup, share, stop, wait_for_workers)
-    if told.number:
-      print(
-        f'stopped at version {int(result.state.version)}; {_goes_on(live)}',
-        file=sys.stderr,
-      )
+    if told.number and result.stopped:
+      version, more = int(result.state.version), _goes_on(setup.live)
+      print(f'stopped at version {version}; {more}', file=sys.stderr)
   return result
 
 
