@@ -25,9 +25,10 @@ from experiments.reporting import ended
 from experiments.running import control as control_lib
 from experiments.running import devices, setup, train
 from experiments.screens import following, tensorboard
-from experiments.script import launch, shared_flags
+from experiments.script import failures, launch, shared_flags
 from experiments.settings import check
 from experiments.settings import table as settings_lib
+from ga_jax.live import server
 
 shared_flags.define_run_flags()
 _TENSORBOARD = flags.DEFINE_bool(
@@ -145,6 +146,8 @@ def main(prepared):
     )
   except setup.NothingDoneError as error:
     print(f'{error}; {ended.how_to_go_on(workdir)}')
+  except (server.WorkersMissingError, server.ClusterLostError) as error:
+    failures.fail(f'{error}; {ended.how_to_go_on(workdir)}', 1)
   else:
     run_folder.end(done, keep)
     print(ended.text(settings, workdir, done.summary))

@@ -63,6 +63,11 @@ def drawn(width, *updates, every=5.0):
   return where.export_text()
 
 
+def test_the_panel_says_who_is_not_here():
+  assert 'workers that are not here: 1, 3' in drawn(80, at(missing=(1, 3)))
+  assert 'not here' not in drawn(80, at(missing=(1, 3)), at())
+
+
 def test_the_panel_says_where_the_run_stands():
   text = drawn(80, at(100), at(200))
   for said in (

@@ -33,6 +33,7 @@ class Progress(NamedTuple):
     diverged: whether a loss was not finite; the run ends.
     arrivals: where a row ends here the metrics of its arrivals, host arrays by
       name, see `ga_jax.Result`.
+    missing: the workers of a run on Ray that are not here.
   """
 
   epoch: float
@@ -44,6 +45,7 @@ class Progress(NamedTuple):
   utilisation: float | None = None
   diverged: bool = False
   arrivals: dict[str, np.ndarray] | None = None
+  missing: tuple[int, ...] = ()
 
 
 class Watch:
@@ -51,9 +53,11 @@ class Watch:
 
   Attributes:
     telemetry: of the workers of a live run, see `LiveRun.telemetry`.
+    missing: who is not there, see `LiveRun.missing`; None where all are.
   """
 
   telemetry: Callable[[], dict[int, result.Telemetry]] | None = None
+  missing: Callable[[], tuple[int, ...]] | None = None
 
   def __init__(
     self, the_task, per_epoch, every, total, observe, evaluate_epochs, control
@@ -106,6 +110,7 @@ class Watch:
         Progress(
           *(epoch, batches, self._total, rate, row),
           *(*self._seen, bad, arrivals),
+          self.missing() if self.missing else (),
         )
       )
     self._began = (batches, at if live else time.perf_counter())
