@@ -25,9 +25,10 @@ from experiments.reporting import ended
 from experiments.running import control as control_lib
 from experiments.running import devices, setup, train
 from experiments.screens import following, tensorboard
-from experiments.script import launch, shared_flags
+from experiments.script import failures, launch, shared_flags
 from experiments.settings import check
 from experiments.settings import table as settings_lib
+from ga_jax.live import server
 
 shared_flags.define_run_flags()
 _TENSORBOARD = flags.DEFINE_bool(
@@ -140,6 +141,9 @@ def _keeping(workdir: str) -> setup.Keeping:
 def main(prepared):
   settings, keep = prepared
   workdir, control = keep.folder, control_lib.Control()
+  if keep.resume and run_folder.is_finished(workdir):
+    print(f'{workdir} has finished already: nothing is computed')
+    return
   run_folder.begin(settings, keep)
   try:
     done = following.followed(
@@ -151,6 +155,8 @@ def main(prepared):
     )
   except setup.NothingDoneError as error:
     print(f'{error}; {ended.how_to_go_on(settings, workdir)}')
+  except (server.WorkersMissingError, server.ClusterLostError) as error:
+    failures.fail(f'{error}; {ended.how_to_go_on(settings, workdir)}', 1)
   else:
     run_folder.end(done, keep)
     print(ended.text(settings, workdir, done.summary))

@@ -10,6 +10,7 @@ import pytest
 from experiments.catalogue import methods, parts
 from experiments.documents import digits_curves, method_pictures
 from experiments.reporting import method_tables
+from ga_jax import compression, policies, programs, rules
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS, RESULTS = ROOT / 'docs', ROOT / 'results'
@@ -39,6 +40,29 @@ def test_every_part_is_described_once():
   names = set(methods.METHODS).union(*parts.TABLES.values())
   assert not names - set(found)
   assert sorted(found) == sorted(names)
+
+
+def families_of(page: str) -> list[list[str]]:
+  """The methods in the rows of a page's table of families."""
+  table = re.search(
+    r'^\| family .*\n\|[-|]+\n((?:\|.*\n)+)', page, re.MULTILINE
+  )
+  rows = [line.split('|')[-2] for line in table[1].splitlines()]
+  return [re.findall('`([^`]+)`', row) for row in rows]
+
+
+def test_the_tables_of_families_have_every_method():
+  index = families_of((DOCS / 'methods' / 'index.md').read_text())
+  assert index == [list(names) for names in methods.FAMILIES.values()]
+  readme = (ROOT / 'README.md').read_text()
+  found = [name for row in families_of(readme) for name in row]
+  assert sorted(found) == sorted(methods.METHODS)
+  counts = (
+    f'{len(rules.RULES)} server rules, {len(policies.POLICIES)} policies, '
+    f'{len(programs.PROGRAMS)} worker programs, '
+    f'{len(compression.COMPRESSIONS) - 1} compressions'  # beside none
+  )
+  assert counts in readme
 
 
 @pytest.mark.parametrize('family', methods.FAMILIES)

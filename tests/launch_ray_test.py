@@ -198,7 +198,7 @@ def test_a_token_that_others_can_read_is_refused(box, tmp_path):
   path.chmod(0o640)
   done = bash('ray_token.sh', f'--token_file={path}', env=box)
   assert done.returncode == 2
-  assert 'can be read by others: chmod 600' in done.stderr
+  assert f'can be read by others: chmod 600 {path}' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -637,7 +637,8 @@ def test_a_job_goes_on_where_it_was_interrupted(checkout, box, tmp_path):
   ((words, settings),) = recorded(runs)
   assert words == [
     *('-m', 'experiments.train', '--runtime=ray', '--address=auto'),
-    *('--checkpoint_every=60s', '--method=ga', '--workers=2'),
+    *('--checkpoint_every=60s', '--wait_for_workers=1800'),
+    *('--method=ga', '--workers=2'),
     '--workdir=runs/a',
   ]
   assert settings['RAY_AUTH_MODE'] == 'token'

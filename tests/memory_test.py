@@ -1,4 +1,4 @@
-"""What a simulated run keeps in memory: counted, and nothing besides."""
+"""What a run keeps in memory: counted, and nothing besides."""
 
 import json
 import subprocess
@@ -11,9 +11,11 @@ import pytest
 
 import ga_jax
 from experiments.catalogue import assembly, facts, methods
-from ga_jax import rules
+from ga_jax import clocks, policies, rules
 from ga_jax.executors import blocks, fast, slots
+from ga_jax.job import metrics
 from ga_jax.server import compiled, statistics, update
+from tests import cases
 
 WORKERS, SIZE = 8, 1 << 16
 COPY = 4 * SIZE  # bytes
@@ -190,6 +192,76 @@ def test_resident_counts_the_bytes_of_each_kind():
   assert fewer.snapshots == 2 * 420
   # momentum; the open round is float32
   assert 2 * 420 <= fewer.state < 2 * 440 + 40
+
+
+def goes_on(batches, state, metrics):
+  """An `observe`."""
+  return False
+
+
+@pytest.mark.parametrize(
+  ('policy', 'how'),
+  [
+    ('asynchronous', {'executor': 'exact'}),
+    ('asynchronous', {'executor': 'exact', 'block': 700, 'observe': goes_on}),
+    ('asynchronous', {'executor': 'fast', 'block': 4}),
+    ('adasync', {}),  # by losses: computed as it is played
+  ],
+  ids=['exact', 'observed', 'fast', 'losses'],
+)
+def test_arrays_do_not_become_more_with_the_updates(policy, how):
+  *_, batch_fn = cases.tiny_problem()
+  seen = []
+
+  def counting(batch_id):
+    if batch_id % 16 == 0:
+      seen.append(len(jax.live_arrays()))
+    return batch_fn(batch_id)
+
+  job = cases.tiny_job(
+    rules.asgd(0.01), policies.make(policy, 3), batches=counting
+  )
+  ga_jax.simulate(
+    job, clocks.homogeneous(0), num_workers=3, num_batches=2048, **how
+  )
+  first, second = np.split(np.array(seen[:128]), 2)
+  assert max(second) <= max(first) + 100  # seen every 16 arrivals
+
+
+def test_metrics_are_what_was_added():
+  rows = [
+    {'loss': jnp.float32(i), 'staleness': i, 'layer_gap': jnp.ones(2) * i}
+    for i in range(1300)
+  ]
+  log = metrics.Log()
+  assert (len(log), log.part()) == (0, {})
+  for i, row in enumerate(rows[:1100]):
+    log.append(row)
+    assert len(log) == i + 1
+  wanted = metrics.stacked(rows)
+  log.extend({name: values[1100:1200] for name, values in wanted.items()})
+  log.extend(rows[1200:])
+  assert len(log) == len(rows)
+  for name, values in log.part().items():
+    assert values.dtype == wanted[name].dtype
+    np.testing.assert_array_equal(values, wanted[name])
+  part = log.part(700, 800)
+  np.testing.assert_array_equal(part['staleness'], range(700, 800))
+  part['loss'][:] = 0  # the caller's own
+  assert log.part(700)['loss'][0] == 700
+
+
+@pytest.mark.slow
+def test_an_update_adds_no_kilobyte_to_the_peak(tmp_path):
+  path = tmp_path / 'out.json'
+  command = [sys.executable, '-m', 'experiments.bench.memory_per_update']
+  # They add 100 to 600 bytes each; the allocator's steps of a megabyte or two
+  # are a hundred of so many updates.
+  command += ['--updates=25000', f'--json={path}']
+  subprocess.run(command, check=True, timeout=900)
+  targets = json.loads(path.read_text())['targets']
+  assert len(targets) == 7
+  assert [t['what'] for t in targets if not t['met']] == []
 
 
 @pytest.mark.slow

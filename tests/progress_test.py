@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 import ga_jax
-from experiments.running import accelerators, utilisation, watch
+from experiments.running import accelerators, control, utilisation, watch
 from experiments.screens import panel, progress
 from ga_jax import clocks, policies
 from ga_jax.simulation import virtual_cluster
@@ -61,6 +61,11 @@ def drawn(width, *updates, every=5.0):
   where = console(width)
   where.print(shown)
   return where.export_text()
+
+
+def test_the_panel_says_who_is_not_here():
+  assert 'workers that are not here: 1, 3' in drawn(80, at(missing=(1, 3)))
+  assert 'not here' not in drawn(80, at(missing=(1, 3)), at())
 
 
 def test_the_panel_says_where_the_run_stands():
@@ -312,3 +317,15 @@ def test_a_terminal_shows_a_panel_that_ends_clean(tmp_path):
   assert 'stopping after the update in hand' in plain
   assert 'nothing to go on with: --checkpoint_every=30s' in plain
   assert seen.rindex('\x1b[?25h') > seen.rindex('╰')
+
+
+def test_the_pace_of_a_live_run_is_that_of_its_arrivals():
+  """It goes on while it is evaluated: 50 batches in 0.5 s here."""
+  follow = watch.Watch(None, 1000, 1000, 1000, None, False, control.Control())
+  follow.telemetry = dict
+  for batches, seconds in ((10, 3.0), (20, 3.1), (60, 3.5)):
+    losses = np.ones(2, np.float32)
+    block = {'loss': losses, 'time': np.array([0.0, seconds])}
+    block['num_batches'] = np.array([batches // 2, batches - batches // 2])
+    follow(batches, None, block)
+  assert follow.rate() == pytest.approx(100)

@@ -242,6 +242,7 @@ def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
   [
     ({'accelerator': 'abacus'}, "one of .*'tpu'.*, got 'abacus'"),
     ({'num_workers': 0}, 'num_workers must be an integer of at least 1, got 0'),
+    ({'wait_for_workers': 0}, 'wait_for_workers must be > 0.0, got 0'),
   ],
 )
 @pytest.mark.ray

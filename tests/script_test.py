@@ -25,8 +25,9 @@ BENCHES = [
   f'bench.{name}'
   for name in (
     *('against_torch', 'all', 'cold_start', 'decoding', 'growth'),
-    *('many_seeds', 'memory', 'scheduling', 'simulated_devices'),
-    *('simulation_overhead', 'straggler', 'update_kernel'),
+    *('many_seeds', 'memory', 'memory_per_update', 'scheduling'),
+    *('simulated_devices', 'simulation_overhead', 'straggler'),
+    'update_kernel',
   )
 ]
 SCRIPTS = [
@@ -237,6 +238,7 @@ TRAIN = [
     *('clock=x', 'clock=recorded', 'clock_times=/no', 'runtime=mpi'),
     *('simulate_devices=x', 'devices=2', 'pipeline_depth=1', 'address=x'),
     *('server_shards=2', 'straggler=0:2', 'keep_checkpoints=0'),
+    *('workers_per_device=2', 'wait_for_workers=9'),
     *('checkpoint_every=x', 'checkpoint_every=-5', 'checkpoint_every=0s'),
     *('checkpoint_every=nans', 'resume', 'accelerator=x', 'keep_checkpoints=x'),
   )
@@ -258,6 +260,16 @@ THREADS = [
   ('latency', ['--latency=1']),
   ('executor', ['--executor=exact']),
 ]
+RAY = [
+  ('workers_per_device', ['--workers_per_device=0']),
+  ('workers_per_device', ['--workers_per_device=0.5']),
+  (
+    'workers_per_device',
+    ['--workers_per_device=2', '--devices_per_worker=2'],
+  ),
+  ('wait_for_workers', ['--wait_for_workers=0']),
+  ('wait_for_workers', ['--wait_for_workers=nan']),
+]
 GRIDS = [
   (text.split('=')[0], [f'--{text}'])
   for text in (
@@ -269,6 +281,7 @@ REFUSED = {
     *RUNS,
     *TRAIN,
     *((flag, ['--runtime=threads', *rest]) for flag, rest in THREADS),
+    *((flag, ['--runtime=ray', *rest]) for flag, rest in RAY),
   ],
   'compare': [
     *RUNS,
@@ -382,6 +395,11 @@ REFUSED = {
     ('workers', ['--workers=0']),
     ('side', ['--side=1']),
   ],
+  'bench.memory_per_update': [
+    *COMMON,
+    ('ways', ['--ways=x']),
+    ('updates', ['--updates=1']),
+  ],
   'bench.scheduling': [
     *COMMON,
     ('policies', ['--policies=x']),
@@ -432,7 +450,10 @@ def test_bad_flags_are_named_in_one_line(name, tmp_path):
 
 def test_an_unknown_flag_is_refused_with_the_nearest_name():
   _, _, err = scripts.call('train', '--wrokers=3')
-  assert err == 'error: --wrokers: no such flag; did you mean --workers?\n'
+  assert err == (
+    'error: --wrokers: no such flag; did you mean --workers or '
+    '--workers_per_device?\n'
+  )
   _, _, err = scripts.call('train', '--quite_another=3')
   assert err.endswith('no such flag; --helpfull lists all flags\n')
   code, _, err = scripts.call('train', 'ga')

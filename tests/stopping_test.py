@@ -289,6 +289,19 @@ def test_sigint_finishes_the_update_and_says_how_to_go_on(tmp_path):
   assert err.startswith('error: --workers=3: --resume takes it from')
 
 
+def test_a_run_that_has_finished_is_left_as_it_is(tmp_path):
+  workdir = tmp_path / 'run'
+  small = '--workers=2', '--model=mlp', '--epochs=0.3', '--checkpoint_every=5'
+  assert scripts.call('train', *small, f'--workdir={workdir}').code == 0
+  before = {path: path.read_bytes() for path in workdir.glob('*.*')}
+  code, out, _ = scripts.call('train', '--resume', f'--workdir={workdir}')
+  assert (code, out) == (
+    0,
+    f'{workdir} has finished already: nothing is computed\n',
+  )
+  assert {path: path.read_bytes() for path in workdir.glob('*.*')} == before
+
+
 def test_a_run_stopped_before_its_first_update_can_go_on(tmp_path, monkeypatch):
   workdir = str(tmp_path / 'run')
   small = '--runtime=threads', '--workers=2', '--model=mlp', '--epochs=0.2'

@@ -1,6 +1,7 @@
 """Real asynchrony: what ran is replayed, and nothing is ever lost."""
 
 import collections
+import dataclasses
 import threading
 
 import jax
@@ -13,7 +14,7 @@ import ga_jax
 from ga_jax import compression, data, models, policies, programs, rules
 from ga_jax.executors import exact
 from ga_jax.executors.saving import Checkpoints
-from ga_jax.live import server, threads
+from ga_jax.live import observer, server, threads
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record.checkpoints import CheckpointStore
 from ga_jax.server import ledger
@@ -248,6 +249,39 @@ def test_observers_see_blocks_and_stop():
     run(job, broken)
 
 
+@pytest.mark.parametrize('of_0_1', [False, True])
+def test_an_observer_goes_on_where_it_was_saved(of_0_1):
+  def measured(i):
+    return {'loss': jnp.float32(i), 'num_batches': 1}
+
+  def watched(seen):
+    def observe(batches, state, metrics):
+      seen.append((batches, state, metrics['loss'].tolist()))
+
+    return observer.Observer(observe, 100, 250, lambda: None)
+
+  first, second = [], []
+  one, other = watched(first), watched(second)
+  for i in range(190):  # more than it is given together wait for their block
+    one.take(measured(i), lambda: 'state')
+  batches, blocks, log = one.save()
+  if of_0_1:
+    log = [{k: v[i] for k, v in log.items()} for i in range(90)]
+  other.restore(batches, blocks, log)
+  for i in range(190, 250):
+    other.take(measured(i), lambda: 'state')
+  metrics = other.end('last')
+  assert first == [(100, 'state', [*range(100)])]
+  assert second == [
+    (200, 'state', [*range(100, 200)]),
+    (250, 'last', [*range(200, 250)]),
+  ]
+  assert metrics['loss'].tolist() == [*range(250)]
+  assert metrics['loss'].dtype == np.float32
+  one.end('last')
+  assert first[1:] == [(190, 'last', [*range(100, 190)])]
+
+
 def test_a_hung_worker_loses_its_lease_and_its_answer():
   policy = policies.synchronous()  # everybody waits for it until then
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
@@ -463,6 +497,25 @@ def test_under_chaos_a_run_is_exact_and_learns_as_well():
     # 2 points are about three standard deviations of a seed's test error.
     assert abs(error(wild.params) - error(calm.params)) < 0.02
     assert error(calm.params) < 0.06
+
+
+def test_workers_compile_nothing(caplog):
+  """Who compiles late looks slow, and `delay_fn` multiplies that."""
+  job = cases.tiny_job(rules.ga(0.05), policies.asynchronous())
+  params = {**job.params, 'new': jnp.zeros(17)}  # nobody compiled for it yet
+  job = dataclasses.replace(job, params=params)
+  jax.config.update('jax_log_compiles', True)
+  try:
+    with caplog.at_level('WARNING', logger='jax'):
+      ga_jax.run_on_threads(job, num_workers=3, num_batches=12)
+  finally:
+    jax.config.update('jax_log_compiles', False)
+  by_thread = collections.Counter(
+    record.threadName
+    for record in caplog.records
+    if record.getMessage().startswith('Compiling ')
+  )
+  assert by_thread.keys() == {threading.current_thread().name}
 
 
 def test_workers_report_their_computing_time():

@@ -69,6 +69,7 @@ _SUMMARY_FIELDS = {
   'clock': forms.text,
   'jax': forms.text,
   'refused': forms.mapped(_COUNT),
+  'missing_workers': forms.listed(_COUNT),
   'worker_seconds': forms.mapped(_WORKER),
   'compilation': forms.mapped(_MEASURE),
   'settings': _NAMED,

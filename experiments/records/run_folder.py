@@ -33,6 +33,13 @@ def goes_on(workdir: str) -> bool:
   )
 
 
+def is_finished(workdir: str) -> bool:
+  """Whether a run has ended there of itself, and all of it is written."""
+  if not os.path.exists(os.path.join(workdir, digests.FILE)):  # the last one
+    return False
+  return not record.load_json(workdir, 'summary.json')['stopped']
+
+
 def take(workdir: str, method: str, *, overwrite: bool) -> str:
   """Takes the folder of a new run; touches nothing in it.
 

@@ -40,6 +40,7 @@ def text(
       f'{_pace(summary)}; wasted work '
       f'{100 * summary["wasted_work"]:.0f} %; '
       f'{summary["bytes_pushed"] / 1e6:.1f} MB submitted',
+      *_missing(summary),
       f'written to {workdir}',
       f'inference: {record.how_to_load(workdir)}',
     ]
@@ -53,6 +54,12 @@ def _pace(summary) -> str:
   workers = summary['worker_seconds'].values()
   mean = sum(one['utilisation'] for one in workers) / len(workers)
   return f'workers computed {100 * mean:.0f} % of their time'
+
+
+def _missing(summary) -> list[str]:
+  """Who was asked for and did nothing, on Ray."""
+  who = ', '.join(map(str, summary.get('missing_workers', ())))
+  return [f'workers that never answered: {who}'] if who else []
 
 
 def how_to_go_on(settings: settings_lib.Settings, workdir: str) -> str:

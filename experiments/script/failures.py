@@ -20,7 +20,7 @@ from ga_jax.server import ledger, recovery
 # What a computation may end with that is no mistake of the program.
 EXPECTED = (
   *(data.DataError, ledger.NotFiniteError, recovery.RecoveryError),
-  locks.LostError,
+  *(locks.LostError, server.WorkersMissingError, server.ClusterLostError),
 )
 
 

@@ -184,6 +184,9 @@ def _check_devices(s: table.Settings):
   if s.devices % each:
     why = f'must be a multiple of --devices_per_worker={each}'
     raise table.SettingError('devices', s.devices, why)
+  if s.workers_per_device > 1 and each > 1:
+    why = f'must be 1 with --devices_per_worker={each}'
+    raise table.SettingError('workers_per_device', s.workers_per_device, why)
   if s.batch_size % each:
     why = f'must be a divisor of --batch_size={s.batch_size}'
     raise table.SettingError('devices_per_worker', each, why)

@@ -209,6 +209,18 @@ class Settings:
     accepts=_AT_LEAST_1,
     read_by=_LIVE,
   )
+  workers_per_device: int = _cluster(
+    1,
+    'workers that share a device, each with its part of the memory (ray)',
+    accepts=_AT_LEAST_1,
+    read_by=('ray',),
+  )
+  wait_for_workers: float = _cluster(
+    120.0,
+    'seconds until the first worker must have found room (ray)',
+    accepts=setting.Range('positive', lambda v: v > 0),
+    read_by=('ray',),
+  )
   lease_seconds: float = _cluster(
     60.0,
     'how long a worker may take for a ticket (threads, ray)',

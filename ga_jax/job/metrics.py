@@ -92,7 +92,9 @@ class Log:
     self._move(len(self._newest))
     self._write(stacked(block) if isinstance(block, list) else block)
 
-  def part(self, start: int = 0, stop: int | None = None):
+  def part(
+    self, start: int = 0, stop: int | None = None
+  ) -> dict[str, np.ndarray]:
     """Those of some arrivals; waits for them.
 
     Args:

@@ -44,6 +44,14 @@ class WorkersLostError(RuntimeError):
   """Every worker has died and batches are left."""
 
 
+class WorkersMissingError(RuntimeError):
+  """No worker came although one was waited for."""
+
+
+class ClusterLostError(RuntimeError):
+  """What a run computes on is gone; its record and checkpoints are not."""
+
+
 class LiveRun:
   """A live run.
 
@@ -118,6 +126,11 @@ class LiveRun:
   def telemetry(self) -> dict[int, result.Telemetry]:
     """Of the workers so far, by worker."""
     return dict(self._journal.telemetry)
+
+  def missing(self) -> tuple[int, ...]:
+    """Of the workers that the run was to begin with, those not here now."""
+    here = self._roster.is_here
+    return tuple(w for w in self._first_workers if not here(w))
 
   def add_worker(self, worker_id: int):
     """A worker comes in while the run goes on.

@@ -55,7 +55,9 @@ class ThreadPool:
     """Compiles for every device: compiling holds the GIL."""
     for machine in self._machines:
       batches = machine.load(order.ticket.first_batch, order.ticket.num_batches)
-      machine.dispatch(order, batches)
+      answer = machine.dispatch(order, batches)
+      finite = update.finite(answer[0])
+      jax.block_until_ready((finite, machine.to_server(answer)))
 
   def hire(self, worker_id: int, deliver: Callable[[Any], None]):
     """A worker's thread, which is here at once."""
