@@ -119,6 +119,7 @@ def test_a_run_goes_on_once_a_changed_setting_is_put_back(root):
   configure(root, learning_rate=0.05)
   refused(root, '--learning_rate was 0.1, is 0.05')
   configure(root, learning_rate=0.1)
+  (root / 'run' / 'summary.json').unlink()  # it has not ended
   ended = resume(root)
   assert ended.code == 0, ended.err
   assert ended.out.startswith('test error')

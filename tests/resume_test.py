@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from ga_jax import clocks, policies, programs, rules
-from ga_jax.executors import blocks, exact, execution, fast, saving, slots
+from ga_jax.executors import blocks, exact, fast, saving, slots
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record import checkpoints
 from ga_jax.server import recovery
-from ga_jax.simulation import simulate, virtual_cluster
+from ga_jax.simulation import virtual_cluster
 from tests import cases
 
 BLOCK = 8
@@ -275,37 +275,3 @@ def test_a_trace_that_ends_before_the_checkpoint_is_refused(tmp_path):
       job, trace.until(10, 10), checkpoints=saving.Checkpoints(store)
     )
   assert store.newest().path == newest.path
-
-
-def test_an_exact_run_of_0_1_goes_on(tmp_path):
-  """Its checkpoints held losses by ticket and metrics by arrival."""
-  job = cases.tiny_job(cases.rule('ga', 0.02), policies.make('adasync', 3))
-  store = checkpoints.CheckpointStore(tmp_path)
-
-  def simulated(observe=None, store=None):
-    return simulate.simulate(
-      job,
-      clocks.heterogeneous(0),
-      num_workers=3,
-      num_batches=60,
-      observe=observe,
-      checkpoints=store and saving.Checkpoints(store),
-    )
-
-  simulated(Watcher(stop_at=30), store)
-  newest = store.newest()
-  host = dict(newest.host)
-  assert len(host['losses']) >= len(host['log']['loss']) == 30
-  host['losses'] = dict(enumerate(host['losses'].tolist()))
-  host['log'] = [
-    {name: values[i] for name, values in host['log'].items()} for i in range(30)
-  ]
-  like = execution.Execution(job).like(host['workers'], host['versions'])
-  store.save(newest.step, newest.load(like), host)
-  watcher, wanted = Watcher(), simulated()
-  result = simulated(watcher, store)
-  assert watcher.seen[0][0] == 31
-  assert_same_run(
-    (result.state, result.metrics, result.executed),
-    (wanted.state, wanted.metrics, wanted.executed),
-  )

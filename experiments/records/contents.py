@@ -28,7 +28,7 @@ _SEEN = {  # of a row and of a summary
   'max_staleness': _COUNT,
 }
 _HISTOGRAM = forms.fields({'edges': _MEASURES, 'counts': _MEASURES})
-_WORKER = forms.mapped(_MEASURE)
+_WORKER = forms.fields({'utilisation': forms.number(0.0, 1.0)}, others=_MEASURE)
 _LAYER = forms.mapped(forms.optional(_MEASURES))
 
 ROW_FIELDS = {

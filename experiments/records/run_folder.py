@@ -35,9 +35,10 @@ def goes_on(workdir: str) -> bool:
 
 def is_finished(workdir: str) -> bool:
   """Whether a run has ended there of itself, and all of it is written."""
-  if not os.path.exists(os.path.join(workdir, digests.FILE)):  # the last one
-    return False
-  return not record.load_json(workdir, 'summary.json')['stopped']
+  for name in ('summary.json', digests.FILE):  # the last ones
+    if not os.path.exists(os.path.join(workdir, name)):
+      return False
+  return not record.load_json(workdir, 'summary.json').get('stopped')
 
 
 def take(workdir: str, method: str, *, overwrite: bool) -> str:
