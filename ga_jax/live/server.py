@@ -454,7 +454,8 @@ class LiveRun:
         heapq.heappop(self._deadlines)
         continue
       try:
-        return self._inbox.get(timeout=max(0.0, at - self._now()))
+        wait = min(max(0.0, at - self._now()), threading.TIMEOUT_MAX)
+        return self._inbox.get(timeout=wait)
       except queue.Empty:
         return None
     return self._inbox.get()

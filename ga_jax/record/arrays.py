@@ -167,7 +167,8 @@ def replacing(path: str, what: str) -> Iterator[str]:
     _sync(folder)
   except Exception as error:  # Orbax raises a ValueError on a full disk
     shutil.rmtree(hidden, ignore_errors=True)
-    raise OSError(f'{what} cannot be saved in {folder}: {error}') from error
+    why = getattr(error, 'strerror', None) or error
+    raise OSError(f'{what} cannot be saved in {folder}: {why}') from error
 
 
 def write(
@@ -187,6 +188,9 @@ def write(
   import orbax.checkpoint as ocp
 
   os.mkdir(folder)
+  # Said here: Orbax says it at great length.
+  arrays = sum(array.nbytes for array in stored.values())
+  files_lib.check_space(folder, arrays + sum(map(len, files.values())))
   if stored:
     with ocp.PyTreeCheckpointer() as checkpointer:
       checkpointer.save(os.path.join(folder, ARRAYS), stored)
@@ -201,7 +205,7 @@ def write(
       _sync(path)
     _sync(parent)
   path = os.path.join(folder, MANIFEST)
-  with open(path, 'w') as file:
+  with open(path, 'w', encoding='utf-8') as file:
     json.dump({**about, 'files': hashes}, file, indent=2)
   _sync(path)
   _sync(folder)
@@ -216,7 +220,7 @@ def damage(folder: str, name: str, value: Any) -> str | None:
     value: what that must be.
   """
   try:
-    with open(os.path.join(folder, MANIFEST)) as file:
+    with open(os.path.join(folder, MANIFEST), encoding='utf-8') as file:
       manifest = json.load(file)
     if manifest[name] != value:
       return f'its manifest is of {name} {manifest[name]}'

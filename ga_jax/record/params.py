@@ -83,7 +83,7 @@ def load_params(path: str, like: tuple[Any, Any] | None = None):
   damage = arrays_lib.damage(path, 'format', _FORMAT)
   if damage is not None:
     raise ValueError(f'{path} is damaged: {damage}')
-  with open(os.path.join(path, _LEAVES)) as file:
+  with open(os.path.join(path, _LEAVES), encoding='utf-8') as file:
     about = {one['name']: one for one in json.load(file)}
   leaves = {name: _leaf(one) for name, one in about.items()}
   if like is None:

@@ -211,7 +211,8 @@ class TraceWriter(exclusive.Exclusive):
     if self._file is None:
       self._blocks.append(block)
     else:
-      self._file.write(block.tobytes())
+      with files.of_file(self.path):
+        files.write_all(self._file, block.tobytes())
 
   @exclusive.locked
   def flush(self):
