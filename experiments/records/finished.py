@@ -184,14 +184,14 @@ def _if_there(folder: str, name: str):
 
 
 def _json(path: str):
-  with open(path) as file:
+  with open(path, encoding='utf-8') as file:
     return json.load(file)
 
 
 def _rows(path: str) -> list[dict[str, Any]]:
   """JSON lines, but for one that was cut short."""
   rows = []
-  with open(path) as file:
+  with open(path, encoding='utf-8') as file:
     for line in file:
       try:
         rows.append(json.loads(line))

@@ -104,12 +104,27 @@ def writable(flag: str, path: str) -> str:
   try:
     os.makedirs(path, exist_ok=True)
     probe = os.path.join(path, '.probe')
-    with open(probe, 'w'):
+    with open(probe, 'w', encoding='utf-8'):
       pass
     os.unlink(probe)
   except OSError as error:
     raise _unwritable(flag, path, error) from error
   return path
+
+
+def writable_file(flag: str, path: str):
+  """Tries whether a file can be written, before what is to be in it is made.
+
+  Args:
+    flag: that named it.
+    path: of the file; the folder around it is made where it is not there.
+
+  Raises:
+    SettingError: it cannot.
+  """
+  writable(flag, os.path.dirname(os.path.abspath(path)))
+  if os.path.isdir(path):
+    raise settings_lib.SettingError(flag, path, 'must be a file, not a folder')
 
 
 def keep(path: str):

@@ -177,7 +177,7 @@ def load_json(workdir: str, name: str) -> dict[str, Any]:
     SettingError: it is not there, or is damaged.
   """
   try:
-    with open(os.path.join(workdir, name)) as file:
+    with open(os.path.join(workdir, name), encoding='utf-8') as file:
       return json.load(file)
   except OSError as error:
     raise _missing(workdir, name) from error

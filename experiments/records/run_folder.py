@@ -153,7 +153,6 @@ def _clear(workdir: str, names: tuple[str, ...]):
 
 def _forget(path: str, batches: int):
   """Drops the rows from so many batches on."""
-  with open(path) as file:
+  with open(path, encoding='utf-8') as file:
     kept = [line for line in file if json.loads(line)['batches'] < batches]
-  with files.replacing(path) as partial, open(partial, 'w') as file:
-    file.writelines(kept)
+  files.write_text(path, ''.join(kept))

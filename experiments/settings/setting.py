@@ -15,6 +15,9 @@ OUTPUT = 'output'
 GROUPS = (DATA, METHOD, PARAMETERS, CLUSTER, TRAINING, OUTPUT)
 
 
+_LONGEST = 200  # characters of a value that a message shows
+
+
 class Range(NamedTuple):
   """Which values are accepted.
 
@@ -50,6 +53,7 @@ class Row(NamedTuple):
     read_by: the runtimes that read it; the others refuse it.
     of_model: whether it is an argument of the model, of those that take it.
     alias: another name of the flag; '' for none.
+    is_path: whether it names a file or a folder.
   """
 
   kind: type
@@ -63,6 +67,7 @@ class Row(NamedTuple):
   read_by: tuple[str, ...] = RUNTIMES
   of_model: bool = False
   alias: str = ''
+  is_path: bool = False
 
   def help(self) -> str:
     """What the flag says."""
@@ -73,6 +78,12 @@ def row(group: str, default: Any, about: str, **more: Any) -> Any:
   """A field of the table of settings; arguments as of `Row`."""
   known = Row(type(default), default, group, about, **more)
   return dataclasses.field(default=default, metadata={'row': known})
+
+
+def shown(text: str) -> str:
+  """What was given, in one line that is safe to print."""
+  cut = text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
 
 
 def text_of(value: Any) -> str:
