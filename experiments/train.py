@@ -25,9 +25,10 @@ from experiments.reporting import ended
 from experiments.running import control as control_lib
 from experiments.running import devices, setup, train
 from experiments.screens import following, tensorboard
-from experiments.script import launch, shared_flags
+from experiments.script import failures, launch, shared_flags
 from experiments.settings import check, path_flags
 from experiments.settings import table as settings_lib
+from ga_jax.live import server
 
 shared_flags.define_run_flags()
 _TENSORBOARD = flags.DEFINE_bool(
@@ -94,12 +95,21 @@ def _resumed() -> settings_lib.Settings:
       f'--workdir={workdir} holds neither checkpoints (--checkpoint_every) nor '
       f'the record of a live run that has not ended ({setup.ROWS})',
     )
-  for name in settings_lib.flag_rows():
-    if flags.FLAGS[name].present:
-      raise settings_lib.SettingError(
-        name, flags.FLAGS[name].value, f'--resume takes it from {workdir}'
-      )
   settings = record.load_settings(workdir)
+  known = settings.address if settings.joins_cluster() else None
+  for name in settings_lib.flag_rows():
+    flag = flags.FLAGS[name]
+    if flag.present and not (name == 'address' and flag.value == known):
+      raise settings_lib.SettingError(
+        name, flag.value, f'--resume takes it from {workdir}'
+      )
+  if known and not flags.FLAGS['address'].present:
+    raise settings_lib.SettingError(
+      'resume',
+      True,
+      f'the run was on the Ray cluster at {known}, which may run anything '
+      f'here: where you trust it, add --address={known}',
+    )
   began.check_settings(began.saved(workdir), settings)
   return check.check(settings)
 
@@ -131,6 +141,9 @@ def _keeping(workdir: str) -> setup.Keeping:
 def main(prepared):
   settings, keep = prepared
   workdir, control = keep.folder, control_lib.Control()
+  if keep.resume and run_folder.is_finished(workdir):
+    print(f'{workdir} has finished already: nothing is computed')
+    return
   run_folder.begin(settings, keep)
   try:
     done = following.followed(
@@ -141,12 +154,14 @@ def main(prepared):
       quiet=shared_flags.quiet(),
     )
   except setup.NothingDoneError as error:
-    print(f'{error}; {ended.how_to_go_on(workdir)}')
+    print(f'{error}; {ended.how_to_go_on(settings, workdir)}')
+  except (server.WorkersMissingError, server.ClusterLostError) as error:
+    failures.fail(f'{error}; {ended.how_to_go_on(settings, workdir)}', 1)
   else:
     run_folder.end(done, keep)
     print(ended.text(settings, workdir, done.summary))
     if done.summary['stopped'] and not done.summary['diverged']:
-      print(f'stopped; {ended.how_to_go_on(workdir)}')
+      print(f'stopped; {ended.how_to_go_on(settings, workdir)}')
   if control.signal:
     sys.exit(128 + control.signal)
 

@@ -84,7 +84,7 @@ use_token() {
   [ -O "$token_file" ] || fail "$token_file belongs to somebody else"
   mode=$(stat -L -c %a "$token_file" 2>/dev/null || stat -L -f %Lp "$token_file")
   [[ $mode == ?00 ]] ||
-    fail "$token_file (mode $mode) can be read by others: chmod 600 it, or on a machine with other users remove it and make a new one: bash launch/ray_token.sh"
+    fail "$token_file (mode $mode) can be read by others: chmod 600 $(printf %q "$token_file"), or on a machine with other users remove it and make a new one: bash launch/ray_token.sh"
   token_file=$(cd "$(dirname "$token_file")" && pwd)/$(basename "$token_file")
   export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH=$token_file
 }

@@ -13,7 +13,8 @@
 #   --token_file=FILE  default ~/.ray/auth_token
 #   --block            stay in the foreground (srun)
 #   --stop             end the run in order, with a checkpoint
-#   Others go to experiments.train, --checkpoint_every=60s before them.
+#   Others go to experiments.train, after --checkpoint_every=60s and, as machines
+#   may be rented only now, --wait_for_workers=1800.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/ray_common.sh"
 
@@ -48,7 +49,8 @@ shown=1
 if ! running; then
   case $(progress "$workdir") in
     new)
-      flags=(--runtime=ray --address=auto --checkpoint_every=60s "${flags[@]}")
+      flags=(--runtime=ray --address=auto --checkpoint_every=60s
+        --wait_for_workers=1800 "${flags[@]}")
       ;;
     stopped) flags=(--resume) ;;
     finished)

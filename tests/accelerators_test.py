@@ -42,7 +42,7 @@ def seen(monkeypatch, tmp_path, **given):
     ({'devices': ['vfio/vfio'], 'vendor': '0x1ae0'}, ''),
   ],
 )
-def test_an_accelerator_is_found(
+def test_an_accelerator_that_jax_leaves_unused_is_found(
   given, expected, monkeypatch, tmp_path, unasked
 ):
   del unasked
@@ -62,7 +62,7 @@ def test_a_gpu_that_was_hidden_is_left_alone(
   assert seen(monkeypatch, tmp_path) == ''
 
 
-def test_what_is_said(monkeypatch, capsys):
+def test_the_device_line_warns_of_an_unused_accelerator(monkeypatch, capsys):
   monkeypatch.setattr(accelerators, 'unused', lambda: 'a TPU')
   cpu = accelerators.ComputesWith('cpu', 'EPYC (2 cores)', 1)
 
@@ -86,7 +86,7 @@ def test_what_is_said(monkeypatch, capsys):
   assert said('gpu, of the Ray cluster') == ['device: gpu, of the Ray cluster']
 
 
-def test_what_is_here():
+def test_here_is_the_device_that_training_uses():
   found = accelerators.here()
   assert found.platform == 'cpu'
   assert found.name == environment.device_name()
@@ -96,7 +96,7 @@ def test_what_is_here():
 
 
 @pytest.mark.parametrize('quiet', [False, True])
-def test_a_script_says_it_first(quiet, tmp_path):
+def test_a_script_names_its_device_first_unless_quiet(quiet, tmp_path):
   done = scripts.call(
     'compare',
     *('--methods=asgd', '--workers=1', '--seeds=1', '--epochs=0.1'),
@@ -107,6 +107,6 @@ def test_a_script_says_it_first(quiet, tmp_path):
   assert done.err == ('' if quiet else line)
 
 
-def test_a_script_that_computes_nothing_says_nothing():
+def test_a_script_that_computes_nothing_names_no_device():
   done = scripts.call('reproduce', '--list')
   assert (done.code, done.err) == (0, '')

@@ -73,7 +73,9 @@ def assert_twins(module, tree, values, tolerance):
 
 
 @problems
-def test_loss_and_gradient_are_the_twin_s(name, monkeypatch, x64):
+def test_loss_and_gradient_equal_those_of_the_pytorch_twin(
+  name, monkeypatch, x64
+):
   ours, theirs = pair(name, monkeypatch)
   params, model_state = twin_problems.initial(small(name))
   inputs, labels = twin_problems.examples(small(name))
@@ -96,7 +98,9 @@ def test_loss_and_gradient_are_the_twin_s(name, monkeypatch, x64):
 
 @pytest.mark.parametrize('kind', ['loop', 'foreach'])
 @problems
-def test_the_same_trace_gives_the_same_parameters(name, kind, monkeypatch, x64):
+def test_pytorch_gives_the_same_parameters_from_the_same_trace(
+  name, kind, monkeypatch, x64
+):
   """20 updates of Gap-Aware; most of them stale."""
   from experiments.bench import torch_simulation
 
@@ -119,7 +123,7 @@ def test_the_same_trace_gives_the_same_parameters(name, kind, monkeypatch, x64):
   assert_twins(theirs.model, result.params, values, 1e-5)
 
 
-def test_workers_of_the_heap_begin_again_with_the_next_batch():
+def test_workers_of_the_event_heap_take_the_next_batch_in_turn():
   from experiments.bench import torch_simulation
 
   heap = torch_simulation.event_heap(WORKERS, seed=0)
@@ -132,7 +136,7 @@ def test_workers_of_the_heap_begin_again_with_the_next_batch():
   assert counts.min() > 40  # equal machines
 
 
-def test_other_parameters_are_no_twin():
+def test_parameters_that_do_not_fit_the_twin_are_refused():
   from experiments.bench import torch_twins
 
   params, _ = twin_problems.initial(small('cnn_bn'))

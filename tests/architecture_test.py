@@ -101,7 +101,7 @@ def test_rooms_import_what_the_table_says(room):
 
 
 @pytest.mark.parametrize('package', ['ga_jax', 'experiments'])
-def test_no_circle(package):
+def test_imports_have_no_circle(package):
   """Neither of modules nor of rooms, whatever the list says."""
   files, rooms = {}, collections.defaultdict(set)
   for module, path in MODULES.items():
@@ -134,7 +134,7 @@ def test_commands_alone_stand_at_the_top_of_experiments():
     assert all(module not in imports(path) for path in MODULES.values()), module
 
 
-def test_import_is_light():
+def test_importing_ga_jax_is_fast_and_loads_nothing_heavy():
   code = (
     'import time, jax; start = time.process_time(); import ga_jax, sys; '
     'heavy = {"tensorflow", "ray", "sklearn", "matplotlib", "torch"}; '

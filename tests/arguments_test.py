@@ -47,7 +47,7 @@ def run(**wrong):
     ),
   ],
 )
-def test_what_is_wanted_is_said(wrong, said):
+def test_a_wrong_argument_is_refused_with_what_is_wanted(wrong, said):
   with pytest.raises(TypeError, match=said) as raised:
     run(**wrong)
   assert len(str(raised.value).splitlines()) == 1
@@ -176,7 +176,7 @@ def test_a_thread_too_many_is_said(monkeypatch):
     worker.Worker(0, None, None, None)
 
 
-def test_a_server_and_a_schedule_say_it_too():
+def test_server_and_schedule_refuse_wrong_arguments_too():
   with pytest.raises(TypeError, match='policy must be a Policy'):
     ga_jax.Server(
       jnp.zeros(4),
@@ -220,7 +220,7 @@ def test_a_call_of_version_0_1_is_told_how_it_is_called_now(verb, called):
   assert said in str(raised.value)
 
 
-def test_many_runs_are_told_too():
+def test_simulate_many_refuses_what_is_no_job():
   with pytest.raises(
     TypeError, match=r'simulate_many\(jobs, clocks, .* a dict'
   ):

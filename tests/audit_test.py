@@ -89,7 +89,7 @@ def may_pass(run, column, i, value):
   'number', [60, pytest.param(None, marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize('name', sorted(policies.POLICIES))
-def test_a_changed_cell_is_told(name, number):
+def test_verify_finds_a_changed_cell(name, number):
   """Every cell, or some of them, of two runs."""
   silent, tried = collections.Counter(), 0
   for seed, per_ticket in ((1, 1), (2, 2)):
@@ -114,7 +114,7 @@ def test_a_changed_cell_is_told(name, number):
 
 
 @pytest.mark.parametrize('name', sorted(policies.POLICIES))
-def test_true_traces_pass_and_so_do_their_beginnings(name):
+def test_verify_accepts_true_traces_and_their_beginnings(name):
   for seed in range(4):
     for given in ({}, {'batches_per_ticket': 3}, {'streams': 4}):
       run = true_trace(name, seed, **given)
@@ -160,12 +160,12 @@ def a_trace():
     ('staleness', 4, -1, 'staleness -1, server 0, read 0'),
   ],
 )
-def test_every_column_has_its_range(column, row, value, message):
+def test_verify_names_what_is_wrong_in_each_column(column, row, value, message):
   with pytest.raises(trace.TraceError, match=message):
     changed(a_trace(), column, row, value).verify()
 
 
-def test_members_rounds_and_revoked_tickets_are_followed():
+def test_verify_follows_members_rounds_and_revoked_tickets():
   book = ledger.Ledger(policies.synchronous(), num_batches=4)
   for worker in range(3):
     book.join(worker)
@@ -202,7 +202,7 @@ def test_members_rounds_and_revoked_tickets_are_followed():
     close._replace(events=twice).verify(complete=False)
 
 
-def test_missing_batches_are_told_without_counting_them_all():
+def test_missing_batches_are_named_without_counting_them_all():
   run = a_trace()
   assert audit.missing_batches(run.events, 4) == []
   with pytest.raises(trace.TraceError, match=r'applied: \[4, 5, 6, 7, 8\] \.'):
@@ -211,7 +211,7 @@ def test_missing_batches_are_told_without_counting_them_all():
     run._replace(events=run.events[:0], num_batches=2).verify()
 
 
-def test_workers_that_ever_joined_are_counted():
+def test_a_trace_counts_all_workers_that_ever_joined():
   book = ledger.Ledger(policies.asynchronous(), num_batches=2)
   assert book.trace().num_workers == 0
   for worker in (0, 5):

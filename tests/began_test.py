@@ -104,7 +104,7 @@ NAMED = (
 
 
 @pytest.mark.parametrize('kept', ['both', 'checkpoint', 'began.json'])
-def test_settings_that_were_changed_are_named(root, kept):
+def test_resume_refuses_changed_settings_by_name(root, kept):
   configure(root, **CHANGES)
   if kept == 'checkpoint':
     (root / 'run' / began.FILE).unlink()
@@ -115,7 +115,7 @@ def test_settings_that_were_changed_are_named(root, kept):
   refused(root, f'{where}', 'is not what', *NAMED)
 
 
-def test_a_setting_that_is_put_back_goes_on(root):
+def test_a_run_goes_on_once_a_changed_setting_is_put_back(root):
   configure(root, learning_rate=0.05)
   refused(root, '--learning_rate was 0.1, is 0.05')
   configure(root, learning_rate=0.1)
@@ -124,7 +124,7 @@ def test_a_setting_that_is_put_back_goes_on(root):
   assert ended.out.startswith('test error')
 
 
-def test_a_checkpoint_of_another_run_is_named(root, begun):
+def test_resume_refuses_a_checkpoint_of_another_run(root, begun):
   """Checkpoints that were copied from a run with another learning rate."""
   configure(root, learning_rate=0.05)
   path = root / 'run' / began.FILE
@@ -145,7 +145,7 @@ def without_about(root):
     train.train(settings, keeping=setup.Keeping(workdir, every_updates=3))
 
 
-def test_a_run_of_before_goes_on(root):
+def test_a_run_of_an_older_version_goes_on(root):
   without_about(root)
   assert began.saved(str(root / 'run')) == {}
   ended = resume(root)
@@ -162,14 +162,14 @@ def test_a_checkpoint_that_does_not_fit_is_told_in_one_line(root):
   assert 'is of a run with another hparams' in line
 
 
-def test_data_may_be_elsewhere(root):
+def test_a_run_goes_on_when_its_data_were_moved(root):
   shutil.move(root / 'data.npz', root / 'moved.npz')
   configure(root, data_path=str(root / 'moved.npz'))
   ended = resume(root)
   assert ended.code == 0, ended.err
 
 
-def test_other_data_behind_the_path_are_named(root):
+def test_resume_refuses_other_data_behind_the_same_path(root):
   known = data.npz(str(root / 'data.npz')).fingerprint()
   write(root / 'data.npz', y_train=(np.arange(64) + 1) % 3)
   now = data.npz(str(root / 'data.npz')).fingerprint()
@@ -248,7 +248,7 @@ def test_cells_of_other_data_are_computed_again(root, tmp_path):
   assert len(rows_of(folder)) == 4
 
 
-def test_cells_that_do_not_say_count_as_finished(root, tmp_path):
+def test_cells_that_do_not_name_their_data_count_as_finished(root, tmp_path):
   folder = tmp_path / 'compare'
   settings = settings_lib.Settings(
     dataset='npz', data_path=str(root / 'data.npz'), model='mlp'
@@ -267,7 +267,7 @@ def test_cells_that_do_not_say_count_as_finished(root, tmp_path):
   assert cells_lib.Cells(path).summary(settings)['test_error'] == 0.5
 
 
-def test_recorded_times_are_known_by_what_they_hold(root, tmp_path):
+def test_recorded_times_are_known_by_their_content(root, tmp_path):
   times = tmp_path / 'times.npz'
   shutil.copy(root / 'run' / 'trace.npz', times)
   settings = settings_lib.Settings(clock='recorded', clock_times=str(times))
@@ -285,7 +285,7 @@ def test_recorded_times_are_known_by_what_they_hold(root, tmp_path):
     inputs.of(settings)
 
 
-def test_a_process_of_a_cluster_refuses_other_data(root):
+def test_a_ray_process_refuses_other_data_than_the_drivers(root):
   pytest.importorskip('ray')
   from experiments.running import ray
 
@@ -301,7 +301,7 @@ def test_a_process_of_a_cluster_refuses_other_data(root):
     ray._make(settings, known)
 
 
-def test_a_new_setting_changes_nothing():
+def test_only_settings_off_their_defaults_are_compared():
   """What is not said is the default: of before there are fewer settings."""
   settings = settings_lib.Settings(
     learning_rate=0.05, stalls=((0, 1.0, 2.0),), data_path='/a/b'

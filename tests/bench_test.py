@@ -34,11 +34,11 @@ def test_every_benchmark_is_run_and_has_a_section():
     assert limits == '' or limits.startswith('\n'), bench.name
 
 
-def test_ratios_are_of_the_same_round():
+def test_ratios_pair_times_of_the_same_round():
   assert timing.ratios([1.0, 9.0, 4.0], [2.0, 3.0, 4.0]) == (1.0, 0.5, 3.0)
 
 
-def test_candidates_take_turns():
+def test_candidates_are_timed_in_turn():
   order = []
   candidates = {name: lambda name=name: order.append(name) for name in 'ab'}
   timing.alternate(candidates, 3)
@@ -61,7 +61,7 @@ def test_a_target_is_judged_by_its_median(median, at_least, met):
   assert ('MISSED' in str(target)) != met
 
 
-def test_a_page_shows_what_was_said(tmp_path, capsys):
+def test_the_page_shows_printed_tables_and_targets(tmp_path, capsys):
   where = timing.machine()
   path = tmp_path / 'growth.json'
   slow = timing.Target('how slow', timing.figure([3.0, 2.0, 7.0]), 2.5)
@@ -83,6 +83,6 @@ def test_a_page_shows_what_was_said(tmp_path, capsys):
   assert capsys.readouterr().out.startswith('a table\nhow slow: 3 (2 to 7)')
 
 
-def test_the_committed_page_is_that_of_its_figures():
+def test_the_committed_page_is_made_of_the_committed_figures():
   with flagsaver.flagsaver(folder=str(COMMITTED)):
     assert bench_all.page() == (COMMITTED / 'README.md').read_text()

@@ -114,14 +114,32 @@ def flat(tree) -> np.ndarray:
 
 
 def distance(a, b) -> float:
-  """Norm-relative difference of two trees."""
+  """Norm-relative difference of two trees whose leaves have equal shapes."""
+  assert shapes(a) == shapes(b)
   a, b = flat(a), flat(b)
   return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
+def shapes(tree) -> list[tuple[int, ...]]:
+  """The shape of each leaf."""
+  return [np.shape(leaf) for leaf in jax.tree.leaves(tree)]
+
+
 def same_bits(a, b) -> bool:
-  """Whether two trees hold the same bits."""
+  """Whether the leaves of two trees are of one dtype and shape, bit for bit."""
+
+  def bits(leaf):
+    kind = getattr(leaf, 'dtype', None)
+    is_key = kind is not None and jnp.issubdtype(kind, jax.dtypes.prng_key)
+    array = np.asarray(jax.random.key_data(leaf) if is_key else leaf)
+    return array.dtype, array.shape, array.tobytes()
+
   return all(
-    np.asarray(x).tobytes() == np.asarray(y).tobytes()
+    bits(x) == bits(y)
     for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
   )
+
+
+def same_tree(a, b) -> bool:
+  """Whether two trees have one structure and the same bits."""
+  return jax.tree.structure(a) == jax.tree.structure(b) and same_bits(a, b)

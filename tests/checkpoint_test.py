@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import pickle
 import random
 import resource
 import shutil
@@ -20,7 +21,9 @@ import numpy as np
 import orbax.checkpoint
 import pytest
 
+from ga_jax.record import arrays as arrays_lib
 from ga_jax.record import checkpoints
+from ga_jax.record import files as files_lib
 from ga_jax.record import params as params_lib
 from tests import cases
 
@@ -47,15 +50,10 @@ def test_params_round_trip(tmp_path, model_state, like):
   target = {'none': None, 'arrays': (params, model_state), 'shapes': shapes}
   loaded = params_lib.load_params(path, target[like])
   wanted = (params, model_state)
-  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
-  for a, b in zip(
-    jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True
-  ):
-    assert a.dtype == b.dtype
-    np.testing.assert_array_equal(np.asarray(a), np.asarray(b))
+  assert cases.same_tree(loaded, wanted)
 
 
-def test_params_that_are_not_there_are_named(tmp_path):
+def test_loading_missing_params_names_their_path(tmp_path):
   path = str(tmp_path / 'params')
   with pytest.raises(FileNotFoundError, match=path):
     params_lib.load_params(path)
@@ -143,7 +141,7 @@ def test_any_params_round_trip(tmp_path, like):
       ),
       target,
     )
-  assert_same(params_lib.load_params(path, target), (params, statistics))
+  assert_loaded(params_lib.load_params(path, target), (params, statistics))
   assert os.listdir(tmp_path / 'not' / 'there') == ['params']
 
 
@@ -158,12 +156,12 @@ def test_any_params_come_back_as_dicts_and_lists(tmp_path):
     list, (wanted['small'], wanted['empty'])
   )
   del wanted['nothing']  # there is no leaf in it
-  assert_same(loaded, (wanted, [np.ones(2), jnp.arange(3)]))
+  assert_loaded(loaded, (wanted, [np.ones(2), jnp.arange(3)]))
   assert [int(x[0]) for x in loaded[0]['list']] == list(range(12))
 
 
 @pytest.mark.parametrize('params', [jnp.arange(3.0), {}, [], {'a': 1.5}])
-def test_params_that_are_no_dict_of_arrays(tmp_path, params):
+def test_params_that_are_no_dict_of_arrays_round_trip(tmp_path, params):
   path = str(tmp_path / 'params')
   params_lib.save_params(path, params)
   loaded, statistics = params_lib.load_params(path)
@@ -175,7 +173,7 @@ def test_params_that_are_no_dict_of_arrays(tmp_path, params):
   assert jax.tree.structure(again) == jax.tree.structure(params)
 
 
-def test_the_dtype_stays_where_jax_has_none_like_it(tmp_path):
+def test_float64_params_stay_float64_without_x64(tmp_path):
   path, wide = str(tmp_path / 'params'), np.full(2, 1 / 3)
   with jax.enable_x64(True):
     params_lib.save_params(path, {'w': jnp.asarray(wide)})
@@ -186,7 +184,7 @@ def test_the_dtype_stays_where_jax_has_none_like_it(tmp_path):
   assert cases.same_bits(outside, {'w': wide})
 
 
-def test_the_sharding_of_params_is_taken(tmp_path):
+def test_params_are_loaded_with_the_sharding_asked_for(tmp_path):
   path = str(tmp_path / 'params')
   mesh = jax.sharding.Mesh(jax.devices(), ('a',))
   split = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('a'))
@@ -198,7 +196,7 @@ def test_the_sharding_of_params_is_taken(tmp_path):
   )
   loaded, _ = params_lib.load_params(path, (shapes, ()))
   assert loaded['w'].sharding == split
-  assert_same(loaded, params)
+  assert_loaded(loaded, params)
 
 
 @pytest.mark.parametrize(
@@ -221,7 +219,7 @@ def test_a_leaf_that_cannot_be_saved_is_named(tmp_path, params, message):
   assert os.listdir(tmp_path) == []
 
 
-def test_what_can_be_saved_is_told_from_shapes():
+def test_check_params_takes_arrays_and_shapes():
   plain = {k: v for k, v in any_params().items() if k != 'small'}
   params_lib.check_params(any_params(), STATISTICS)
   params_lib.check_params(*jax.eval_shape(lambda: (plain, STATISTICS)))
@@ -285,7 +283,7 @@ def save_as_0_1(path, params, model_state=()):
 
 
 @pytest.mark.parametrize('model_state', [(), STATISTICS])
-def test_params_of_0_1_are_loaded(tmp_path, model_state):
+def test_params_saved_by_version_0_1_are_loaded(tmp_path, model_state):
   path = str(tmp_path / 'params')
   params = {**saved_params(), 'all': (jnp.ones(2), Layer(jnp.ones(1), None))}
   save_as_0_1(path, params, model_state)
@@ -327,22 +325,14 @@ def values(step=0):
   }
 
 
-def bits(tree):
-  def plain(leaf):
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return np.asarray(jax.random.key_data(leaf) if is_key else leaf)
-
-  return jax.tree.map(plain, tree)
+def on_device(tree):
+  """Whether each leaf is an array of JAX; the others are NumPy's."""
+  return [isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(tree)]
 
 
-def assert_same(loaded, wanted):
-  assert jax.tree.structure(loaded) == jax.tree.structure(wanted)
-  for a, b in zip(
-    jax.tree.leaves(loaded), jax.tree.leaves(wanted), strict=True
-  ):
-    assert (a.shape, a.dtype) == (b.shape, b.dtype)
-    assert isinstance(a, jax.Array) == isinstance(b, jax.Array)
-  assert cases.same_bits(bits(loaded), bits(wanted))
+def assert_loaded(loaded, wanted):
+  assert cases.same_tree(loaded, wanted)
+  assert on_device(loaded) == on_device(wanted)
 
 
 def saved_store(folder, steps, keep=3):
@@ -357,31 +347,31 @@ def assert_newest(store, step, warnings=0):
   said = []
   newest = store.newest(said.append)
   assert newest.step == newest.host['step'] == step
-  assert_same(newest.load(values()), values(step))
+  assert_loaded(newest.load(values()), values(step))
   assert len(said) == warnings, said
 
 
-def test_round_trip(tmp_path):
+def test_checkpoints_round_trip(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path / 'not' / 'there')
   assert store.newest() is None
   assert store.steps() == []
-  host = {'deep': [(1, 2.5), {3}, b'4', None], 'array': np.arange(3)}
+  host = {'deep': [[1, 2.5], {'x': [np.inf]}, '4', None], 'array': np.arange(3)}
   store.save(np.int64(12), values(5), host)
   newest = checkpoints.CheckpointStore(store.folder).newest()
   assert newest.step == 12
   assert newest.host.pop('array').tolist() == [0, 1, 2]
   assert newest.host == {'deep': host['deep']}
-  assert_same(newest.load(values(0)), values(5))
+  assert_loaded(newest.load(values(0)), values(5))
 
 
 @pytest.mark.parametrize('arrays', [(), {'a': None}, {'a': np.zeros((2, 0))}])
-def test_round_trip_without_a_number(tmp_path, arrays):
+def test_checkpoints_without_a_number_round_trip(tmp_path, arrays):
   store = checkpoints.CheckpointStore(tmp_path)
   store.save(0, arrays)
-  assert_same(store.newest().load(arrays), arrays)
+  assert_loaded(store.newest().load(arrays), arrays)
 
 
-def test_shapes_and_shardings_are_taken(tmp_path):
+def test_checkpoints_are_loaded_with_the_shardings_asked_for(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path)
   arrays = {'x': jnp.arange(4.0), 'key': jax.random.key(3), 'root': np.ones(2)}
   store.save(0, arrays)
@@ -396,19 +386,19 @@ def test_shapes_and_shardings_are_taken(tmp_path):
     }
   )
   assert loaded['x'].sharding == split
-  assert_same(loaded, arrays)
+  assert_loaded(loaded, arrays)
   again = store.newest().load(arrays)
   assert not again['x'].committed  # as jnp.arange has it
 
 
-def test_arrays_may_be_donated_afterwards(tmp_path):
+def test_saved_arrays_may_be_donated_afterwards(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path)
   x = jnp.arange(100_000.0)
   wanted = np.array(x)
   store.save(0, {'x': x})
   jax.jit(lambda x: x + 1, donate_argnums=0)(x)
   assert x.is_deleted()
-  assert_same(store.newest().load({'x': wanted}), {'x': wanted})
+  assert_loaded(store.newest().load({'x': wanted}), {'x': wanted})
 
 
 @pytest.mark.parametrize(
@@ -421,13 +411,13 @@ def test_arrays_may_be_donated_afterwards(tmp_path):
     ({'keys': (np.zeros(2, np.uint32),) * 2}, r"key<fry>\[\] at \['keys'\]\[0"),
   ],
 )
-def test_another_tree_is_refused(tmp_path, change, message):
+def test_loading_into_another_tree_is_refused(tmp_path, change, message):
   store = saved_store(tmp_path, [3])
   with pytest.raises(ValueError, match=message):
     store.newest().load({**values(), **change})
 
 
-def test_arguments(tmp_path):
+def test_bad_arguments_of_a_store_are_refused_by_name(tmp_path):
   with pytest.raises(
     ValueError, match='keep must be an integer of at least 1, got 0'
   ):
@@ -442,6 +432,49 @@ def test_arguments(tmp_path):
   assert os.listdir(tmp_path) == []
 
 
+def pickled(tmp_path, host):
+  """A store with a checkpoint as version 0.1 wrote it."""
+  store = saved_store(tmp_path, [1])
+  folder = pathlib.Path(store.newest().path)
+  for name in ('host.json', 'host.npz', 'leaves.json'):
+    (folder / name).unlink()
+  content = pickle.dumps((arrays_lib.on_host(values(1))[0], host))
+  (folder / 'host.pickle').write_bytes(content)
+  rewrite_manifest(folder)
+  return store
+
+
+def rewrite_manifest(folder):
+  """Has a manifest say what is in its folder."""
+  path = folder / 'manifest.json'
+  manifest = json.loads(path.read_text())
+  manifest['files'] = {
+    name: [(folder / name).stat().st_size, files_lib.sha256(str(folder / name))]
+    for name in arrays_lib.contents(str(folder))
+  }
+  path.write_text(json.dumps(manifest))
+
+
+class Bomb:
+  """Writes a file where it is unpickled."""
+
+  def __init__(self, path):
+    self.path = str(path)
+
+  def __reduce__(self):
+    return open, (self.path, 'w')
+
+
+def test_a_pickled_checkpoint_is_not_read_unless_that_is_asked_for(tmp_path):
+  store = pickled(tmp_path / 'store', Bomb(tmp_path / 'bomb'))
+  with pytest.raises(checkpoints.PickledError, match=r'is of version 0\.1'):
+    store.newest()
+  assert not (tmp_path / 'bomb').exists()
+  trusting = checkpoints.CheckpointStore(store.folder, allow_pickle=True)
+  trusting.newest().host.close()
+  assert (tmp_path / 'bomb').exists()
+
+
 @pytest.mark.parametrize(
   ('module', 'name'),
   [
@@ -450,20 +483,21 @@ def test_arguments(tmp_path):
     ('ga_jax.runtimes.live', 'Telemetry'),
   ],
 )
-def test_checkpoints_of_0_1_name_other_modules(
+def test_checkpoints_of_version_0_1_load_though_modules_moved(
   module, name, tmp_path, monkeypatch
 ):
   old = types.ModuleType(module)
   setattr(old, name, type(name, (), {'__module__': module}))
-  store = checkpoints.CheckpointStore(tmp_path)
   with monkeypatch.context() as then:
     then.setitem(sys.modules, module, old)
-    store.save(1, (), host=getattr(old, name))
+    store = pickled(tmp_path, getattr(old, name))
+  store = checkpoints.CheckpointStore(tmp_path, allow_pickle=True)
   assert store.newest().host.__name__ == name
   assert store.newest().host.__module__ in sys.modules
+  assert_loaded(store.newest().load(values(1)), values(1))
 
 
-def test_the_last_few_are_kept(tmp_path):
+def test_only_the_newest_checkpoints_are_kept(tmp_path):
   store = saved_store(tmp_path, range(5), keep=3)
   assert store.steps() == [2, 3, 4]
   assert len(os.listdir(tmp_path)) == 3
@@ -472,15 +506,15 @@ def test_the_last_few_are_kept(tmp_path):
   assert_newest(store, 9)
 
 
-def test_a_step_is_replaced(tmp_path):
+def test_saving_a_step_again_replaces_it(tmp_path):
   store = saved_store(tmp_path, [1, 2, 3])
   store.save(2, values(7), {'step': 2, 'again': True})
   assert store.steps() == [1, 3, 2]  # the newest is the one saved last
   assert store.newest().host['again']
-  assert_same(store.newest().load(values()), values(7))
+  assert_loaded(store.newest().load(values()), values(7))
 
 
-def test_other_files_are_left_alone(tmp_path):
+def test_a_store_leaves_other_files_alone(tmp_path):
   (tmp_path / 'notes.txt').write_text('mine')
   (tmp_path / '.partial-000003-step-9' / 'arrays').mkdir(parents=True)
   store = saved_store(tmp_path, [1])
@@ -491,12 +525,14 @@ def test_other_files_are_left_alone(tmp_path):
 # Damage.
 
 
-def test_any_damage_is_found(tmp_path):
+def test_any_damage_to_a_checkpoint_is_found(tmp_path):
   store = saved_store(tmp_path / 'store', [1, 2])
   newest = pathlib.Path(store.newest().path)
   good = shutil.copytree(newest, tmp_path / 'good')
   files = [p.relative_to(good) for p in good.rglob('*') if p.is_file()]
-  assert {'host.pickle', 'manifest.json'} < {str(name) for name in files}
+  assert {'host.json', 'host.npz', 'manifest.json'} < {
+    str(name) for name in files
+  }
   for name in files:
     content = (good / name).read_bytes()
     middle = len(content) // 2
@@ -521,14 +557,14 @@ def test_any_damage_is_found(tmp_path):
 @pytest.mark.parametrize(
   'content', ['', '{', '[]', 'null', '{}', '{"step": 2, "files": [1]}', '\xff']
 )
-def test_a_garbled_manifest_is_found(tmp_path, content):
+def test_a_checkpoint_with_a_garbled_manifest_is_passed_over(tmp_path, content):
   store = saved_store(tmp_path, [1, 2])
   manifest = pathlib.Path(store.newest().path, 'manifest.json')
   manifest.write_bytes(content.encode('latin1'))
   assert_newest(store, 1, warnings=1)
 
 
-def test_no_flipped_bit_of_a_manifest_matters(tmp_path):
+def test_a_flipped_bit_of_a_manifest_never_gives_wrong_values(tmp_path):
   store = saved_store(tmp_path, [1, 2])
   manifest = pathlib.Path(store.newest().path, 'manifest.json')
   content = manifest.read_bytes()
@@ -547,12 +583,12 @@ def test_damage_is_told_in_one_line(tmp_path, capsys):
   store = saved_store(tmp_path, [1, 2, 3])
   paths = sorted(tmp_path.iterdir())
   (paths[2] / 'manifest.json').unlink()
-  (paths[1] / 'host.pickle').write_bytes(b'')
+  (paths[1] / 'host.json').write_bytes(b'')
   assert store.newest().step == 1
   assert capsys.readouterr().err.splitlines() == [
     f'checkpoint {paths[2]} is damaged (manifest.json is missing): that of '
     'step 2 is used instead',
-    f'checkpoint {paths[1]} is damaged (host.pickle has changed): that of '
+    f'checkpoint {paths[1]} is damaged (host.json has changed): that of '
     'step 1 is used instead',
   ]
   shutil.rmtree(paths[0] / 'arrays')
@@ -568,7 +604,7 @@ def test_damage_is_told_in_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize('function', ['mkdir', 'fsync', 'rename'])
 @pytest.mark.parametrize('steps', [[], [1, 2]])
-def test_a_failed_save_leaves_the_others(
+def test_a_failed_save_leaves_older_checkpoints(
   tmp_path, monkeypatch, function, steps
 ):
   store = saved_store(tmp_path, steps)
@@ -586,7 +622,7 @@ def test_a_failed_save_leaves_the_others(
   assert_newest(store, 3)
 
 
-def test_a_full_disk_leaves_the_others(tmp_path):
+def test_a_full_disk_leaves_older_checkpoints(tmp_path):
   store = saved_store(tmp_path, [1])
   large = np.random.default_rng(0).integers(0, 256, 4_000_000, np.uint8)
   soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -600,7 +636,7 @@ def test_a_full_disk_leaves_the_others(tmp_path):
   assert_newest(store, 1)
 
 
-def test_a_folder_that_cannot_be_is_named(tmp_path):
+def test_a_folder_that_cannot_be_made_is_named(tmp_path):
   (tmp_path / 'file').write_text('')
   store = checkpoints.CheckpointStore(tmp_path / 'file' / 'store')
   with pytest.raises(
@@ -609,10 +645,24 @@ def test_a_folder_that_cannot_be_is_named(tmp_path):
     store.save(0, values())
 
 
-def test_a_host_value_that_cannot_be_pickled_writes_nothing(tmp_path):
+@pytest.mark.parametrize(
+  ('host', 'message'),
+  [
+    (lambda: None, r'^host is of the type builtins.function; it must be of'),
+    ({'a': [0, (1, 2)]}, r"^host\['a'\]\[1\] is of the type builtins.tuple"),
+    ({'a': {3: 1}}, r"^host\['a'\] has the key 3: no string"),
+    ([2**63], r'^host\[0\] is an integer of more than 64 bits'),
+    ([np.array(None)], r'^host\[0\] is of dtype object'),
+    ([np.ones(2, jnp.bfloat16)], r'^host\[0\] is of dtype bfloat16'),
+    ({'a': jnp.ones(2)}, r"^host\['a'\] is of the type jax"),
+  ],
+)
+def test_a_host_value_of_other_kinds_is_refused_by_its_place(
+  tmp_path, host, message
+):
   store = checkpoints.CheckpointStore(tmp_path)
-  with pytest.raises((TypeError, AttributeError)):
-    store.save(0, values(), lambda: None)
+  with pytest.raises(TypeError, match=message):
+    store.save(0, values(), host)
   assert os.listdir(tmp_path) == []
 
 
@@ -648,7 +698,7 @@ for _ in sys.stdin:
 @pytest.mark.parametrize(
   'kills', [8, pytest.param(200, marks=pytest.mark.slow)]
 )
-def test_killed_while_saving(tmp_path, kills):
+def test_a_kill_while_saving_loses_no_saved_checkpoint(tmp_path, kills):
   store = checkpoints.CheckpointStore(tmp_path, keep=1)
   rng = random.Random(0)
   last = 0

@@ -258,7 +258,7 @@ def test_what_is_no_number_in_range_is_refused_by_name(name, make, given):
       assert len(message.splitlines()) == 1
 
 
-def test_parameters_are_found():
+def test_numeric_parameters_of_every_factory_are_found():
   found = {name: parameters_of(make) for name, make, _ in FACTORIES}
   assert set(found['ga']) == {
     *('learning_rate', 'momentum', 'weight_decay', 'decay', 'eps'),
@@ -289,7 +289,7 @@ def test_numbers_of_numpy_and_jax_are_accepted(name, make, given):
       make(**{**given, parameter: kind(value)})
 
 
-def test_a_run_takes_numbers_of_numpy():
+def test_a_run_accepts_numpy_integers():
   def run(integer):
     job = dataclasses.replace(JOB, seed=integer(3))
     numbers = {'num_workers': 2, 'num_batches': 5, 'block': 2, 'align': 2}
@@ -302,7 +302,7 @@ def test_a_run_takes_numbers_of_numpy():
   assert type(again.trace.num_workers) is type(again.trace.num_batches) is int
 
 
-def test_seeds_that_would_be_one_are_refused():
+def test_seeds_beyond_32_bits_are_refused():
   # Of a seed JAX takes 32 bits, so that 2**32 would be 0.
   with pytest.raises(ValueError, match='seed must be an integer from 0 to 429'):
     dataclasses.replace(JOB, seed=2**32)
@@ -321,7 +321,7 @@ def step(rate, momentum):
   return params
 
 
-def test_traced_numbers_pass():
+def test_traced_numbers_are_accepted():
   rates = jnp.array([0.05, 0.1])
   mapped = jax.jit(jax.vmap(step))(rates, jnp.array([0.5, 0.9]))
   alone = [step(0.05, 0.5), step(0.1, 0.9)]
@@ -336,7 +336,7 @@ def test_traced_arrays_that_are_no_number_are_refused(traced):
     jax.jit(lambda rate: step(rate, 0.9))(traced)
 
 
-def test_schedules_pass_where_they_are_meant():
+def test_schedules_are_accepted_as_learning_rates_only():
   rate = optax.constant_schedule(0.1)
   np.testing.assert_array_equal(step(rate, 0.9), step(0.1, 0.9))
   with pytest.raises(ValueError, match='momentum must be a number'):
@@ -345,7 +345,7 @@ def test_schedules_pass_where_they_are_meant():
     ga_jax.gap_aware_adam(0.1, weight_decay=rate)
 
 
-def test_injected_hyperparameters_pass():
+def test_injected_hyperparameters_are_accepted():
   opt = optax.inject_hyperparams(rules.asgd)(
     learning_rate=optax.linear_schedule(0.1, 0.0, 10), momentum=0.5
   )
@@ -365,7 +365,7 @@ def test_an_accepted_number_keeps_its_bits():
     assert step(kind(value), 0.9).tobytes() == wanted.tobytes()
 
 
-def test_limits():
+def test_a_violated_limit_is_named_with_the_number():
   assert checks.number('x', 10**400, finite=False) == float('inf')
   with pytest.raises(ValueError, match=r'^x must be finite and >= 0, got 1000'):
     checks.number('x', 10**400, low=0)

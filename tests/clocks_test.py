@@ -21,7 +21,7 @@ def draws(clock, workers, chunks):
   )
 
 
-def test_homogeneous_gamma():
+def test_the_homogeneous_clock_has_its_mean_spread_and_tail():
   times = draws(clocks.homogeneous(0, mean=128.0), 20, 100)
   assert abs(times.mean() / 128 - 1) < 0.002
   assert abs(times.std() / 12.8 - 1) < 0.02
@@ -29,7 +29,7 @@ def test_homogeneous_gamma():
   assert abs((times > 160).mean() - 0.0094) < 0.001
 
 
-def test_heterogeneous_gamma():
+def test_the_heterogeneous_clock_has_its_spread_of_machines():
   clock = clocks.heterogeneous(0)
   machines = np.array([clock.draw(w, 0).mean() for w in range(4000)])
   assert abs(machines.mean() - 1) < 0.03
@@ -39,14 +39,14 @@ def test_heterogeneous_gamma():
   assert abs(one.std() / one.mean() - 0.1) < 0.005
 
 
-def test_exponential():
+def test_the_exponential_clock_has_its_mean_spread_and_tail():
   times = draws(clocks.exponential(0, mean=3.0), 20, 100)
   assert abs(times.mean() / 3 - 1) < 0.01
   assert abs(times.std() / 3 - 1) < 0.015
   assert abs((times > 6).mean() - np.exp(-2)) < 0.003
 
 
-def test_pareto():
+def test_the_pareto_clock_has_its_mean_minimum_and_tail():
   times = draws(clocks.pareto(0, mean=3.0), 20, 100)
   assert abs(times.mean() / 3 - 1) < 0.02
   assert 1.8 <= times.min() < 1.8002  # mean (a − 1) / a
@@ -72,7 +72,7 @@ def test_recorded_times_are_replayed_in_order():
 
 @pytest.mark.parametrize('policy', ['asynchronous', 'k_async', 'ssp'])
 @pytest.mark.parametrize('batches_per_ticket', [1, 2])
-def test_a_recorded_run_is_replayed(policy, batches_per_ticket):
+def test_recorded_times_give_the_events_of_the_run(policy, batches_per_ticket):
   def run(clock):
     return ga_jax.schedule(
       policies.make(policy, 4),
@@ -90,7 +90,7 @@ def test_a_recorded_run_is_replayed(policy, batches_per_ticket):
   assert (again == events).all()
 
 
-def test_recorded_times_of_late_doubled_and_lost_answers():
+def test_recorded_times_leave_out_doubled_lost_and_forged_answers():
   book = ledger.Ledger(policies.asynchronous(), num_batches=9)
   for worker in range(3):
     book.join(worker)
@@ -120,7 +120,7 @@ def test_draws_are_a_function_of_seed_worker_and_task():
     assert (other.draw(5, 7) != late).all()
 
 
-def test_methods_of_a_cell_meet_the_same_clock():
+def test_task_times_do_not_depend_on_the_policy():
   def task_times(policy):
     run = ga_jax.schedule(
       policy, clocks.heterogeneous(2), num_workers=4, num_batches=60
@@ -184,7 +184,7 @@ def test_communication_adds_two_messages_per_ticket():
     ),
   ],
 )
-def test_arguments_are_checked(make, message):
+def test_bad_clock_arguments_are_refused_by_name(make, message):
   with pytest.raises(ValueError, match=message):
     make()
 

@@ -1,13 +1,14 @@
 """Plays ledgers in tests: with scripted losses, with accidents, and watched."""
 
 import heapq
-import pickle
+import json
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 
 from ga_jax import clocks
+from ga_jax.policies.parts import saved as saved_lib
 from ga_jax.policies.parts.base import Action, Decision, Event, Kind, Policy
 from ga_jax.server import ledger
 
@@ -25,16 +26,17 @@ class Step(NamedTuple):
 def watched(policy: Policy) -> tuple[Policy, list[Step]]:
   """A policy whose decisions are written down, and each is taken twice.
 
-  The second is taken from a pickled state and must be the same; the state that
-  a decision is taken from must hold plain values and stay as it was.
+  The second is taken from a saved state and must be the same; the state that a
+  decision is taken from must hold plain values and stay as it was.
   """
   steps = []
 
   def decide(state, event):
-    saved = pickle.dumps(state)
+    saved = json.dumps(saved_lib.to_saved(state, policy.init()))
     after, decision = policy.decide(state, event)
-    assert pickle.loads(saved) == state
-    assert policy.decide(pickle.loads(saved), event) == (after, decision)
+    loaded = saved_lib.from_saved(json.loads(saved), policy.init())
+    assert (loaded, type(loaded)) == (state, type(state))
+    assert policy.decide(loaded, event) == (after, decision)
     assert_plain(after)
     steps.append(Step(event, decision, after))
     return after, decision

@@ -15,6 +15,7 @@ from jax.experimental.compilation_cache import compilation_cache
 import ga_jax
 from experiments.running import compilation, environment, watch
 from experiments.screens import progress
+from tests import cases
 
 
 @pytest.fixture(autouse=True)
@@ -85,7 +86,7 @@ def test_a_program_from_the_cache_gives_the_same_bits(tmp_path, executor):
   assert compiled.cached == compiled.programs
   assert list(tmp_path.iterdir())
   for other in (first, second):
-    jax.tree.map(np.testing.assert_array_equal, plain, other)
+    assert cases.same_bits(plain, other)
 
 
 def double(x):
@@ -100,7 +101,7 @@ def compiled_now(number):
   return compilation.so_far().since(before).cached
 
 
-def test_a_damaged_entry_is_said_once_and_mended(tmp_path, capsys):
+def test_a_damaged_entry_is_warned_of_once_and_replaced(tmp_path, capsys):
   compilation.keep(str(tmp_path))
   warnings.simplefilter('always')
   compiled_now(3)
@@ -120,7 +121,7 @@ def test_a_damaged_entry_is_said_once_and_mended(tmp_path, capsys):
   assert not capsys.readouterr().err
 
 
-def test_a_folder_that_cannot_be_used_stops_nothing(tmp_path, capsys):
+def test_a_cache_folder_that_cannot_be_used_only_warns(tmp_path, capsys):
   (tmp_path / 'file').write_text('')
   compilation.keep(str(tmp_path / 'file' / 'cache'))
   said = capsys.readouterr().err
@@ -132,7 +133,7 @@ def test_a_folder_that_cannot_be_used_stops_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize('given', ['', 'none'])
-def test_it_can_be_switched_off(tmp_path, monkeypatch, given):
+def test_the_cache_can_be_switched_off(tmp_path, monkeypatch, given):
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
   compilation.keep(given)
   assert not jax.config.jax_compilation_cache_dir
@@ -141,7 +142,9 @@ def test_it_can_be_switched_off(tmp_path, monkeypatch, given):
   assert os.environ[compilation.FOLDER] == ''  # so do processes it starts
 
 
-def test_where_programs_are_kept(tmp_path, monkeypatch):
+def test_the_cache_folder_is_private_and_follows_the_environment(
+  tmp_path, monkeypatch
+):
   for name in ('GA_JAX_CACHE', 'XDG_CACHE_HOME'):
     monkeypatch.delenv(name, raising=False)
   monkeypatch.setenv('HOME', '/home/me')
@@ -163,9 +166,7 @@ def test_where_programs_are_kept(tmp_path, monkeypatch):
   assert jax.config.jax_compilation_cache_dir == inside
 
 
-def test_a_program_is_kept_for_its_size_of_the_thread_pool(
-  tmp_path, monkeypatch
-):
+def test_programs_are_kept_apart_by_thread_pool_size(tmp_path, monkeypatch):
   found = {}
   for threads in ('5', '5', '6', '5'):
     monkeypatch.setenv('NPROC', threads)
@@ -179,7 +180,7 @@ def test_a_program_is_kept_for_its_size_of_the_thread_pool(
   assert compilation.of_pool('', 5) == ''
 
 
-def test_progress_says_how_long_it_took(capsys):
+def test_progress_says_how_long_compiling_took(capsys):
   at = watch.Progress(0.5, 4, 8, None, None)
   with progress.TrainingProgress() as shown:
     shown.update(at)
@@ -222,7 +223,7 @@ def test_a_second_start_compiles_nothing_and_replays(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_program_is_known_by_the_size_of_the_thread_pool(tmp_path):
+def test_every_thread_pool_size_compiles_its_own_block(tmp_path):
   for number in ('1', '2'):
     train(tmp_path / 'cache', tmp_path / number, NPROC=number)
   blocks = glob.glob(str(tmp_path / 'cache' / '*' / 'jit_block-*'))
@@ -245,7 +246,7 @@ print(hashlib.sha256(np.asarray(out(x)).tobytes()).hexdigest())
 
 
 @pytest.mark.slow
-def test_another_thread_pools_program_is_not_taken(tmp_path):
+def test_the_cache_gives_no_program_of_another_thread_pool(tmp_path):
   # Two threads halve the loop, and on x86 some sums then round differently.
   def bits(folder, threads):
     return subprocess.run(

@@ -23,7 +23,7 @@ LONGEST = (  # files that take longest come first, so that none ends alone
   *('gap_aware_test', 'programs_test', 'sharding_test', 'reproduce_test'),
   *('transformer_xl_test', 'stopping_test', 'docs_test', 'stream_test'),
   *('resume_test', 'threads_recovery_test', 'began_test', 'leaving_test'),
-  *('models_test', 'update_kernel_test'),
+  *('models_test', 'server_update_test'),
 )
 
 

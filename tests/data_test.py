@@ -13,6 +13,7 @@ import pytest
 from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import data
+from tests import cases
 
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'
 IDX_FILES = {
@@ -69,10 +70,6 @@ def numbered(n):
   return data.make_dataset('numbered', split, split)
 
 
-def same_split(a, b):
-  return all(np.array_equal(x, y) for x, y in zip(a, b, strict=True))
-
-
 # Digits.
 
 
@@ -84,8 +81,8 @@ def test_digits_split_is_fixed_and_a_partition():
   assert first.test.inputs.shape == (360, 8, 8, 1)
   assert len(first.validation.labels) == 0
   assert first.num_classes == 10
-  assert same_split(first.train, again.train)
-  assert same_split(first.test, again.test)
+  assert cases.same_bits(first.train, again.train)
+  assert cases.same_bits(first.test, again.test)
 
   def rows(inputs, labels):
     flat = np.asarray(inputs, np.float64).reshape(len(labels), -1)
@@ -126,16 +123,18 @@ def test_hold_out_is_drawn_not_cut_off():
   assert held.max() > 80
 
 
-def test_hold_out_knows_no_seed():
+def test_hold_out_does_not_depend_on_numpys_seed():
   np.random.seed(1)
   first = data.hold_out(numbered(50), 9)
   np.random.seed(2)
-  assert same_split(first.validation, data.hold_out(numbered(50), 9).validation)
+  assert cases.same_bits(
+    first.validation, data.hold_out(numbered(50), 9).validation
+  )
 
 
-def test_hold_out_leaves_the_test_split():
+def test_hold_out_leaves_the_test_split_alone():
   dataset = numbered(50)
-  assert same_split(data.hold_out(dataset, 9).test, dataset.test)
+  assert cases.same_bits(data.hold_out(dataset, 9).test, dataset.test)
   assert data.hold_out(dataset, 0) is dataset
 
 
@@ -194,7 +193,7 @@ def test_a_batch_is_no_larger_than_the_split():
 
 
 @pytest.mark.parametrize('arrays', [image_arrays(), vector_arrays()])
-def test_load_normalises(arrays, tmp_path):
+def test_loaded_batches_are_normalised(arrays, tmp_path):
   dataset = data.npz(write_npz(tmp_path, **arrays))
   source = data.training_source(dataset, 4, 0)
   indices = source.batch_fn(0)
@@ -364,7 +363,7 @@ def test_idx_wants_a_label_per_image(tmp_path):
   not os.path.isdir(FASHION_MNIST),
   reason='needs apt install dataset-fashion-mnist',
 )
-def test_fashion_mnist():
+def test_fashion_mnist_has_its_known_counts_and_statistics():
   dataset = data.idx(FASHION_MNIST)
   assert np.bincount(dataset.train.labels).tolist() == [6000] * 10
   assert np.bincount(dataset.test.labels).tolist() == [1000] * 10
@@ -376,7 +375,7 @@ def test_fashion_mnist():
 # NPZ files.
 
 
-def test_npz_images_without_a_channel_axis(tmp_path):
+def test_npz_images_without_a_channel_axis_get_one(tmp_path):
   arrays = image_arrays()
   dataset = data.npz(write_npz(tmp_path, **arrays))
   assert dataset.train.inputs.shape == (7, 5, 5, 1)
@@ -387,7 +386,7 @@ def test_npz_images_without_a_channel_axis(tmp_path):
   assert dataset.mean.shape == (1,)
 
 
-def test_npz_vectors(tmp_path):
+def test_npz_vectors_are_read_with_their_statistics(tmp_path):
   arrays = vector_arrays()
   dataset = data.npz(write_npz(tmp_path, **arrays))
   assert np.array_equal(dataset.train.inputs, arrays['x_train'])
@@ -418,7 +417,7 @@ def test_npz_names_the_missing_array(tmp_path, key):
     b'',
   ],
 )
-def test_npz_names_the_file_that_is_none(tmp_path, content):
+def test_npz_names_a_file_of_another_format(tmp_path, content):
   path = tmp_path / 'own.npz'
   path.write_bytes(content)
   with pytest.raises(data.DataError, match=r'own\.npz cannot be read'):
@@ -430,7 +429,7 @@ def test_npz_names_the_file_that_is_missing(tmp_path):
     data.npz(str(tmp_path / 'none.npz'))
 
 
-def test_npz_cut_short(tmp_path):
+def test_npz_names_a_file_that_is_cut_short(tmp_path):
   path = write_npz(tmp_path, **image_arrays())
   with open(path, 'r+b') as file:
     file.truncate(os.path.getsize(path) - 100)
@@ -438,7 +437,7 @@ def test_npz_cut_short(tmp_path):
     data.npz(path)
 
 
-def test_npz_damaged_inside(tmp_path):
+def test_npz_names_a_file_that_is_damaged_inside(tmp_path):
   path = tmp_path / 'own.npz'
   np.savez_compressed(path, **image_arrays())
   whole, messages = path.read_bytes(), []
@@ -454,7 +453,7 @@ def test_npz_damaged_inside(tmp_path):
   assert all('own.npz' in message for message in messages)
 
 
-def test_npz_is_not_npy(tmp_path):
+def test_npz_refuses_an_npy_file(tmp_path):
   path = str(tmp_path / 'own.npy')
   np.save(path, image_arrays()['x_train'])
   with pytest.raises(data.DataError, match=r'own\.npy'):
@@ -498,7 +497,7 @@ def test_npz_is_not_npy(tmp_path):
     ({'layout': 3}, 'layout must be a string, got'),
   ],
 )
-def test_npz_says_what_is_wrong(tmp_path, changed, message):
+def test_npz_names_what_is_wrong_with_its_arrays(tmp_path, changed, message):
   path = write_npz(tmp_path, **{**vector_arrays(), **changed})
   with pytest.raises(data.DataError, match=message) as caught:
     data.npz(path)
@@ -515,7 +514,7 @@ def test_a_class_without_a_training_example_must_be_declared():
     data.make_dataset('two', train, test, num_classes=4)
 
 
-def test_idx_labels_have_no_gaps(tmp_path):
+def test_idx_labels_that_begin_at_1_are_refused(tmp_path):
   arrays = image_arrays()
   arrays['y_train'] = arrays['y_train'] + np.uint8(1)  # as EMNIST's letters
   with pytest.raises(data.DataError, match='from 1 to 3 and none is 0') as e:
@@ -526,7 +525,7 @@ def test_idx_labels_have_no_gaps(tmp_path):
 @pytest.mark.parametrize(
   'shape', [(3, 32, 32), (1, 28, 28), (4, 8, 9), (12, 32, 32)]
 )
-def test_channels_first_are_refused_or_turned(tmp_path, shape):
+def test_channels_first_are_refused_unless_the_layout_says_so(tmp_path, shape):
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (6, *shape), np.uint8)
   own = {f'x_{part}': images for part in ('train', 'test')}
@@ -545,7 +544,7 @@ def test_channels_first_are_refused_or_turned(tmp_path, shape):
 @pytest.mark.parametrize(
   'shape', [(32, 32, 3), (8, 8, 1), (3, 3, 3), (2, 4, 4), (64, 64, 12), (9, 5)]
 )
-def test_channels_last_are_taken(tmp_path, shape):
+def test_channels_last_are_accepted(tmp_path, shape):
   rng = np.random.default_rng(0)
   images = rng.normal(size=(6, *shape))
   own = {f'x_{part}': images for part in ('train', 'test')}
@@ -574,7 +573,7 @@ BRINGS = {
 
 
 @pytest.mark.parametrize('name', data.DATASETS)
-def test_what_is_not_there_is_said_with_what_brings_it(name, tmp_path):
+def test_missing_data_are_named_with_how_to_get_them(name, tmp_path):
   """By the data set itself, and by the check of a command's flags."""
   prepared = 'python -m' in data.origin(name)
   if prepared:
@@ -593,7 +592,7 @@ def test_what_is_not_there_is_said_with_what_brings_it(name, tmp_path):
   assert BRINGS[name] in str(caught.value)
 
 
-def test_digits_without_scikit_learn(monkeypatch):
+def test_digits_without_scikit_learn_say_what_to_install(monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   with pytest.raises(data.DataError, match='pip install scikit-learn'):
     data.digits()
@@ -610,7 +609,9 @@ def staged(arrays, folder, holdout=0):
 
 
 @pytest.mark.parametrize('power', [-960, -60, -21, -1, 13, 60, 980])
-def test_inputs_in_another_unit_are_the_same_numbers(tmp_path, power):
+def test_inputs_in_another_unit_are_normalised_to_the_same_bits(
+  tmp_path, power
+):
   """To the bit: a power of two multiplies without rounding."""
   arrays = vector_arrays()
   for part in ('train', 'test'):
@@ -639,7 +640,7 @@ def test_every_feature_may_have_a_unit_of_its_own(tmp_path):
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
-def test_a_large_offset_costs_no_digit(tmp_path):
+def test_a_large_offset_of_inputs_costs_no_precision(tmp_path):
   arrays = vector_arrays()
   shifted = {
     key: value + 2e6 if key.startswith('x') else value  # the spread is 2
@@ -667,7 +668,7 @@ def test_a_channel_of_bytes_that_is_constant_counts_as_0():
 
 
 @pytest.mark.parametrize('dtype', [np.float16, np.float32, np.longdouble])
-def test_floats_of_any_kind(tmp_path, dtype):
+def test_inputs_of_any_float_type_give_the_same_float32(tmp_path, dtype):
   arrays = vector_arrays()
   own = {
     key: value.astype(dtype) if key.startswith('x') else value

@@ -202,7 +202,7 @@ def test_multiplications_are_as_many_as_known(name, millions):
   assert round(total / inputs.shape[0] / 1e6, 1) == millions
 
 
-def test_option_a_by_hand():
+def test_shortcut_option_a_by_hand():
   x = np.arange(2 * 5 * 4 * 3, dtype=np.float32).reshape(2, 5, 4, 3)
   short = resnet.option_a(jnp.asarray(x), 5, 2)
   wanted = np.zeros((2, 3, 2, 5), np.float32)
@@ -214,7 +214,7 @@ def test_option_a_by_hand():
 
 
 @pytest.mark.slow
-def test_blocks_begin_as_their_shortcuts():
+def test_residual_blocks_begin_as_their_shortcuts():
   x = np.random.default_rng(0).normal(size=(2, 3, 3, 8)).astype(np.float32)
   model = models.from_linen(resnet.Bottleneck(2))
 
@@ -242,7 +242,7 @@ def test_convolutions_begin_with_he_s_variance():
 
 
 @pytest.mark.parametrize('side', [8, 9, 14, 32])
-def test_windows_are_cut_off_at_the_lower_edge(side):
+def test_caffe_pooling_cuts_windows_off_at_the_lower_edge(side):
   x = np.random.default_rng(side).normal(size=(1, side, side, 2))
   x = x.astype(np.float32)
   starts = range(0, side - 1, 2)  # each window has at least two rows
@@ -296,7 +296,7 @@ def test_bfloat16_is_for_what_is_computed_only(name):
 
 @pytest.mark.slow
 @deep_models
-def test_rematerialised_blocks_keep_less(name):
+def test_rematerialised_blocks_keep_less_for_the_backward_pass(name):
   kept = {}
   for remat in (False, True):
     model, params, state, inputs = shapes(name, remat=remat)
@@ -329,7 +329,7 @@ SMALL = {  # one block per stage
     ),
   ],
 )
-def test_options_change_no_values(kind):
+def test_model_options_change_no_values(kind):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(4, 8, 8, 3)).astype(np.float32)
   labels = jnp.arange(4) % 3
@@ -392,7 +392,7 @@ def test_options_that_a_model_does_not_take_are_refused(fields, message):
     check.check(settings_lib.Settings(**fields))
 
 
-def test_options_reach_the_model():
+def test_settings_pass_their_options_to_the_model():
   settings = check.check(
     settings_lib.Settings(
       model='resnet50', compute_dtype='bfloat16', remat=True
@@ -410,7 +410,7 @@ def test_options_reach_the_model():
   ('name', 'convolutions'),
   [('mlp_bn', 0), ('cnn', 3), ('resnet20', 19), ('wrn_16_4', 16)],
 )
-def test_convolutions_are_counted(name, convolutions):
+def test_convolutions_of_a_job_are_counted(name, convolutions):
   model, params, state, inputs = shapes(name)
 
   def loss_fn(params, model_state, batch, key):

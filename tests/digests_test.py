@@ -68,7 +68,7 @@ def test_everything_that_is_saved_has_a_digest(folder):
   )
 
 
-def test_what_is_no_file_of_the_run_is_told_and_no_fault(folder):
+def test_verify_lists_files_that_are_not_of_the_run(folder):
   (folder / 'replay-3').mkdir()
   (folder / 'report.html').write_text('a report')
   (folder / '.hidden').write_text('')
@@ -116,7 +116,7 @@ def flip(folder, name):
     (remove, digests.FILE, 'digests.json is missing: was it removed, or'),
   ],
 )
-def test_what_was_changed_is_named(folder, do, name, said):
+def test_verify_names_a_file_that_was_changed(folder, do, name, said):
   do(folder, name)
   ended = verify(folder)
   assert (ended.code, ended.err) == (1, '')
@@ -124,7 +124,7 @@ def test_what_was_changed_is_named(folder, do, name, said):
   assert line.startswith(f'WRONG: {said}')
 
 
-def test_the_parameters_of_another_run_are_found(runs, folder):
+def test_verify_and_replay_find_parameters_of_another_run(runs, folder):
   assert replay(folder).out.startswith('same bits')
   swap(runs, folder)
   ended = verify(folder)
@@ -141,7 +141,7 @@ def test_the_parameters_of_another_run_are_found(runs, folder):
     assert said in ended.out
 
 
-def test_what_is_not_read_hinders_no_replay(folder):
+def test_replay_checks_only_the_files_that_it_reads(folder):
   change(folder, 'arrivals.npz')
   assert replay(folder).code == 0
   change(folder, 'environment.json')
@@ -150,7 +150,7 @@ def test_what_is_not_read_hinders_no_replay(folder):
   assert 'environment.json was changed after the run' in ended.err
 
 
-def test_runs_of_before_have_none(folder):
+def test_older_runs_without_digests_are_verified_and_replayed(folder):
   for name in (digests.FILE, 'began.json'):
     remove(folder, name)
   assert digests.compare(folder) is None
@@ -160,7 +160,7 @@ def test_runs_of_before_have_none(folder):
   assert replay(folder).out.startswith('same bits')
 
 
-def test_a_run_that_has_not_ended_has_none_yet(folder):
+def test_verify_and_replay_refuse_a_run_that_has_not_ended(folder):
   for name in (digests.FILE, 'summary.json', 'trace.npz'):
     remove(folder, name)
   for ended in (verify(folder), replay(folder)):
@@ -169,13 +169,13 @@ def test_a_run_that_has_not_ended_has_none_yet(folder):
 
 
 @pytest.mark.parametrize('text', ['{', '[]', '{"sha256": 3}'])
-def test_damaged_digests_are_told(folder, text):
+def test_damaged_digests_are_refused(folder, text):
   (folder / digests.FILE).write_text(text)
   with pytest.raises(settings_lib.SettingError, match='json is damaged'):
     digests.compare(folder)
 
 
-def test_a_run_in_its_place_has_its_own(runs, folder):
+def test_a_run_that_overwrites_another_has_its_own_digests(runs, folder):
   """--overwrite leaves no digest of the run before."""
   ended = scripts.call(
     'train',

@@ -10,6 +10,7 @@ import pytest
 from experiments.catalogue import methods, parts
 from experiments.documents import digits_curves, method_pictures
 from experiments.reporting import method_tables
+from ga_jax import compression, policies, programs, rules
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS, RESULTS = ROOT / 'docs', ROOT / 'results'
@@ -41,6 +42,29 @@ def test_every_part_is_described_once():
   assert sorted(found) == sorted(names)
 
 
+def families_of(page: str) -> list[list[str]]:
+  """The methods in the rows of a page's table of families."""
+  table = re.search(
+    r'^\| family .*\n\|[-|]+\n((?:\|.*\n)+)', page, re.MULTILINE
+  )
+  rows = [line.split('|')[-2] for line in table[1].splitlines()]
+  return [re.findall('`([^`]+)`', row) for row in rows]
+
+
+def test_the_tables_of_families_have_every_method():
+  index = families_of((DOCS / 'methods' / 'index.md').read_text())
+  assert index == [list(names) for names in methods.FAMILIES.values()]
+  readme = (ROOT / 'README.md').read_text()
+  found = [name for row in families_of(readme) for name in row]
+  assert sorted(found) == sorted(methods.METHODS)
+  counts = (
+    f'{len(rules.RULES)} server rules, {len(policies.POLICIES)} policies, '
+    f'{len(programs.PROGRAMS)} worker programs, '
+    f'{len(compression.COMPRESSIONS) - 1} compressions'  # beside none
+  )
+  assert counts in readme
+
+
 @pytest.mark.parametrize('family', methods.FAMILIES)
 def test_a_page_describes_its_family_in_order(family):
   found = [n for n in described(PAGES[family]) if n in methods.METHODS]
@@ -58,7 +82,7 @@ def test_a_page_names_the_flags_of_its_methods(family):
 
 
 @pytest.mark.parametrize('family', ['', *methods.FAMILIES])
-def test_a_page_holds_what_its_methods_cost(family):
+def test_a_page_holds_the_cost_table_of_its_methods(family):
   index = (DOCS / 'methods' / 'index.md').read_text()
   assert method_tables.markdown(family) in PAGES.get(family, index)
 
@@ -70,7 +94,7 @@ def test_a_page_holds_the_table_of_the_runs(family):
 
 
 @pytest.mark.slow  # they are runs: a check before a release
-def test_the_runs_are_those_of_every_method_at_its_best_rate():
+def test_the_committed_runs_are_every_method_at_its_best_rate():
   rates = digits_curves.best_rates(str(ROOT / digits_curves.RATES))
   seen = {(run['clock'], run['method'], run['seed']) for run in RUNS}
   assert seen == {
@@ -108,7 +132,7 @@ def test_every_picture_is_there_and_shown():
 
 @pytest.mark.slow  # they are runs: a check before a release
 @pytest.mark.parametrize('family', methods.FAMILIES)
-def test_a_picture_shows_its_family(family):
+def test_a_picture_shows_every_method_of_its_family(family):
   """matplotlib writes every text beside its glyphs, as a comment."""
   drawn = (DOCS / 'pictures' / f'family-{family}.svg').read_text()
   for method in digits_curves.family(family):

@@ -71,7 +71,7 @@ def site(tmp_path_factory):
   }
 
 
-def test_every_page_is_there(site):
+def test_the_site_has_every_page(site):
   folder, pages = site
   wanted = [p.relative_to(ROOT / 'docs') for p in (ROOT / 'docs').rglob('*.md')]
   wanted += [p.relative_to(ROOT) for p in (ROOT / 'results').rglob('table.md')]
@@ -109,7 +109,7 @@ def test_nothing_is_loaded_from_the_network(site):
     assert 'url(http' not in path.read_text(), path
 
 
-def test_lists_are_lists(site):
+def test_markdown_lists_become_html_lists(site):
   """Python-Markdown wants an empty line before them, and indents of four."""
   _, pages = site
   for path, page in pages.items():

@@ -67,7 +67,7 @@ def test_examples_run(page, capsys):
       assert gap_aware < 15
 
 
-def test_there_are_examples():
+def test_the_pages_have_python_examples():
   found = [block for text in PAGES.values() for block in BLOCK.findall(text)]
   assert len(found) >= 14
   assert {'README.md', 'docs/index.md', 'docs/your_own.md'} <= {*WITH_PYTHON}
@@ -106,7 +106,7 @@ PLACEHOLDER = re.compile(r'=(?:[A-Z]{3,}|.*/[A-Z]{3,}|.*\.\.\.)')
 PREPARED = ('train', 'compare', 'survey', 'reproduce')
 
 
-def test_there_are_commands():
+def test_the_pages_have_commands():
   assert len(ALL) >= 50
   assert {'train', 'compare', 'replay', 'verify', 'report'} <= dict(ALL).keys()
 
@@ -205,7 +205,7 @@ def test_commands_run(page, tmp_path):
     assert done.returncode == wanted, (given, done.stderr)
 
 
-def test_scripts_of_launch_are_there():
+def test_launch_scripts_that_pages_name_exist():
   for page, text in PAGES.items():
     for path in re.findall(r'\b(launch/[\w/]+\.\w+)', text):
       assert (ROOT / path).is_file(), page
@@ -219,12 +219,12 @@ def test_links_of_the_readme_lead_somewhere():
     assert (ROOT / path).exists(), path
 
 
-def test_the_tables_of_the_papers_are_those_that_there_are():
+def test_the_page_on_reproducing_lists_every_table():
   listing = scripts.call('reproduce', '--list').out
   assert listing.strip() in PAGES['docs/reproducing.md']
 
 
-def test_the_pictures_are_those_that_are_made():
+def test_every_picture_is_made_by_the_script_and_shown():
   with scripts.own_flags('documents.pictures'):
     from experiments.documents import pictures
   there = sorted(path.name for path in (ROOT / 'docs' / 'pictures').iterdir())
@@ -233,7 +233,7 @@ def test_the_pictures_are_those_that_are_made():
   assert sorted(set(shown)) == there
 
 
-def test_the_errors_when_choosing_are_those_of_the_table():
+def test_errors_on_the_choosing_page_are_those_of_the_table():
   made = (ROOT / 'results/fashion_mnist_mlp/table.md').read_text()
   sections = re.split(r'^## \w+ clock|^Protocol ', made, flags=re.M)
   best = [s for s in sections if s.startswith('*best*')]
@@ -272,7 +272,7 @@ def texts() -> str:
   return '\n'.join(found)
 
 
-def test_messages_are_those_of_the_sources():
+def test_messages_that_troubleshooting_quotes_are_in_the_sources():
   rows = re.findall(r'^\| (.*?`.*?) \| .* \| .* \|$', TROUBLE, re.M)
   quoted = [text for row in rows for text in re.findall('`([^`]+)`', row)]
   messages = [text for text in quoted if ' ' in text]

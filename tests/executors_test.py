@@ -123,7 +123,7 @@ def test_executors_agree_in_float32(rule, policy):
     pytest.param('ga', 'synchronous', marks=pytest.mark.slow),
   ],
 )
-def test_same_seed_same_bits(rule, policy, executor):
+def test_the_same_seed_gives_the_same_bits(rule, policy, executor):
   first = run(rule, policy, executor, 100, np.float32)
   again = run(rule, policy, executor, 100, np.float32)
   other = run(rule, policy, executor, 100, np.float32, seed=1)
@@ -245,7 +245,7 @@ def test_batch_norm_statistics_stay_bounded_under_staleness():
 
 
 @pytest.mark.slow
-def test_hyper_parameters_compile_nothing_again():
+def test_other_hyper_parameters_compile_nothing_again():
   blocks.compiled_block.cache_clear()
 
   def rule_fn(hparams):
@@ -298,7 +298,7 @@ def test_observe_stops_a_run_and_sees_its_metrics():
 
 
 @pytest.mark.parametrize('executor', ['fast', 'exact'])
-def test_what_is_seen_last_is_the_end(executor):
+def test_the_last_state_observed_is_the_final_one(executor):
   """The round that is open after the last arrival is closed before."""
   seen = []
   result = ga_jax.simulate(
@@ -416,7 +416,7 @@ def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
   assert cases.distance(results[0].params, results[1].params) < 1e-4
 
 
-def test_bad_arguments():
+def test_bad_arguments_of_simulate_are_refused_by_name():
   clock, sizes = clocks.constant(), {'num_workers': 2, 'num_batches': 4}
   job = cases.tiny_job(rules.asgd(0.1), policies.asynchronous())
   for change, message in (
@@ -470,7 +470,7 @@ def scripted(script):
   return Policy(init=lambda: 0, decide=decide, accumulates=True)
 
 
-def test_weights_discards_restarts_and_keys_mean_the_same_to_all(x64):
+def test_executors_agree_on_weights_discards_restarts_and_keys(x64):
   del x64
   policy = scripted(
     [

@@ -21,7 +21,7 @@ from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.studies import rate_search
 from ga_jax.policies.parts.base import Kind
-from tests import scripts
+from tests import cases, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUMMARY_KEYS = {
@@ -162,15 +162,10 @@ def test_a_run_can_be_repeated():
   np.testing.assert_array_equal(
     first.result.trace.events, again.result.trace.events
   )
-  for a, b in zip(
-    jax.tree.leaves(first.result.params),
-    jax.tree.leaves(again.result.params),
-    strict=True,
-  ):
-    np.testing.assert_array_equal(a, b)
+  assert cases.same_bits(first.result.params, again.result.params)
 
 
-def test_the_seed_is_of_everything(monkeypatch):
+def test_the_seed_reaches_keys_parameters_and_clock(monkeypatch):
   seeds, simulate = [], ga_jax.simulate
 
   def watched(job, *arguments, **others):
@@ -248,7 +243,7 @@ def read_json(*path):
     return json.load(file)
 
 
-def test_train_writes_its_record(finished):
+def test_train_writes_every_file_of_a_run(finished):
   workdir, _ = finished
   assert set(os.listdir(workdir)) == {
     'config.json',
@@ -296,7 +291,7 @@ def test_train_writes_its_trace(finished):
   assert summary['simulated_time'] == applied['time'][-1]
 
 
-def test_train_sums_up(finished):
+def test_the_summary_holds_counts_errors_and_losses(finished):
   workdir, out = finished
   summary = read_json(workdir, 'summary.json')
   assert set(summary) >= SUMMARY_KEYS
@@ -498,7 +493,7 @@ def test_train_refuses_in_one_line(train_script, flag, arguments):
   assert refuses(train_script(*arguments), flag)
 
 
-def test_train_augments_only_images(train_script, tmp_path):
+def test_train_refuses_to_augment_vectors(train_script, tmp_path):
   path = str(tmp_path / 'vectors.npz')
   x, y = np.eye(9), np.arange(9) % 3
   np.savez(path, x_train=x, y_train=y, x_test=x, y_test=y)
@@ -613,7 +608,7 @@ def test_a_cell_has_the_metrics_of_its_epochs(tmp_path):
   assert cells.summary(settings) == cells.summary(settings, curve=True)
 
 
-def test_a_cell_is_what_training_gives(comparison):
+def test_a_cell_of_compare_equals_training_it_alone(comparison):
   workdir, _ = comparison
   cells, _ = cells_in(workdir)
   settings = grid_settings()[-1]
@@ -663,7 +658,7 @@ def test_cells_of_other_settings_have_other_names():
   assert all('/' not in name for name in names)
 
 
-def test_one_worker_is_the_same_whatever_the_method():
+def test_with_one_worker_the_methods_give_the_same_result():
   summaries = [
     train.train(settings_of(method=method, epochs=0.5)).summary
     for method in ('asgd', 'sa', 'ga')
@@ -694,7 +689,7 @@ def test_a_rate_that_cannot_be_scaled_is_refused(method, why):
     settings_of(method=method, workers=4, scale_lr=True)
 
 
-def test_methods_are_paired():
+def test_methods_share_schedule_and_first_batch():
   runs = [
     train.train(settings_of(method=method, workers=3)).result
     for method in ('asgd', 'sa', 'ga')
@@ -706,7 +701,7 @@ def test_methods_are_paired():
   assert len(set(losses[:, -1])) == 3  # and then the methods differ
 
 
-def test_compare_sweeps(tmp_path):
+def test_compare_sweeps_learning_rates(tmp_path):
   workdir = str(tmp_path)
   code, _, err = scripts.call(
     'compare',
@@ -833,7 +828,9 @@ def test_best_rate_takes_the_smaller_of_equals(
 
 
 @pytest.mark.parametrize('error', [0.5, None])
-def test_best_rate_gives_up(tmp_path, fake_training, error):
+def test_best_rate_gives_up_after_its_last_extension(
+  tmp_path, fake_training, error
+):
   trained = fake_training(lambda settings: error)
   cells, _ = cells_in(tmp_path)
   best, scores, found = rate_search.best_rate(
@@ -863,7 +860,7 @@ def summaries(*errors):
     ((None,), 'diverged'),
   ],
 )
-def test_cell_text(errors, text):
+def test_the_text_of_a_cell_shows_mean_spread_and_diverged(errors, text):
   assert tables.cell_text(summaries(*errors)) == text
 
 
@@ -923,13 +920,13 @@ COSINE_3_OF_4 = 0.14644660940672627  # (1 + cos(3π/4)) / 2
     ),
   ],
 )
-def test_schedule(shape, rates):
+def test_a_schedule_gives_its_rates(shape, rates):
   rate = jax.jit(shape.at(0.8))
   for count, wanted in rates.items():
     assert float(rate(count)) == pytest.approx(wanted, rel=1e-5, abs=1e-7)
 
 
-def test_schedules_are_in_epochs():
+def test_schedule_settings_are_in_epochs():
   settings = settings_of(
     schedule='step',
     boundaries=(1.0, 2.5),
@@ -951,7 +948,7 @@ def test_schedules_are_in_epochs():
   assert cosine.schedule.total == 30
 
 
-def test_a_schedule_is_followed():
+def test_training_follows_its_schedule():
   settings = settings_of(epochs=1.5, method='asgd')
   cut = dataclasses.replace(
     settings, schedule='step', boundaries=(0.5,), decay_factor=1e-30

@@ -52,7 +52,7 @@ def copied(text, shape):
   jax.default_backend() != 'cpu', reason='reads what the CPU compiler makes'
 )
 @pytest.mark.parametrize('unrolled', [False, True])
-def test_neither_buffer_nor_parameters_are_copied(unrolled):
+def test_a_block_copies_neither_buffer_nor_parameters(unrolled):
   text, rows = compiled(rules.gap_aware(0.1), unrolled)
   assert rows == WORKERS
   assert f'f32[{rows},{SIZE}]' in text

@@ -20,7 +20,7 @@ def arrays():
   }
 
 
-def test_every_value_shape_and_kind_counts():
+def test_a_fingerprint_depends_on_every_value_shape_and_dtype():
   x = np.arange(6, dtype=np.int32)
   seen = {
     fingerprint.of_arrays(x),
@@ -41,7 +41,7 @@ def test_every_value_shape_and_kind_counts():
   assert fingerprint.of_texts(['ab', 'c']) != fingerprint.of_texts(['a', 'bc'])
 
 
-def test_a_file_is_known_by_its_arrays(tmp_path):
+def test_the_fingerprint_of_a_file_is_of_its_arrays(tmp_path):
   path, values = str(tmp_path / 'data.npz'), arrays()
   np.savez(path, **values)
   known = data.npz(path).fingerprint()
@@ -62,7 +62,7 @@ def test_a_file_is_known_by_its_arrays(tmp_path):
   assert [held[part][0] for part in data.base.SPLITS] == ['4', '2', '4']
 
 
-def test_a_text_is_known_by_its_tokens(tmp_path, monkeypatch):
+def test_the_fingerprint_of_a_text_is_of_its_tokens(tmp_path, monkeypatch):
   monkeypatch.setenv('GA_JAX_CACHE', str(tmp_path / 'cache'))
   lines = [f'a line with the number {i}\n' for i in range(40)]
   path = tmp_path / 'text.txt'
@@ -77,7 +77,7 @@ def test_a_text_is_known_by_its_tokens(tmp_path, monkeypatch):
   assert {k for k in known if known[k] != other[k]} >= {'test', 'vocabulary'}
 
 
-def test_a_stream_is_known_by_files_and_samples(tmp_path):
+def test_the_fingerprint_of_a_stream_is_of_files_and_samples(tmp_path):
   tfds_sets.write_imagenet(tmp_path / 'a', train=20, shards=2)
   tfds_sets.write_imagenet(tmp_path / 'b', train=20, shards=2)
   known = data.imagenet2012(str(tmp_path / 'a')).fingerprint()
@@ -98,7 +98,7 @@ def test_a_stream_is_known_by_files_and_samples(tmp_path):
   assert (held['train'][:2], held['validation'][0]) == ('15', '5')
 
 
-def test_of_a_large_stream_only_some_are_read():
+def test_the_fingerprint_of_a_large_stream_reads_only_some():
   read = []
 
   def read_fn(i):
@@ -116,7 +116,7 @@ def test_of_a_large_stream_only_some_are_read():
   assert (read[0], read[-1]) == (0, 999_999)
 
 
-def test_an_example_that_cannot_be_read_is_named():
+def test_a_fingerprint_names_an_example_that_cannot_be_read():
   def read_fn(i):
     raise OSError('the disk is gone')
 
@@ -129,7 +129,7 @@ def test_an_example_that_cannot_be_read_is_named():
     made.fingerprint()
 
 
-def test_every_data_set_of_a_task_has_one():
+def test_every_data_set_of_a_task_has_a_fingerprint():
   known = tasks.fingerprint_of(settings_lib.Settings(dataset='digits'))
   assert known['test'].split('-')[0] == '360'
   for kind in (data.Dataset, data.Corpus, data.Stream):

@@ -59,7 +59,7 @@ def begun(tmp_path_factory):
 
 
 @pytest.mark.parametrize('name', SECONDS)
-def test_the_second_process_is_told_and_touches_nothing(name, begun):
+def test_a_second_process_is_refused_and_touches_nothing(name, begun):
   script, flag, *arguments = SECONDS[name]
   with locks.FolderLock(str(begun)):
     before = snapshot(begun)
@@ -77,7 +77,7 @@ def locks_owner():
   return f'process {os.getpid()} on {os.uname().nodename}'
 
 
-def test_who_reads_and_who_shares_leave_each_other_alone(
+def test_readers_and_sharers_of_a_folder_leave_each_other_alone(
   begun, tmp_path, monkeypatch
 ):
   with locks.FolderLock(str(begun), shared=True):
@@ -99,7 +99,7 @@ def nothing(*_, **__):
   raise setup.NothingDoneError('stopped')
 
 
-def test_a_run_that_has_not_ended_is_not_replaced_in_passing(begun):
+def test_a_run_that_has_not_ended_is_not_replaced_unasked(begun):
   before = snapshot(begun)
   code, out, err = trained(begun)
   assert (code, out) == (2, '')
@@ -113,7 +113,7 @@ def test_a_run_that_has_not_ended_is_not_replaced_in_passing(begun):
 
 
 @pytest.mark.parametrize('more', [[], ['--overwrite']])
-def test_runs_and_grids_have_folders_of_their_own(more, begun, tmp_path):
+def test_runs_and_grids_refuse_each_others_folders(more, begun, tmp_path):
   (tmp_path / 'metrics.jsonl').write_text('{"cell": "asgd-N1"}\n')
   before = snapshot(tmp_path), snapshot(begun)
   code, out, err = trained(tmp_path, *more)
@@ -125,7 +125,7 @@ def test_runs_and_grids_have_folders_of_their_own(more, begun, tmp_path):
   assert (snapshot(tmp_path), snapshot(begun)) == before
 
 
-def test_default_folders_are_made_once(tmp_path, monkeypatch):
+def test_no_two_runs_get_the_same_default_folder(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   monkeypatch.setattr(train, 'train', nothing)
   monkeypatch.setattr(time, 'strftime', lambda *_: '20260101-000000')
@@ -223,7 +223,7 @@ def test_a_run_whose_folder_is_lost_says_so(
 
 
 @pytest.mark.parametrize('name', ['save_arrivals', 'save_params'])
-def test_a_folder_that_is_lost_at_the_end_is_no_run(
+def test_a_folder_that_is_lost_while_saving_is_an_error(
   name, tmp_path, monkeypatch
 ):
   folder = tmp_path / 'run'
@@ -301,7 +301,7 @@ class Rivals:
 
 
 @pytest.mark.slow
-def test_two_processes_compute_one_table(tmp_path):
+def test_two_processes_may_compute_one_table(tmp_path):
   """Every line is whole, what both computed is the same, and so is the end."""
   rivals = Rivals(str(tmp_path))
   arguments = [
@@ -338,7 +338,7 @@ KILLS = 20
 
 @pytest.mark.slow
 @pytest.mark.parametrize('runtime', ['simulate', 'threads'])
-def test_two_processes_want_one_folder_and_are_killed(runtime, tmp_path):
+def test_rival_processes_that_are_killed_leave_the_same_bits(runtime, tmp_path):
   """A second one tries all the time: no mixed record, the same bits."""
   rng = random.Random(1)
   workdir, whole = str(tmp_path / 'run'), str(tmp_path / 'whole')

@@ -25,7 +25,7 @@ def tree(seed, dtype='float64'):
   }
 
 
-def test_random_trees_against_numpy(x64):
+def test_updates_of_random_trees_equal_numpy(x64):
   del x64
   momentum, rate, wd, decay, eps = 0.9, 0.05, 1e-3, 0.999, 1e-8
   opt = ga_jax.gap_aware(rate, momentum, weight_decay=wd)
@@ -96,7 +96,7 @@ def test_a_fresh_gradient_is_the_wrapped_optimiser_bit_for_bit(staleness):
   ],
 )
 @pytest.mark.parametrize('grads_are', ['zero', 'ones'])
-def test_no_nan_from_the_first_step(make, grads_are):
+def test_no_nan_at_a_rate_of_zero_or_without_a_gradient(make, grads_are):
   warmup = optax.linear_schedule(0.0, 0.1, 3)
   opt = make(warmup)
   params = {'a': jnp.ones(3), 'b': jnp.zeros(())}
@@ -157,7 +157,7 @@ def test_a_parameter_without_gradient_keeps_its_decoupled_decay():
 
 
 @pytest.mark.optax_promotes
-def test_decoupled_decay_mask(x64):
+def test_decoupled_decay_follows_its_mask(x64):
   del x64
   params = {'w': jnp.ones(2), 'b': jnp.ones(2)}
   zeros = jax.tree.map(jnp.zeros_like, params)
@@ -188,14 +188,14 @@ def test_state_is_float32_for_bfloat16_parameters():
     ({'a': jnp.ones(3), 'b': jnp.ones(()), 'c': jnp.ones(())}, r"\['c'\]"),
   ],
 )
-def test_a_tree_that_differs_is_named(stale, leaf):
+def test_stale_parameters_of_another_tree_are_refused_by_leaf(stale, leaf):
   params = {'a': jnp.ones(3), 'b': jnp.ones(())}
   for opt in (ga_jax.gap_aware(0.1), ga_jax.rules.dc_asgd(0.1)):
     with pytest.raises(ValueError, match=leaf):
       opt.update(params, opt.init(params), params, stale_params=stale)
 
 
-def test_masked_and_partition():
+def test_masked_and_partition_give_the_rule_its_own_parameters():
   params = {'a': jnp.ones(3), 'b': jnp.ones(3)}
   stale = jax.tree.map(lambda p: p - 0.3, params)
   extra = {'stale_params': stale, 'staleness': jnp.int32(2)}
@@ -238,7 +238,7 @@ def test_masked_and_partition():
     (ga_jax.penalize_gap, ()),
   ],
 )
-def test_inject_hyperparams(factory, static):
+def test_inject_hyperparams_gives_the_updates_of_the_rule(factory, static):
   rate = () if factory is ga_jax.penalize_gap else (0.1,)
   plain = factory(*rate)
   injected = optax.inject_hyperparams(factory, static_args=static)(*rate)
@@ -456,7 +456,7 @@ def test_gap_metrics_of_groups_are_those_of_all_their_parameters():
     )
 
 
-def test_kernel_metrics_are_of_all_parameters():
+def test_metrics_of_the_server_are_of_all_parameters():
   # The leaf that no link penalises counts as 1.
   labels = {**LABELS, 'body': 'plain'}
   groups = {
@@ -500,7 +500,7 @@ def test_kernel_metrics_are_of_all_parameters():
   )
 
 
-def test_links_one_after_the_other_multiply_and_are_numbered():
+def test_penalties_of_chained_links_multiply_and_are_numbered():
   rule = ga_jax.chain(
     ga_jax.penalize_gap(decay=DECAY),
     ga_jax.gap_aware(0.1, momentum=0.0, decay=DECAY, eps=EPS),
@@ -515,7 +515,7 @@ def test_links_one_after_the_other_multiply_and_are_numbered():
   assert float(seen.mean_gap) == pytest.approx(float(first.mean_gap), rel=1e-6)
 
 
-def test_the_names_of_groups_say_where_they_are():
+def test_the_names_of_groups_are_their_place_in_the_rule():
   inner = optax.partition(
     {'a': ga_jax.gap_aware(0.1), 'b': optax.sgd(0.1)},
     {'body': 'a', 'head': 'a', 'scale': 'b'},
@@ -540,7 +540,7 @@ def test_the_names_of_groups_say_where_they_are():
   }
 
 
-def test_links_that_do_not_say_what_they_divide_are_not_mixed():
+def test_gap_metrics_refuse_links_that_do_not_say_what_they_divide():
   own = ga_jax.GapMetrics(
     jnp.ones([]), penalties_lib.Penalty(jnp.ones([]), jnp.ones([]))
   )

@@ -29,7 +29,7 @@ def trained(job):
   return ga_jax.simulate(job, clocks.constant(), **SIZES)
 
 
-def test_a_job_stays_as_it_was_made():
+def test_a_job_is_frozen_and_copies_its_parameters():
   params = np.ones(3, np.float32)
   job = ga_jax.Job(
     lambda p, state, x, key: (jnp.sum(p * x), state),
@@ -63,7 +63,7 @@ def test_another_job_of_the_same_parts_compiles_nothing_again():
     {'rule': rule_fn, 'hparams': {'rate': 0.02}},
   ],
 )
-def test_a_job_that_was_sent_gives_the_same_bits(own):
+def test_a_pickled_job_gives_the_same_bits(own):
   own = {**own, 'params': jax.tree.map(jnp.asarray, cases.tiny_problem()[1])}
   job = cases.tiny_job(own.pop('rule'), policies.asynchronous(), **own)
   sent = copy.copy(job)  # the way of pickle, which wants importable functions
@@ -71,7 +71,7 @@ def test_a_job_that_was_sent_gives_the_same_bits(own):
   assert cases.same_bits(trained(sent).state, trained(job).state)
 
 
-def test_checkpoints_are_sent_before_the_run(tmp_path):
+def test_pickled_live_options_keep_their_checkpoints(tmp_path):
   store = checkpoints.CheckpointStore(str(tmp_path))
   live = ga_jax.Live(
     trace_path=str(tmp_path / 'rows'),
@@ -83,7 +83,7 @@ def test_checkpoints_are_sent_before_the_run(tmp_path):
   assert store.steps()
 
 
-def test_who_only_sends_a_job_takes_no_device():
+def test_making_and_pickling_a_job_takes_no_device():
   """A driver on a node with an accelerator leaves it to the workers."""
   code = (
     'import ga_jax, numpy as np; '

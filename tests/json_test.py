@@ -38,7 +38,9 @@ def test_a_write_leaves_only_its_file(tmp_path):
   assert json.loads(path.read_text()) == 2
 
 
-def test_a_bare_file_name_is_in_the_working_folder(tmp_path, monkeypatch):
+def test_a_bare_file_name_is_written_to_the_working_folder(
+  tmp_path, monkeypatch
+):
   monkeypatch.chdir(tmp_path)
   files.write_json('a.json', [1])
   assert json.loads((tmp_path / 'a.json').read_text()) == [1]

@@ -23,7 +23,7 @@ def pair(a, b):
 
 
 @pytest.mark.parametrize('sizes', [(), *((n,) for n in SIZES), SIZES])
-def test_sums_are_those_of_all_scalars(sizes):
+def test_one_pass_sums_equal_numpys(sizes):
   one, other = trees(sizes)
   found = jax.jit(lambda *both: one_pass.sums(pair, *both))(one, other)
   a, b = (np.concatenate([[], *tree.values()]) for tree in (one, other))
@@ -35,7 +35,7 @@ def test_sums_are_those_of_all_scalars(sizes):
   np.testing.assert_allclose(total, np.sum(a * b), rtol=1e-4)
 
 
-def test_a_leaf_is_done_unless_it_is_nothing():
+def test_a_leaf_is_passed_over_only_if_it_is_all_zero():
   """Elsewhere than on the CPU every leaf is."""
   zeros = jnp.zeros(20_000)
   leaves = [zeros, zeros.at[9].set(1.0), zeros.at[9].set(jnp.nan)]

@@ -98,7 +98,7 @@ def of_preset(preset, folder, **own):
 
 
 @pytest.mark.slow
-def test_wikitexts_preset_with_a_small_network(folder):
+def test_the_wikitext_preset_trains_a_small_network(folder):
   settings = of_preset('wikitext103_transformer_xl', folder, model='shallow')
   summary = train.train(settings).summary
   assert summary['updates'] == summary['batches'] == 2
@@ -110,7 +110,7 @@ def test_wikitexts_preset_with_a_small_network(folder):
 @pytest.mark.parametrize(
   'preset', ['text_transformer_xl_small', 'wikitext103_transformer_xl']
 )
-def test_two_updates_of_a_preset(preset, folder):
+def test_a_text_preset_trains_for_two_updates(preset, folder):
   summary = train.train(of_preset(preset, folder)).summary
   assert summary['updates'] == 2
   assert 1 < summary['test_perplexity'] < 100
@@ -199,7 +199,7 @@ def test_a_prediction_reads_the_whole_row():
   np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-5)
 
 
-def test_a_perplexity_that_is_not_to_be_had_is_infinite():
+def test_a_perplexity_that_overflows_is_infinite():
   model = shallow(9)._replace(
     losses=lambda params, memory, tokens, targets: (
       jnp.full(targets.shape, 1e4),
@@ -227,12 +227,14 @@ def test_a_perplexity_that_is_not_to_be_had_is_infinite():
     ({'data_path': '/'}, '--data_path=/: / must hold train.txt'),
   ],
 )
-def test_what_has_no_meaning_is_refused(folder, fields, message):
+def test_settings_that_mean_nothing_for_a_text_are_refused(
+  folder, fields, message
+):
   with pytest.raises(settings_lib.SettingError, match=message):
     tasks.source_of(settings_of(folder, **fields))
 
 
-def test_images_are_not_read_by_a_language_model():
+def test_settings_of_images_and_of_language_are_not_mixed():
   settings = settings_lib.Settings(model='shallow')
   with pytest.raises(settings_lib.SettingError, match='needs tokens'):
     tasks.task_of(settings)

@@ -143,7 +143,9 @@ def record(path, words):
     ),
   ],
 )
-def test_bad_input_is_named(script, arguments, message, box, temp_dir):
+def test_bad_input_is_named_in_one_line(
+  script, arguments, message, box, temp_dir
+):
   box['RAY_TMPDIR'] = temp_dir
   done = bash(script, *arguments, env=box)
   assert done.returncode == 2, done.stderr
@@ -159,14 +161,14 @@ def test_bad_input_is_named(script, arguments, message, box, temp_dir):
     *('ray_install.sh', 'local_cluster.sh', 'tpu_vm.sh', 'slurm.sbatch'),
   ],
 )
-def test_help(script, box):
+def test_every_script_has_a_help_screen(script, box):
   done = bash(script, '--help', env=box)
   assert done.returncode == 0
   assert script in done.stdout
   assert 'set -euo' not in done.stdout
 
 
-def test_sbatch_parses():
+def test_the_slurm_script_parses():
   subprocess.run(['bash', '-n', LAUNCH / 'slurm.sbatch'], check=True)
 
 
@@ -196,7 +198,7 @@ def test_a_token_that_others_can_read_is_refused(box, tmp_path):
   path.chmod(0o640)
   done = bash('ray_token.sh', f'--token_file={path}', env=box)
   assert done.returncode == 2
-  assert 'can be read by others: chmod 600' in done.stderr
+  assert f'can be read by others: chmod 600 {path}' in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,7 @@ def test_a_token_that_others_can_read_is_refused(box, tmp_path):
     ('RAY_AUTH_TOKEN', 64 * 'a', 'would override .*; unset it'),
   ],
 )
-def test_settings_that_would_go_round_the_token(
+def test_settings_that_would_go_round_the_token_are_refused(
   variable, value, message, box, temp_dir
 ):
   box |= {variable: value, 'RAY_TMPDIR': temp_dir}
@@ -400,7 +402,7 @@ def test_a_second_start_is_refused(cluster):
 
 
 @pytest.mark.ray
-def test_stopping_spares_what_is_not_its_own(cluster):
+def test_stopping_spares_processes_that_are_not_its_own(cluster):
   temp_dir = cluster['temp_dir']
   decoy = subprocess.Popen(
     ['bash', '-c', f'exec -a "ray::Worker {temp_dir}/node-2" sleep 60'],
@@ -460,7 +462,7 @@ def node_types(config):
   )
 
 
-def test_there_is_a_configuration_for_each_kind():
+def test_there_is_a_cluster_file_for_each_kind_of_machine():
   assert [path.stem for path in CLUSTERS] == [
     'ray_cluster_aws_gpu',
     'ray_cluster_gcp_gpu',
@@ -500,7 +502,7 @@ def test_every_node_starts_with_the_token(path):
 
 
 @pytest.mark.parametrize('path', CLUSTERS, ids=lambda path: path.stem)
-def test_what_is_copied_is_enough_to_install(path):
+def test_the_files_that_are_copied_are_enough_to_install(path):
   config = configuration(path)
   mounts = {
     remote: local
@@ -635,7 +637,8 @@ def test_a_job_goes_on_where_it_was_interrupted(checkout, box, tmp_path):
   ((words, settings),) = recorded(runs)
   assert words == [
     *('-m', 'experiments.train', '--runtime=ray', '--address=auto'),
-    *('--checkpoint_every=60s', '--method=ga', '--workers=2'),
+    *('--checkpoint_every=60s', '--wait_for_workers=1800'),
+    *('--method=ga', '--workers=2'),
     '--workdir=runs/a',
   ]
   assert settings['RAY_AUTH_MODE'] == 'token'
@@ -873,7 +876,7 @@ elif verb == 'ssh':
   return Cloud()
 
 
-def test_tpu_vms_from_nothing_to_results(cloud, box, tmp_path):
+def test_tpu_vms_are_made_and_bring_their_results_back(cloud, box, tmp_path):
   done = cloud.train()
   assert done.returncode == 0, done.stderr
   assert '--delete' in done.stdout.splitlines()[-1]
@@ -907,7 +910,7 @@ def test_tpu_vms_from_nothing_to_results(cloud, box, tmp_path):
   assert (tmp_path / 'here/tpu.log').read_text() == 'said'
 
 
-def test_tpu_vms_that_are_there_are_taken(cloud, tmp_path):
+def test_tpu_vms_that_exist_are_used_again(cloud, tmp_path):
   for number, state in enumerate(['STOPPED', 'PREEMPTED']):
     machine = cloud.machines / f'ga-jax-{number}'
     machine.mkdir(parents=True)
@@ -1047,7 +1050,7 @@ if sys.argv[1] == 'show':
       os.killpg(group, signal.SIGKILL)
 
 
-def test_a_slurm_job_uses_its_machines(slurm, box, tmp_path):
+def test_a_slurm_job_starts_ray_on_all_its_machines(slurm, box, tmp_path):
   submit, log, job_id = slurm
   with submit() as running:
     _, said = running.communicate(timeout=60)
@@ -1129,7 +1132,7 @@ def test_the_page_names_scripts_and_flags_that_there_are(box):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_the_pages_walk_over_this_machine(box, tmp_path, temp_dir):
+def test_the_local_cluster_commands_of_the_page_run(box, tmp_path, temp_dir):
   section = PAGE.split('## Several nodes on this machine')[1].split('\n## ')[0]
   commands = ''.join(re.findall(r'```bash\n(.*?)```', section, re.DOTALL))
   workdir = tmp_path / 'run'
@@ -1163,7 +1166,7 @@ def test_the_pages_walk_over_this_machine(box, tmp_path, temp_dir):
 
 @pytest.mark.slow
 @pytest.mark.ray
-def test_a_whole_slurm_job_on_this_machine(box, tmp_path):
+def test_a_slurm_job_trains_on_this_machine(box, tmp_path):
   program(
     box,
     'srun',

@@ -121,14 +121,14 @@ MACHINES = {
 
 
 @pytest.mark.parametrize('name', MACHINES)
-def test_jax_is_picked_by_what_is_there(name, tmp_path):
+def test_the_jax_build_is_picked_by_the_machine(name, tmp_path):
   given, accelerator, because = MACHINES[name]
   found, said = picked(machine(tmp_path, **given))
   assert found == accelerator
   assert because in said
 
 
-def test_accelerator_decides(tmp_path):
+def test_the_variable_accelerator_decides_the_jax_build(tmp_path):
   env = machine(tmp_path, smi=smi('580.65.06, 9.0'))
   for name in ('cpu', 'cuda12', 'cuda13', 'tpu'):
     given = picked({**env, 'ACCELERATOR': name})
@@ -187,7 +187,7 @@ def asked(tmp_path, script, **variables):
     ('test.sh', 'dev,', '-m pytest -n auto'),
   ],
 )
-def test_the_commands_install_what_was_picked(
+def test_the_scripts_install_the_jax_build_that_was_picked(
   script, extras, ends_with, tmp_path
 ):
   env = machine(tmp_path, smi=smi('570.124.06, 9.0'))
@@ -204,7 +204,7 @@ def test_the_commands_install_what_was_picked(
   assert 'as ACCELERATOR says' in said
 
 
-def test_the_extras_of_accelerators_are_jax_as_it_is_required():
+def test_the_extras_of_accelerators_require_the_same_jax():
   project = tomllib.loads((ROOT / 'pyproject.toml').read_text())
   lines = (ROOT / 'requirements.txt').read_text()
   required = requirements.Requirement(re.search('^jax[<>=].*$', lines, re.M)[0])
@@ -232,7 +232,7 @@ exit 3
 
 
 @pytest.mark.parametrize('refused', [False, True])
-def test_ci_is_a_fresh_machine(refused, tmp_path):
+def test_ci_runs_as_on_a_fresh_machine(refused, tmp_path):
   if refused:  # as containers do
     why = 'unshare: Operation not permitted'
     program(tmp_path / 'bin' / 'unshare', f'echo "{why}" >&2; exit 1')
@@ -289,7 +289,7 @@ def test_ci_is_a_fresh_machine(refused, tmp_path):
     assert f'chromium: {tmp_path}/bin/chromium' in lines
 
 
-def test_the_demos_preset_runs(tmp_path):
+def test_the_preset_of_the_demo_runs(tmp_path):
   done = scripts.call(
     'compare',
     f'--flagfile={ROOT}/experiments/presets/digits_demo.flags',

@@ -76,7 +76,7 @@ def marked(names):
 
 
 @pytest.mark.parametrize('name', marked(rules.RULES))
-def test_half_of_the_workers_leave_and_the_rest_arrive(name, x64):
+def test_a_run_that_loses_half_of_its_workers_reaches_the_optimum(name, x64):
   """At the optimum, as without."""
   del x64
   result = simulated(name, half_die())
@@ -86,7 +86,7 @@ def test_half_of_the_workers_leave_and_the_rest_arrive(name, x64):
     assert np.linalg.norm(params - OPTIMUM) < 3e-3
 
 
-def test_the_rules_that_know_workers():
+def test_the_rules_with_a_state_per_worker_are_listed():
   params = {'p': jnp.zeros(3)}
   keeping = [
     name
@@ -98,7 +98,7 @@ def test_the_rules_that_know_workers():
 
 
 @pytest.mark.parametrize('name', marked(PER_WORKER))
-def test_who_left_is_out_of_every_executors_state(name, x64):
+def test_a_worker_that_left_is_out_of_every_executors_state(name, x64):
   """The buffers of those that left are 0, and the sum is that of the rest."""
   del x64
   fast = simulated(name, half_die(), num_batches=61)  # leaves after the last
@@ -116,7 +116,7 @@ def test_who_left_is_out_of_every_executors_state(name, x64):
       np.testing.assert_allclose(kept.total['p'], there.sum(0), rtol=1e-12)
 
 
-def test_leaves_before_the_first_and_after_the_last_gradient(x64):
+def test_workers_may_leave_before_the_first_and_after_the_last_gradient(x64):
   del x64
   rule, end = rule_of('dana_zero'), simulated('dana_zero', half_die(0.0))
   server = hand_driven(rule, [2, 3, 2], then_leave=[3])
@@ -163,7 +163,7 @@ def test_a_worker_that_comes_back_begins_anew(x64):
   np.testing.assert_allclose(moved, -0.01)
 
 
-def test_what_was_sent_of_a_version_stays_as_it_was(x64):
+def test_a_version_stays_as_it_was_sent_when_a_worker_leaves(x64):
   """A version is what it was when it was made; the next one has forgotten."""
   del x64
   server = hand_driven(rule_of('dana_zero'), [2, 3], then_leave=[])
@@ -180,7 +180,7 @@ def test_what_was_sent_of_a_version_stays_as_it_was(x64):
   )
 
 
-def test_a_wrapper_hides_nobody(x64):
+def test_an_optax_chain_does_not_hide_who_left(x64):
   """optax.chain knows nothing of workers; its state does."""
   del x64
   wrapped = optax.chain(optax.clip(1e9), rules.multi_asgd(0.01, WORKERS))
@@ -189,7 +189,7 @@ def test_a_wrapper_hides_nobody(x64):
   assert not np.asarray(kept.traces['p'])[2].any()
 
 
-def test_a_wrapper_hides_no_number_of_buffers():
+def test_an_optax_chain_does_not_hide_the_number_of_buffers():
   wrapped = optax.chain(optax.clip(1e9), rules.multi_asgd(0.01, WORKERS))
   params = {'p': jnp.zeros(3)}
   with pytest.raises(ValueError, match=r'4 momentum buffers.*num_workers=5'):
@@ -202,7 +202,7 @@ def test_a_wrapper_hides_no_number_of_buffers():
     )
 
 
-def test_shards_are_told_too(x64):
+def test_shards_forget_a_worker_that_left(x64):
   del x64
   name = 'dana_zero'
   trace = simulated(name, half_die(), num_batches=61).trace

@@ -92,7 +92,7 @@ def test_late_doubled_and_forged_answers_are_refused():
   book.trace().verify(complete=False)
 
 
-def test_a_worker_without_leave_gets_no_ticket():
+def test_a_worker_that_must_wait_gets_no_ticket():
   book = ledger.Ledger(policies.synchronous(), num_batches=4)
   book.join(0)
   book.join(1)
@@ -135,7 +135,7 @@ def test_a_policy_must_answer_an_arrival():
     book.arrive(ticket)
 
 
-def test_what_is_computed_too_long_is_given_up():
+def test_tickets_that_are_too_stale_are_revoked():
   def decide(state, event):
     if event.kind == Kind.JOIN:
       return state, Decision(start=(event.worker_id,))
@@ -157,7 +157,7 @@ def test_what_is_computed_too_long_is_given_up():
   assert book.arrive(again).revoked == ()
 
 
-def test_a_worker_is_let_start_once():
+def test_a_worker_named_twice_is_ready_once():
   def decide(state, event):
     del event
     return state, Decision(start=(1, 0, 1), restart=(1, 2))
@@ -168,7 +168,7 @@ def test_a_worker_is_let_start_once():
     assert list(book.ready) == [1, 0, 2]
 
 
-def test_rows_are_those_of_the_trace():
+def test_the_ledgers_rows_are_those_of_its_trace():
   book = cluster.play(
     policies.k_sync(4), clocks.heterogeneous(0), num_workers=4, num_batches=30
   )
@@ -326,7 +326,7 @@ def streams_of_first_tickets(book, workers):
   return [book.ticket(worker).first_batch for worker in workers]
 
 
-def test_a_worker_takes_over_what_fewest_hold_then_most_is_left():
+def test_a_worker_takes_the_stream_that_fewest_hold_then_most_is_left():
   book = ledger.Ledger(policies.asynchronous(), num_batches=17, streams=5)
   # 5 finds its own stream taken; of the others 1 has as much left as any.
   assert streams_of_first_tickets(book, [0, 5, 4, 3]) == [0, 1, 4, 3]
@@ -339,7 +339,7 @@ def test_a_worker_takes_over_what_fewest_hold_then_most_is_left():
   assert book.ticket(2).first_batch == 2
 
 
-def test_what_was_discarded_goes_to_the_worker_that_can_continue_it():
+def test_a_discarded_batch_goes_to_the_worker_of_its_stream():
   policy = discarding([(Action.DISCARD, ()), (Action.APPLY, ())])
   book = ledger.Ledger(policy, num_batches=8, streams=2)
   assert streams_of_first_tickets(book, [0, 1]) == [0, 1]
@@ -378,7 +378,7 @@ def test_a_ledger_with_streams_is_saved_and_follows_its_record():
     again.restore(saved)
     recovery.follow(again, rows[begin:], process=lambda row: None)
     assert again.done
-    assert again.save()['_streams'] == book.save()['_streams']
+    assert again.save()['streams'] == book.save()['streams']
 
 
 @pytest.mark.parametrize(
@@ -388,7 +388,7 @@ def test_a_ledger_with_streams_is_saved_and_follows_its_record():
     (2, 'streams must be 0 with tickets of several batches, got 2 with'),
   ],
 )
-def test_streams_are_issued_batch_by_batch(streams, message):
+def test_streams_with_tickets_of_several_batches_are_refused(streams, message):
   with pytest.raises(ValueError, match=message):
     ledger.Ledger(
       policies.asynchronous(),

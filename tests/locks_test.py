@@ -50,7 +50,7 @@ def snapshot(folder):
   return found
 
 
-def test_the_second_is_told_who_is_first_and_touches_nothing(tmp_path):
+def test_a_second_owner_is_refused_and_told_who_is_first(tmp_path):
   first = locks.FolderLock(str(tmp_path))
   before = snapshot(tmp_path)
   who = f'process {os.getpid()} on {socket.gethostname()}'
@@ -67,7 +67,7 @@ def test_the_second_is_told_who_is_first_and_touches_nothing(tmp_path):
     assert os.listdir(tmp_path) == [locks.FILE]
 
 
-def test_a_kill_releases_and_children_inherit_nothing(tmp_path):
+def test_a_kill_releases_a_lock_and_children_do_not_inherit_it(tmp_path):
   owner = subprocess.Popen(
     [sys.executable, '-c', OWNER, locks.__file__, str(tmp_path)],
     stdout=subprocess.PIPE,
@@ -92,7 +92,7 @@ def test_a_kill_releases_and_children_inherit_nothing(tmp_path):
     owner.communicate()
 
 
-def test_several_may_share(tmp_path):
+def test_several_may_share_a_folder(tmp_path):
   first = locks.FolderLock(str(tmp_path), shared=True)
   second = locks.FolderLock(str(tmp_path), shared=True)
   assert not locks.is_owned(str(tmp_path))
@@ -106,7 +106,7 @@ def test_several_may_share(tmp_path):
 
 
 @pytest.mark.parametrize('how', ['removed', 'replaced', 'a file', 'its name'])
-def test_what_is_taken_away_is_noticed(how, tmp_path):
+def test_a_folder_or_file_that_is_taken_away_is_noticed(how, tmp_path):
   folder = tmp_path / 'run'
   folder.mkdir()
   (folder / 'config.json').write_text('{}')
@@ -135,7 +135,7 @@ def test_what_is_taken_away_is_noticed(how, tmp_path):
     other.check()  # the first one left it alone
 
 
-def test_who_looks_keeps_nobody_out(tmp_path):
+def test_asking_for_the_owner_keeps_nobody_out(tmp_path):
   done = threading.Event()
 
   def look():
@@ -154,7 +154,7 @@ def test_who_looks_keeps_nobody_out(tmp_path):
       looker.join()
 
 
-def test_only_one_of_many_gets_it(tmp_path):
+def test_only_one_of_many_threads_gets_a_lock(tmp_path):
   """Also while the one before removes its file."""
   owners, most, errors = [], [], []
 
@@ -186,7 +186,7 @@ def test_only_one_of_many_gets_it(tmp_path):
   assert set(most) == {1}
 
 
-def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch):
+def test_a_file_system_without_locks_gives_a_warning(tmp_path, monkeypatch):
   def flock(file, kind):
     raise OSError(errno.ENOLCK, 'No locks available')
 
@@ -202,7 +202,7 @@ def test_where_there_are_no_locks_a_warning_says_so(tmp_path, monkeypatch):
 # What is written under them.
 
 
-def test_one_process_saves_checkpoints(tmp_path):
+def test_only_one_process_saves_checkpoints(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path)
   store.save(1, {'x': np.ones(3)})
   with locks.FolderLock(str(tmp_path)):  # as if of another process
@@ -233,7 +233,7 @@ def rows(number):
   return [(float(i), 0, i, -1, 0, -1, 0, 0, 0, 1.0, 0) for i in range(number)]
 
 
-def test_one_process_writes_a_record(tmp_path):
+def test_only_one_process_writes_a_record(tmp_path):
   path = str(tmp_path / 'rows')
   writer = trace.TraceWriter(path)
   writer.write(rows(3))
@@ -257,7 +257,7 @@ def test_one_process_writes_a_record(tmp_path):
   writer.close()
 
 
-def test_runs_begin_alone(tmp_path):
+def test_a_run_is_refused_while_another_writes_its_files(tmp_path):
   job = ga_jax.Job(
     lambda params, state, x, key: (jnp.mean((x - params) ** 2), state),
     jnp.zeros(()),

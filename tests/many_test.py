@@ -64,7 +64,7 @@ def program_fn(hparams):
 
 
 @pytest.mark.slow
-def test_seeds_and_rates_and_lost_workers_are_what_they_are_alone(x64):
+def test_runs_with_own_seeds_rates_and_deaths_equal_each_alone(x64):
   del x64
   clock = clocks.with_fault(clocks.heterogeneous(1), worker_id=2, time=4.0)
   runs = [
@@ -83,14 +83,14 @@ def test_seeds_and_rates_and_lost_workers_are_what_they_are_alone(x64):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('block', [None, 20])
-def test_what_is_left_of_a_block_is_computed_too(block):
+def test_a_last_block_that_is_not_full_is_computed_too(block):
   rule = cases.rule('ga', 0.02)
   check_same([run_of(seed, rule) for seed in range(3)], 1e-3, block=block)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize('policy', ['softsync', 'k_sync', 'ringmaster_stops'])
-def test_rounds_that_close_at_other_times(policy, x64):
+def test_runs_whose_rounds_close_at_other_times_equal_each_alone(policy, x64):
   del x64
   rule = cases.rule('ga', 0.02)
   runs = [run_of(seed, rule, np.float64, policy) for seed in range(3)]
@@ -106,7 +106,7 @@ def pick(resident, host_batch, key):
   return resident[host_batch]
 
 
-def test_runs_must_be_one_computation():
+def test_runs_that_are_not_one_computation_are_refused():
   def refuses(match, *runs, **options):
     with pytest.raises(ValueError, match=match):
       mapped(runs, **options)

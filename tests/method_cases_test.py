@@ -45,7 +45,7 @@ def test_what_is_registered_has_a_case_with_an_oracle(kind, name, module):
   assert table[name].oracle, f'the case of {kind} {name!r} has no oracle'
 
 
-def test_a_case_is_of_something_that_there_is():
+def test_a_case_is_of_a_registered_method_or_a_known_variant():
   """What is no rule of its own is a way to call one."""
   for kind, registry, _, table in FAMILIES:
     others = set(table) - set(registry)
@@ -78,7 +78,7 @@ def test_other_names_are_the_same_method(module):
     _ = module.nothing
 
 
-def test_other_names_in_the_package():
+def test_other_names_in_the_package_are_the_same_functions():
   assert ga_jax.gap_aware is ga_jax.ga is rules.ga
   assert ga_jax.gap_aware_adam is ga_jax.ga_adam is rules.ga_adam
   assert policies.make('adaptive_bounded_staleness', 4).needs_loss

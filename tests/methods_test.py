@@ -65,7 +65,7 @@ def test_a_name_implies_its_parameters_unless_told_otherwise():
   assert eamsgd['program'] == {'local_momentum': 0.9, 'num_workers': 3}
 
 
-def test_a_parameter_is_the_programs_where_it_reads_it():
+def test_a_parameter_goes_to_the_program_where_it_reads_it():
   given = (('momentum', 0.5), ('weight_decay', 0.1))
   slim = settings_of(method='dana_slim', parameters=given).arguments()
   assert slim['program'] == dict(given)
@@ -78,7 +78,7 @@ def test_a_parameter_is_the_programs_where_it_reads_it():
   assert settings_of(method='asgd').arguments()['rule'] == {}
 
 
-def test_the_message_says_what_is_read():
+def test_a_parameter_that_nobody_reads_is_refused_with_those_read():
   with pytest.raises(settings_lib.SettingError) as error:
     settings_of(
       method='sa', policy='softsync', parameters=(('abs_k0', 2),), workers=4
@@ -168,7 +168,7 @@ def test_a_recorded_clock_plays_a_trace(tmp_path):
     ('topk', ('1', 'N', '1', 80_000, ())),
   ],
 )
-def test_the_listing_measures(method, expected):
+def test_the_cost_of_a_method_is_measured(method, expected):
   assert facts.facts(methods.METHODS[method]) == expected
 
 
@@ -199,7 +199,7 @@ def page_of(rules):
 
 @pytest.mark.slow  # they are runs: a check before a release
 @pytest.mark.parametrize('rules', [['dana_ga'], list(parts.TABLES['rule'])])
-def test_the_documentation_says_what_goes_with_what(rules):
+def test_the_compatibility_page_is_that_of_the_code(rules):
   with open(os.path.join(DOCS, 'compatibility.md')) as file:
     written = kinds(file.read())
   made = kinds(page_of(rules))

@@ -211,21 +211,13 @@ def theirs(name, train):
   return loss.item(), logits.detach().numpy(), o
 
 
-def close(a, b, tolerance=1e-8):
-  """Whether two arrays differ by less than a part of their norm."""
-  a, b = np.asarray(a), np.asarray(b)
-  assert a.shape == b.shape
-  assert np.linalg.norm(b) > 0
-  return np.linalg.norm(a - b) < tolerance * np.linalg.norm(b)
-
-
 @networks
 @pytest.mark.parametrize('train', [True, False])
 def test_values_and_gradients_are_pytorch_s(name, train, x64):
   loss, logits, after, grads = ours(name, train)
   their_loss, their_logits, o = theirs(name, train)
-  assert close(loss, their_loss)
-  assert close(logits, their_logits)
+  assert cases.distance(loss, their_loss) < 1e-8
+  assert cases.distance(logits, their_logits) < 1e-8
   grads = named(grads)
   assert set(grads) == set(o.params)
   largest = max(float(np.linalg.norm(g)) for g in grads.values())
@@ -258,5 +250,5 @@ def test_running_statistics_are_pytorch_s_but_for_its_variance(name, x64):
       n = o.counts[norm]
       batch = (wanted - m * start) / (1 - m) * (n - 1) / n
       wanted = m * start + (1 - m) * batch
-    assert close(value, wanted), path
-    assert not close(value, start, 1e-3), path
+    assert cases.distance(value, wanted) < 1e-8, path
+    assert cases.distance(value, start) > 1e-3, path

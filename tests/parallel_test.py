@@ -64,12 +64,12 @@ def check_same_bits(rule, policy='asynchronous', devices=2, **changes):
     pytest.param('ga', 'backup_workers', 2, marks=pytest.mark.slow),
   ],
 )
-def test_rules_and_policies(name, policy, devices):
+def test_several_devices_give_the_bits_of_one(name, policy, devices):
   check_same_bits(cases.rule(name, 0.02), policy, devices)
 
 
 @pytest.mark.slow
-def test_a_rule_that_looks_ahead():
+def test_several_devices_give_the_bits_of_one_with_look_ahead():
   check_same_bits(rules.dana_ga(0.01, WORKERS), devices=3)
 
 
@@ -96,19 +96,19 @@ def program(name):
     pytest.param('local_sgd', marks=pytest.mark.slow),
   ],
 )
-def test_programs_whose_worker_is_lost(name):
+def test_several_devices_give_the_bits_of_one_with_lost_workers(name):
   clock = clocks.with_fault(clocks.heterogeneous(0), worker_id=2, time=4.0)
   clock = clocks.with_fault(clock, worker_id=1, time=2.0, duration=3.0)
   check_same_bits(PLAIN, program=program(name), clock=clock, num_batches=60)
 
 
 @pytest.mark.slow
-def test_a_short_last_ticket():
+def test_several_devices_give_the_bits_of_one_with_a_short_last_ticket():
   check_same_bits(PLAIN, program=program('easgd'), num_batches=61, devices=3)
 
 
 @pytest.mark.slow
-def test_double_precision_is_of_the_threads_too(x64):
+def test_double_precision_reaches_the_threads_of_devices(x64):
   del x64
   one, several = (
     ga_jax.simulate(
@@ -127,7 +127,7 @@ def test_double_precision_is_of_the_threads_too(x64):
   assert cases.same_bits(one.state, several.state)
 
 
-def test_checkpoints_are_those_of_one_device(tmp_path):
+def test_a_run_goes_on_with_another_number_of_devices(tmp_path):
   arguments = {'program': program('topk'), 'block': 7}
   whole = simulated(PLAIN, **arguments)
   for devices, stop_at in ((2, 20), (None, 40), (2, 10**9)):
@@ -201,7 +201,7 @@ def test_devices_compute_at_the_same_time():
 
 
 @pytest.mark.parametrize('failing', ['loss_fn', 'batches'])
-def test_an_error_is_raised_as_it_is(failing):
+def test_an_error_on_a_device_is_raised_as_it_is(failing):
   _, _, _, batch_fn = cases.tiny_problem()
 
   def broken_loss(*arguments):
@@ -217,7 +217,7 @@ def test_an_error_is_raised_as_it_is(failing):
     simulated(cases.rule('ga', 0.02), devices=3, **{failing: broken})
 
 
-def test_what_cannot_be_known_ahead_is_refused():
+def test_policies_that_need_losses_are_refused():
   with pytest.raises(ValueError, match='decides by losses'):
     simulated(cases.rule('ga', 0.02), 'abs', devices=2)
   with pytest.raises(ValueError, match='at least one'):
@@ -233,12 +233,12 @@ def test_what_cannot_be_known_ahead_is_refused():
     {'simulate_devices': '2', 'method': 'abs'},
   ],
 )
-def test_the_flag_is_checked(fields):
+def test_bad_values_of_simulate_devices_are_refused(fields):
   with pytest.raises(settings_lib.SettingError, match='--simulate_devices='):
     check.check(settings_lib.Settings(workers=4, **fields))
 
 
-def test_more_devices_than_there_are():
+def test_more_devices_than_there_are_are_refused():
   settings = settings_lib.Settings(workers=4, simulate_devices='99')
   with pytest.raises(settings_lib.SettingError, match='has 4 devices'):
     devices_lib.use(check.check(settings))
@@ -246,7 +246,7 @@ def test_more_devices_than_there_are():
 
 @pytest.mark.slow
 @pytest.mark.optax_promotes
-def test_the_flag_gives_the_bits_of_the_exact_executor():
+def test_simulate_devices_gives_the_bits_of_the_exact_executor():
   common = {'workers': 4, 'epochs': 0.4, 'model': 'mlp'}
   one, several = (
     train.train(

@@ -75,7 +75,7 @@ def shared(size: int) -> placement.Placement:
     pytest.param('mlp_bn', 2, programs.dana_slim, marks=pytest.mark.slow),
   ],
 )
-def test_devices_share_a_workers_batches(model, size, program):
+def test_a_run_with_several_devices_per_worker_replays(model, size, program):
   job = job_of(model, program)
   run = threads.Threads(
     job,
@@ -100,7 +100,7 @@ def test_devices_share_a_workers_batches(model, size, program):
   assert not cases.same_bits(many.params, one.params)  # it was shared
 
 
-def test_examples_are_shared_and_the_rest_is_everywhere():
+def test_examples_are_split_and_the_rest_is_on_every_device():
   where = shared(4)
   inputs, number = where.batches((np.zeros((2, BATCH, 3)), np.zeros(2)))
   assert {s.data.shape for s in inputs.addressable_shards} == {(2, 2, 3)}
@@ -126,7 +126,7 @@ def test_batches_that_cannot_be_shared_are_refused():
     shared(3).batches(np.zeros((1, BATCH, 3)))
 
 
-def test_a_killed_run_is_computed_again_where_workers_are(tmp_path):
+def test_a_killed_run_is_recovered_on_the_workers_devices(tmp_path):
   """What its devices would give differs from what one of them gives."""
   job, path = job_of('mlp'), str(tmp_path / 'rows')
   options = {'num_workers': 2, 'num_batches': 60, 'devices_per_worker': 2}

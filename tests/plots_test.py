@@ -225,7 +225,7 @@ def test_any_input_makes_a_picture(figure, cells):
 
 
 @pytest.mark.parametrize('figure', FIGURES)
-def test_none_is_nothing(figure):
+def test_no_data_makes_a_picture_that_says_so(figure):
   function = getattr(plots, figure.partition(' ')[0])
   names = inspect.signature(function).parameters
   given = dict.fromkeys(list(names)[1:], 'x')
@@ -403,14 +403,14 @@ def test_curves_have_a_band_over_seeds_and_points_none():
   assert len(axes.collections) == 1  # the band of `ga`
 
 
-def test_two_lists_are_one_run_and_no_seeds():
+def test_two_lists_are_the_points_of_one_run():
   lines = {'ga': [[1, 2], [7.0, 8.0]]}  # as JSON has it
   figure = plots.curves({'a': {'error': lines}}, title='', label='epoch')
   (line,) = figure.axes[0].lines
   assert line.get_xydata().tolist() == [[1, 7], [2, 8]]
 
 
-def test_points_that_a_logarithmic_axis_has_not_are_counted():
+def test_points_that_a_logarithmic_axis_cannot_show_are_counted():
   figure = plots.scatter(
     {'gap': {'ga': ([1, 2, 3], [0.0, 1.0, None]), 'sa': ([1], [0.0])}},
     title='',
@@ -537,7 +537,7 @@ def test_a_timeline_of_100_000_spans_shows_the_beginning():
   assert 'the first 60 of 1.25e+04 are drawn' in words(figure)
 
 
-def test_a_timeline_of_1_024_workers():
+def test_a_timeline_draws_at_most_1_024_workers():
   spans = [
     plots.Span(i, 0.01 * i, 20.0, kind)
     for i in range(1024)
@@ -576,7 +576,7 @@ def test_another_ending_is_refused(tmp_path):
   assert not list(tmp_path.iterdir())
 
 
-def test_svg_stands_in_a_page():
+def test_svg_is_one_element_for_a_page():
   text = plots.svg(plots.error_over_workers(CELL, **LABELS))
   assert text.startswith('<svg')
   assert text.rstrip().endswith('</svg>')

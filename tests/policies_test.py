@@ -57,7 +57,7 @@ def same_rows(a, b):
   num_batches=st.integers(1, 100),
   batches_per_ticket=st.integers(1, 3),
 )
-def test_exactly_once_with_stalls_deaths_and_joins(
+def test_every_batch_counts_once_with_stalls_deaths_and_joins(
   name, seed, num_workers, num_batches, batches_per_ticket
 ):
   rng = np.random.default_rng(seed)
@@ -159,7 +159,7 @@ def test_a_lease_that_expires_is_awaited_by_nobody(name):
 
 
 @pytest.mark.parametrize('name', ['synchronous', 'backup_workers', 'k_sync'])
-def test_who_comes_back_too_late_starts_again_and_is_awaited(name):
+def test_a_worker_back_too_late_starts_again_and_is_awaited(name):
   policy = policies.make(name, 2)
   wait_for = 2 if name == 'synchronous' else 1
   state = policy.init()
@@ -272,7 +272,9 @@ def test_make_passes_on_what_a_policy_reads():
     ('rennala', 4, {'batch_gradients': 0}, '^batch_gradients must be'),
   ],
 )
-def test_parameters_are_checked(name, num_workers, parameters, message):
+def test_bad_policy_parameters_are_refused_by_name(
+  name, num_workers, parameters, message
+):
   with pytest.raises(ValueError, match=message):
     policies.make(name, num_workers, **parameters)
 
@@ -303,7 +305,9 @@ def test_synchronous_waits_among_those_that_are_left():
 
 @pytest.mark.parametrize('num_workers', [1, 2, 5])
 @pytest.mark.parametrize('batches_per_ticket', [1, 3])
-def test_the_limits_of_waiting(num_workers, batches_per_ticket):
+def test_waiting_for_all_is_synchronous_and_for_one_asynchronous(
+  num_workers, batches_per_ticket
+):
   def run(name, **parameters):
     return schedule(
       policies.make(name, num_workers, **parameters),
@@ -454,7 +458,7 @@ def test_ssp_bounds_the_lead_over_the_slowest(max_staleness):
     assert set(completed.values()) == {50}
 
 
-def test_ssp_with_workers_that_come_and_go():
+def test_ssp_bounds_the_lead_while_workers_come_and_go():
   book = ledger.Ledger(policies.ssp(1), num_batches=50)
 
   def steps(worker_id, number):
@@ -528,7 +532,7 @@ def test_adasync_waits_for_more_as_the_loss_falls():
   assert waited_for(steps) == [3, 3]
 
 
-def test_equal_losses_leave_the_number_as_it_is():
+def test_adasync_keeps_its_number_while_losses_are_equal():
   for loss in (0.3, 1 / 3, 1e-320, 1.7e308):
     _, steps = play_watched(policies.adasync(8, 3), lambda t, x=loss: x, 8, 200)
     assert set(waited_for(steps)) == {3}
@@ -577,7 +581,7 @@ def test_abs_bounds_the_staleness_ever_tighter(factor):
 
 
 @pytest.mark.parametrize('make', [policies.adasync, policies.POLICIES['abs']])
-def test_odd_losses_neither_fail_nor_block(make):
+def test_odd_losses_neither_fail_nor_block_adaptive_policies(make):
   for first in ODD_LOSSES:
     for later in ODD_LOSSES:
       losses = iter([first])

@@ -92,7 +92,7 @@ def left(folder):
 # What is refused before TensorFlow is needed.
 
 
-def test_settings_that_are_refused(tmp_path):
+def test_bad_settings_are_refused_by_flag(tmp_path):
   cases = {
     ('--dataset=digits',): 'must be one of cifar10, ',
     ('--dataset=imagenet2012',): 'must be the folder with ILSVRC2012_img_tr',
@@ -164,7 +164,7 @@ def check_same(dataset, archive):
 
 
 @pytest.mark.tfds
-def test_cifar10(tmp_path, cifar):
+def test_cifar10_is_prepared_from_its_archive_once(tmp_path, cifar):
   path, archive = cifar
   arguments = '--dataset=cifar10', f'--data_path={tmp_path}'
   code = registered('cifar10', [path])
@@ -189,7 +189,7 @@ def test_cifar10(tmp_path, cifar):
 
 
 @pytest.mark.tfds
-def test_cifar100(tmp_path):
+def test_cifar100_is_prepared_from_its_archive(tmp_path):
   path = str(tmp_path / 'cifar-100-binary.tar.gz')
   archive = tfds_sets.cifar_archive(path, 'cifar100', np.random.default_rng(1))
   done = prepare(
@@ -205,7 +205,7 @@ def test_cifar100(tmp_path):
 
 
 @pytest.mark.tfds
-def test_fashion_mnist(tmp_path):
+def test_fashion_mnist_is_prepared_from_its_archives(tmp_path):
   archive = tfds_sets.fashion_archives(tmp_path, np.random.default_rng(2))
   files = [path for path in left(tmp_path) if path.endswith('.gz')]
   done = prepare(
@@ -221,7 +221,7 @@ def test_fashion_mnist(tmp_path):
 
 
 @pytest.mark.tfds
-def test_imagenet(tmp_path):
+def test_imagenet_is_prepared_from_its_archives(tmp_path):
   tfds_sets.imagenet_archives(tmp_path, np.random.default_rng(3))
   done = prepare(
     '--dataset=imagenet2012', f'--data_path={tmp_path}', f'--archive={tmp_path}'
@@ -237,7 +237,7 @@ def test_imagenet(tmp_path):
 
 
 @pytest.mark.tfds
-def test_another_checksum(tmp_path, cifar):
+def test_an_archive_with_another_checksum_is_refused(tmp_path, cifar):
   path, _ = cifar
   done = prepare(  # nothing is registered: it is not the published archive
     '--dataset=cifar10', f'--data_path={tmp_path}', f'--archive={path}'
@@ -250,7 +250,7 @@ def test_another_checksum(tmp_path, cifar):
 
 
 @pytest.mark.tfds
-def test_an_archive_that_is_cut_short(tmp_path):
+def test_an_archive_that_is_cut_short_is_refused(tmp_path):
   path = tmp_path / 'ILSVRC2012_img_train.tar'
   tfds_sets.imagenet_archives(tmp_path, np.random.default_rng(3))
   os.truncate(path, path.stat().st_size // 2)
@@ -263,7 +263,7 @@ def test_an_archive_that_is_cut_short(tmp_path):
 
 
 @pytest.mark.tfds
-def test_no_network(tmp_path):
+def test_without_a_network_the_flag_archive_is_named(tmp_path):
   done = prepare(
     '--dataset=cifar10',
     f'--data_path={tmp_path}',
@@ -282,7 +282,7 @@ def test_no_network(tmp_path):
 
 @pytest.mark.tfds
 @pytest.mark.parametrize('limit', [2000, 20000])
-def test_a_full_disk(tmp_path, cifar, limit):
+def test_a_full_disk_is_told_and_nothing_is_left(tmp_path, cifar, limit):
   """No file grows beyond a limit, as on a disk where no more is left."""
   path, _ = cifar
   code = '\n'.join(

@@ -104,7 +104,7 @@ def two_updates(preset, folder, **own):
 
 
 @pytest.mark.parametrize('preset', names())
-def test_two_updates_of_a_preset(preset, small, tmp_path):
+def test_every_preset_makes_two_updates(preset, small, tmp_path):
   summary = two_updates(preset, tmp_path)
   assert summary['updates'] == summary['batches'] == 2
   assert not summary['diverged']
@@ -113,7 +113,7 @@ def test_two_updates_of_a_preset(preset, small, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('preset', ['cifar10_resnet20', 'imagenet_resnet50'])
-def test_two_updates_of_a_deep_preset_with_a_small_network(
+def test_a_deep_preset_makes_two_updates_with_a_small_network(
   preset, small, tmp_path
 ):
   summary = two_updates(preset, tmp_path, model='mlp')

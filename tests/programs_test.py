@@ -360,7 +360,7 @@ def test_topk_sends_everything_over_time_refused_submissions_included():
     assert np.abs(missing).max() > 0.5
 
 
-def test_compression_is_for_gradients_and_real_ones():
+def test_compression_refuses_parameters_and_complex_gradients():
   loss_fn, *_ = cases.tiny_problem()
   program = compress(make('easgd'), compression.topk())
   with pytest.raises(ValueError, match='exchanges parameters'):
@@ -388,12 +388,12 @@ def test_compression_is_for_gradients_and_real_ones():
     ),
   ],
 )
-def test_arguments_are_checked(build, message):
+def test_bad_program_arguments_are_refused_by_name(build, message):
   with pytest.raises(ValueError, match=message):
     build()(cases.tiny_problem()[0])
 
 
-def test_a_large_gradient_in_a_batch_id_schedule(x64):
+def test_inner_schedules_are_functions_of_the_batch_id(x64):
   """Inner schedules are functions of the batch's id."""
   del x64
 

@@ -19,7 +19,7 @@ import pytest
 from rich.console import Console
 
 import ga_jax
-from experiments.running import accelerators, utilisation, watch
+from experiments.running import accelerators, control, utilisation, watch
 from experiments.screens import panel, progress
 from ga_jax import clocks, policies
 from ga_jax.simulation import virtual_cluster
@@ -63,6 +63,11 @@ def drawn(width, *updates, every=5.0):
   return where.export_text()
 
 
+def test_the_panel_says_who_is_not_here():
+  assert 'workers that are not here: 1, 3' in drawn(80, at(missing=(1, 3)))
+  assert 'not here' not in drawn(80, at(missing=(1, 3)), at())
+
+
 def test_the_panel_says_where_the_run_stands():
   text = drawn(80, at(100), at(200))
   for said in (
@@ -89,7 +94,7 @@ def test_the_panel_fits_any_terminal(width):
   assert lines[0][0] + lines[-1][-1] == '╭╯'
 
 
-def test_the_panel_before_anything_is_known():
+def test_the_panel_has_dashes_before_anything_is_known():
   assert 'compiling ...' in drawn(60)
   text = drawn(80, at(100, row=None, recent=None))
   assert 'loss -' in text
@@ -114,7 +119,7 @@ def test_a_diverged_loss_is_shown_as_such(last):
   assert re.search(r'loss (nan|inf) diverged', drawn(80, at(100), last))
 
 
-def test_a_day_is_no_clock():
+def test_long_durations_are_shown_in_days():
   assert panel.duration(3600 * 75) == '3 days'
   assert panel.duration(3661) == '1:01:01'
   assert panel.duration(59.6) == '1:00'
@@ -130,7 +135,7 @@ def test_colours_can_be_declined(monkeypatch):
   assert not coloured.search(shown.file.getvalue())
 
 
-def test_lines_where_there_is_no_terminal(capsys):
+def test_without_a_terminal_progress_is_in_lines(capsys):
   with progress.TrainingProgress('ga') as shown:
     shown.update(at(100, row=None))
     shown.update(at(200))
@@ -147,7 +152,7 @@ def test_lines_where_there_is_no_terminal(capsys):
   assert nan.startswith('epoch 2.0  loss nan: diverged  test')
 
 
-def test_quiet_is_quiet(capsys):
+def test_quiet_progress_prints_nothing(capsys):
   with progress.TrainingProgress('ga', quiet=True) as shown:
     shown.update(at())
   with progress.GridProgress(2, quiet=True) as shown:
@@ -169,7 +174,7 @@ def test_a_grid_fits_a_narrow_terminal():
   assert len(last) <= 60
 
 
-def test_a_grid_in_lines(capsys):
+def test_without_a_terminal_a_grids_progress_is_in_lines(capsys):
   with progress.GridProgress(3) as shown:
     for name in 'abc':
       shown(name)
@@ -242,7 +247,7 @@ def test_utilisation_is_what_the_trace_says(policy):
     assert final < 0.8
 
 
-def test_those_who_wait_are_told_of_as_it_happens():
+def test_events_are_handed_over_as_they_happen():
   seen = []
   loss = lambda p, s, x, key: (((x - p) ** 2).mean(), s)  # noqa: E731
   result = ga_jax.simulate(
@@ -312,3 +317,15 @@ def test_a_terminal_shows_a_panel_that_ends_clean(tmp_path):
   assert 'stopping after the update in hand' in plain
   assert 'nothing to go on with: --checkpoint_every=30s' in plain
   assert seen.rindex('\x1b[?25h') > seen.rindex('╰')
+
+
+def test_the_pace_of_a_live_run_is_that_of_its_arrivals():
+  """It goes on while it is evaluated: 50 batches in 0.5 s here."""
+  follow = watch.Watch(None, 1000, 1000, 1000, None, False, control.Control())
+  follow.telemetry = dict
+  for batches, seconds in ((10, 3.0), (20, 3.1), (60, 3.5)):
+    losses = np.ones(2, np.float32)
+    block = {'loss': losses, 'time': np.array([0.0, seconds])}
+    block['num_batches'] = np.array([batches // 2, batches - batches // 2])
+    follow(batches, None, block)
+  assert follow.rate() == pytest.approx(100)

@@ -22,8 +22,8 @@ from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
 from ga_jax.executors.saving import Checkpoints
 from ga_jax.guards import locks
-from ga_jax.live.ray import handle
 from ga_jax.live.ray import setup as setup_lib
+from ga_jax.live.ray import snapshots
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record import trace
 from ga_jax.record.checkpoints import CheckpointStore
@@ -33,7 +33,7 @@ pytestmark = pytest.mark.ray
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 WORKERS = 2
-ROW = trace.EVENT_DTYPE.itemsize
+ROW = trace.ROW_DTYPE.itemsize
 STORE_BYTES = ray_runs.STORE_BYTES
 
 
@@ -105,7 +105,7 @@ def hold(folder, worker_id):
 
 
 @pytest.mark.slow
-def test_a_worker_dies_at_rest_and_at_work(nodes, tmp_path):
+def test_a_worker_that_dies_at_rest_or_at_work_is_replaced(nodes, tmp_path):
   """In rounds, so that it waits for the other one; it keeps a state."""
 
   def joins(number):
@@ -187,7 +187,9 @@ def whole_rows(data: bytes) -> bytes:
 
 
 @pytest.mark.slow
-def test_the_server_dies_before_and_after_a_checkpoint(nodes, tmp_path):
+def test_a_run_survives_its_server_before_and_after_a_checkpoint(
+  nodes, tmp_path
+):
   with start(tmp_path, 'residuals', 160, seconds=0.02, every=40) as run:
     for version in (10, 70):
       run.reach(version)
@@ -213,7 +215,7 @@ def test_a_server_waits_until_the_one_before_has_ended(nodes, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('every', ['20', '1000'])
-def test_the_driver_dies(nodes, tmp_path, every):
+def test_a_run_whose_driver_died_goes_on(nodes, tmp_path, every):
   """What it started ends with it; the run is gone on with at once."""
   workdir = f'--workdir={tmp_path}'
   record = tmp_path / 'trace.rows'
@@ -260,7 +262,7 @@ SERVERS = [  # name, checkpoint every so many updates
 
 @pytest.mark.slow
 @pytest.mark.parametrize(('name', 'every'), SERVERS)
-def test_the_server_dies_ten_times(nodes, tmp_path, name, every):
+def test_a_run_survives_ten_deaths_of_its_server(nodes, tmp_path, name, every):
   num_batches, rng = 1500, random.Random(name)
   moments = sorted(rng.sample(range(num_batches - 100), 10))
   with start(tmp_path, name, num_batches, seconds=0.02, every=every) as run:
@@ -287,7 +289,7 @@ class Owner:
 
 def lossy(folder, name):
   """Makes a job in a process that loses the object of one version."""
-  stored = handle._Packed.stored
+  stored = snapshots.PackedSnapshot.stored
 
   def lost(packed):
     lose = folder / 'lose'
@@ -303,12 +305,12 @@ def lossy(folder, name):
         time.sleep(0.05)
     return packed.ref
 
-  handle._Packed.stored = lost
+  snapshots.PackedSnapshot.stored = lost
   return make(name)
 
 
 @pytest.mark.slow
-def test_an_object_is_lost_and_a_worker_hangs(nodes, tmp_path):
+def test_a_run_survives_a_lost_object_and_a_hung_worker(nodes, tmp_path):
   """Snapshots are read ahead, which goes through the object store."""
   with start(
     tmp_path,
@@ -343,7 +345,7 @@ def test_an_object_is_lost_and_a_worker_hangs(nodes, tmp_path):
 
 
 @pytest.mark.slow
-def test_nodes_join_and_die(nodes, tmp_path):
+def test_a_run_survives_nodes_that_join_and_die(nodes, tmp_path):
   """A worker that finds no room waits for it, also one that lost its node."""
   blocker = ray.remote(num_cpus=1)(Owner).remote()
   ray.get(blocker.put.remote(0), timeout=ray_runs.SECONDS)

@@ -323,7 +323,7 @@ class Watched:
 
 
 @pytest.mark.parametrize('patience', ['patient', 'impatient'])
-def test_one_is_cut_off_one_dies_one_joins(patience, tmp_path):
+def test_a_run_survives_machines_cut_off_dead_and_joining(patience, tmp_path):
   if patience == 'impatient' and forbidden():
     pytest.skip(f'no network namespaces: {forbidden()}')
   everybody, workdir = {0, 1, 2}, tmp_path / 'run'

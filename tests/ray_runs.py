@@ -36,13 +36,14 @@ _SYSTEM = {  # a node that was killed is missed after 2 s, not 15
 
 
 @contextlib.contextmanager
-def cluster(num_cpus: int = 2):
+def cluster(num_cpus: int = 2, num_gpus: int = 0):
   """A cluster of one node that this process is connected to.
 
   All processes compute with a thread pool of the same size.
 
   Args:
     num_cpus: of the node; one for each worker on it.
+    num_gpus: that Ray is told it has; JAX computes on the CPU all the same.
 
   Yields:
     A `cluster_utils.Cluster`, for more nodes.
@@ -67,6 +68,7 @@ def cluster(num_cpus: int = 2):
         warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
         nodes.add_node(
           num_cpus=num_cpus,
+          num_gpus=num_gpus,
           object_store_memory=STORE_BYTES,
           include_dashboard=False,
           _system_config=_SYSTEM,

@@ -53,11 +53,8 @@ def test_a_tree_comes_back_from_its_buffers(make):
   assert sum(buffer.nbytes for buffer in buffers) == layout.nbytes
   for sent in (buffers, layout.copied(buffers)):
     back = layout.unpack(sent, here())
-    assert jax.tree.structure(back) == jax.tree.structure(tree)
-    assert cases.same_bits(back, tree)
-    for new, old in zip(*map(jax.tree.leaves, (back, tree)), strict=True):
-      assert (new.shape, new.dtype) == (old.shape, old.dtype)
-      assert new.sharding == here()
+    assert cases.same_tree(back, tree)
+    assert all(leaf.sharding == here() for leaf in jax.tree.leaves(back))
 
 
 def test_double_precision_is_sent_as_it_is(x64):
@@ -68,24 +65,25 @@ def test_double_precision_is_sent_as_it_is(x64):
   assert back['a'].dtype == jnp.float64
 
 
-def test_leaves_begin_where_vectors_can_be_read():
+def test_leaves_in_a_buffer_are_aligned():
   layout = wire.Layout(mixed_tree())
-  for buffers in (layout.pack(mixed_tree()), layout.copied(layout._empty())):
-    for leaf in layout._leaves(buffers):
+  packed = layout.pack(mixed_tree())
+  for buffers in (packed, layout.copied(packed)):
+    for leaf in layout.leaves(buffers):
       assert leaf.ctypes.data % 64 == 0 or leaf.size == 0
 
 
-def test_a_tree_keeps_what_it_shares_with_its_buffers():
+def test_a_tree_keeps_the_memory_that_it_shares_with_its_buffers():
   layout = wire.Layout(mixed_tree())
   tree = layout.unpack(layout.copied(layout.pack(mixed_tree())), here())
   gc.collect()
   for _ in range(3):  # memory that is free is used again
-    for buffer in layout.copied(layout._empty()):
+    for buffer in layout.copied(layout.pack(mixed_tree())):
       buffer.fill(1)
   assert cases.same_bits(tree, mixed_tree())
 
 
-def test_what_lies_between_the_leaves_is_a_number():
+def test_the_space_between_leaves_is_zero():
   tree = {'x': jnp.ones(LARGE)}
   (buffer,) = wire.Layout(tree).pack(tree)
   for _ in range(3):  # memory that is given back, and had other contents
@@ -114,7 +112,7 @@ def test_large_numbers_are_finite():
   assert wire.finite(wire.Layout(tree).pack(tree))
 
 
-def test_keys_are_refused():
+def test_random_keys_cannot_be_sent():
   with pytest.raises(TypeError, match='cannot be sent'):
     wire.Layout({'key': jax.random.key(0)})
 
@@ -244,10 +242,13 @@ def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
   [
     ({'accelerator': 'abacus'}, "one of .*'tpu'.*, got 'abacus'"),
     ({'num_workers': 0}, 'num_workers must be an integer of at least 1, got 0'),
+    ({'wait_for_workers': 0}, 'wait_for_workers must be > 0.0, got 0'),
   ],
 )
 @pytest.mark.ray
-def test_arguments_are_checked(change, message, nodes):
+def test_bad_arguments_of_run_on_ray_are_refused_by_name(
+  change, message, nodes
+):
   job = cases.tiny_job(rules.asgd(0.01), policies.asynchronous())
   with pytest.raises(ValueError, match=message):
     ga_jax.run_on_ray(job, **{'num_workers': 1, 'num_batches': 4, **change})

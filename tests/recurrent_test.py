@@ -156,7 +156,7 @@ def test_executors_agree(name, x64):
     assert cases.distance(state.model_state, plain.model_state) < 1e-9
 
 
-def test_memory_matters_and_a_lost_worker_begins_anew(x64):
+def test_the_memory_matters_and_a_lost_worker_begins_anew(x64):
   """What the executors remember is what the trace says, batch by batch."""
   del x64
   policy, clock = (
@@ -194,7 +194,7 @@ def test_memory_matters_and_a_lost_worker_begins_anew(x64):
 
 
 @pytest.mark.slow
-def test_compression_goes_with_a_memory(x64):
+def test_executors_agree_on_compression_with_a_memory(x64):
   del x64
   stage = compression.COMPRESSIONS['topk']()
   policy, clock = policies.asynchronous(), clocks.homogeneous(0)
@@ -229,7 +229,7 @@ def test_a_threads_run_replays_to_the_same_bits():
   assert np.mean(kept) > 0.5  # each reads its own stream
 
 
-def test_reading_ahead_is_refused():
+def test_reading_ahead_is_refused_with_a_memory():
   with pytest.raises(ValueError, match='pipeline_depth must be 0'):
     run_on_threads(pipeline_depth=1)
 

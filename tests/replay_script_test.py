@@ -335,7 +335,7 @@ def test_every_method_is_computed_again_to_its_bits(tmp_path):
     assert out.startswith('same bits: '), name
 
 
-def test_the_runs_are_worth_computing_again(folder):
+def test_the_runs_replayed_here_have_rounds_deaths_and_a_divergence(folder):
   traces = {name: record.load_trace(str(folder / name)) for name in SETTINGS}
   assert traces['abs'].updates() < len(traces['abs'].applied())
   for name in ('abs', 'dana_slim'):
@@ -344,7 +344,7 @@ def test_the_runs_are_worth_computing_again(folder):
     assert json.load(file)['batches'] < traces['diverged'].num_batches
 
 
-def test_a_run_is_computed_by_what_made_it(replayed):
+def test_a_run_of_the_fast_executor_is_replayed_by_it(replayed):
   for name in ('fast', 'fast by blocks'):
     code, out, _ = replayed[name]
     assert code == 0
@@ -362,7 +362,7 @@ def test_a_flipped_bit_is_found(replayed):
     assert 0 < float(leaf.split()[-1]) < 1e-6
 
 
-def test_the_other_executor_is_as_near_as_rounding(replayed):
+def test_the_other_executor_replays_within_rounding(replayed):
   for name, made_by in (
     ('flipped by blocks', 'exact'),
     ('fast by events', 'fast'),
@@ -384,7 +384,7 @@ def test_the_other_executor_is_as_near_as_rounding(replayed):
 @pytest.mark.parametrize(
   'name', ['swapped by blocks', 'fast swapped by events']
 )
-def test_what_no_rounding_explains_is_found(replayed, name):
+def test_a_difference_that_no_rounding_explains_is_found(replayed, name):
   code, out, err = replayed[name]
   assert (code, err) == (1, '')
   first, second = out.splitlines()
@@ -420,7 +420,9 @@ def test_the_state_at_an_update_is_saved(folder, replayed):
   assert summary['time'] == arrivals['time'][-1]
 
 
-def test_the_last_update_gives_what_was_saved(folder, replayed):
+def test_replaying_to_the_last_update_gives_the_saved_parameters(
+  folder, replayed
+):
   assert replayed['until the end'][0] == 0
   last = updates_of(folder / 'abs')
   like = jax.eval_shape(lambda: setup.initial(SETTINGS['abs']))
@@ -431,7 +433,7 @@ def test_the_last_update_gives_what_was_saved(folder, replayed):
   assert cases.same_bits(saved, again)
 
 
-def test_what_if_is_what_the_other_method_gives(folder, replayed):
+def test_what_if_gives_the_result_of_the_other_method(folder, replayed):
   """One trace for all asynchronous methods: what if is a run of its own."""
   code, out, _ = replayed['what if']
   assert code == 0
@@ -448,7 +450,7 @@ def test_what_if_is_what_the_other_method_gives(folder, replayed):
   )
 
 
-def test_what_if_a_policy_keeps_its_rounds(replayed):
+def test_what_if_keeps_the_rounds_of_the_policy(replayed):
   code, out, _ = replayed['what if, rounds']
   assert code == 0
   assert out.splitlines()[1].startswith('what if momentum=0.5: test error')
@@ -467,7 +469,7 @@ def test_replay_refuses_in_one_line(replayed, reason, arguments):
 # The environment.
 
 
-def test_another_environment_is_refused(replayed):
+def test_replay_refuses_another_environment_unless_told(replayed):
   code, out, err = replayed['elsewhere']
   assert (code, out) == (2, '')
   assert "cpu_model was 'Z80', is '" in err
@@ -503,7 +505,7 @@ def test_a_process_is_started_again_only_once(monkeypatch):
   assert environment.restorable(found) == ({}, found)
 
 
-def test_what_another_start_can_restore():
+def test_differences_that_another_start_can_restore_are_known():
   recorded = {
     'platform': 'cpu',
     'device_kind': 'cpu',
@@ -546,7 +548,7 @@ def test_what_another_start_can_restore():
   assert [d.name for d in remaining] == ['platform', 'device_kind', 'jax']
 
 
-def test_the_environment_outlives_json():
+def test_an_environment_read_back_from_json_is_the_same():
   now = environment.environment()
   assert environment.differences(json.loads(json.dumps(now)), now) == []
   with jax.enable_x64(True):
@@ -563,7 +565,9 @@ def test_the_environment_outlives_json():
     ({'NPROC': '0'}, 0),  # but one per device
   ],
 )
-def test_the_pool_is_counted_as_xla_does(monkeypatch, variables, threads):
+def test_the_thread_pool_is_counted_as_xla_does(
+  monkeypatch, variables, threads
+):
   for name in ('NPROC', 'PJRT_NPROC'):
     monkeypatch.delenv(name, raising=False)
   cores = environment.thread_pool()
@@ -574,7 +578,7 @@ def test_the_pool_is_counted_as_xla_does(monkeypatch, variables, threads):
   assert environment.thread_pool() == max(threads, devices)
 
 
-def test_the_pool_has_as_many_threads():
+def test_the_thread_pool_has_the_counted_threads():
   tasks = '/proc/self/task'
   names = []
   for task in os.listdir(tasks) if os.path.isdir(tasks) else ():
@@ -605,7 +609,7 @@ def test_distance_is_in_parts_of_the_norm():
   assert rounding.distance(a, b) == pytest.approx(0.5)
 
 
-def test_settings_outlive_json(tmp_path):
+def test_settings_read_back_from_json_are_the_same(tmp_path):
   settings = settings_lib.Settings(
     workers=2,
     stalls=((1, 1.0, 2.5),),
@@ -622,7 +626,7 @@ def test_settings_outlive_json(tmp_path):
 
 
 @pytest.mark.parametrize('name', ['ga', 'abs', 'dana_slim', 'diverged'])
-def test_verify_says_what_happened(folder, verified, name):
+def test_verify_prints_counts_staleness_and_waste(folder, verified, name):
   code, out, err = verified[name]
   assert (code, err) == (0, '')
   trace = record.load_trace(str(folder / name))

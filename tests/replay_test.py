@@ -143,14 +143,14 @@ def test_a_run_whose_workers_all_die_says_so():
       interleaved(name, clock=clock)
 
 
-def test_losses_that_are_not_there_are_asked_for():
+def test_a_schedule_alone_refuses_policies_that_need_losses():
   with pytest.raises(ValueError, match='needs losses'):
     ga_jax.schedule(
       policies.make('abs', 2), clocks.constant(), num_workers=2, num_batches=4
     )
 
 
-def test_exchanged_submissions_are_fresh(x64):
+def test_exchanged_submissions_are_not_penalised(x64):
   """EASGD's force is computed at the parameters of now: no penalty."""
   del x64
   finals = []

@@ -101,7 +101,7 @@ def hovers(watched: Watched, one, number: int):
   return got
 
 
-def test_a_report_in_a_browser(tmp_path):
+def test_a_report_answers_mouse_and_keys_in_a_browser(tmp_path):
   folder = made_runs.trained(tmp_path / 'run', workers=3)
   (one,) = runs_lib.load(folder)
   path = written(tmp_path / 'report.html', folder)
@@ -133,7 +133,7 @@ def test_a_report_in_a_browser(tmp_path):
 
 
 @pytest.mark.slow
-def test_titles_serve_without_the_script(tmp_path):
+def test_without_the_script_titles_tell_of_the_spans(tmp_path):
   folder = made_runs.trained(tmp_path / 'run', workers=3)
   text = made_runs.report(folder)
   path = tmp_path / 'report.html'

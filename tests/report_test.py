@@ -146,7 +146,7 @@ def test_an_older_folder_of_results_is_read(tmp_path):
   assert 'The settings were not recorded' in page.text
 
 
-def test_what_cannot_be_read_is_one_error(tmp_path):
+def test_a_folder_that_cannot_be_read_is_told_in_one_line(tmp_path):
   for folder, why in (
     (tmp_path / 'none', 'no such folder'),
     (tmp_path, 'holds no runs'),
@@ -170,7 +170,7 @@ def test_what_cannot_be_read_is_one_error(tmp_path):
 # Sorting.
 
 
-def test_lines_are_methods_and_what_differs(tmp_path):
+def test_lines_of_a_comparison_are_methods_and_what_differs(tmp_path):
   folder = made_runs.grid(
     tmp_path / 'g',
     [
@@ -229,7 +229,7 @@ def test_rates_without_a_validation_split_are_lines(tmp_path):
   assert found.lines() == ['ga, learning_rate 0.1', 'ga, learning_rate 0.01']
 
 
-def test_table_means_and_paired_differences(tmp_path):
+def test_the_table_has_means_and_paired_differences(tmp_path):
   errors = {'asgd': (0.10, 0.20, 0.30), 'ga': (0.08, 0.19, 0.27)}
   folder = made_runs.grid(
     tmp_path / 'g',
@@ -252,7 +252,7 @@ def test_table_means_and_paired_differences(tmp_path):
 # What happened.
 
 
-def test_a_schedule_is_played_again(tmp_path):
+def test_a_run_without_a_trace_is_played_again(tmp_path):
   folder = made_runs.trained(tmp_path / 'a', workers=4, clock='heterogeneous')
   (one,) = runs_lib.load(folder)
   recorded = history.history(one)
@@ -348,7 +348,7 @@ def test_the_first_loss_that_is_not_finite_is_named(tmp_path):
   assert 'The run ended after 16 arrivals; the 4 that' in text
 
 
-def test_without_losses_the_rows_say_when(tmp_path):
+def test_without_arrivals_the_rows_say_when_it_diverged(tmp_path):
   folder = made_runs.trained(tmp_path / 'a', losses=[1.0] * 15 + [NAN])
   os.unlink(os.path.join(folder, 'arrivals.npz'))
   (one,) = runs_lib.load(folder)
@@ -372,7 +372,7 @@ def test_without_losses_the_rows_say_when(tmp_path):
     ('summary.json', 'has not ended'),
   ],
 )
-def test_a_report_does_without(tmp_path, missing, said):
+def test_a_report_does_without_a_missing_file(tmp_path, missing, said):
   folder = made_runs.trained(tmp_path / 'a', workers=1)
   os.unlink(os.path.join(folder, missing))
   page = read(folder)
@@ -391,7 +391,7 @@ def test_damaged_files_are_named(tmp_path):
     assert f'{name} cannot be read' in text
 
 
-def test_a_run_that_has_hardly_begun(tmp_path):
+def test_a_run_that_has_hardly_begun_has_a_report(tmp_path):
   record.save_config(str(tmp_path), made_runs.settings_of())
   page = read(str(tmp_path))
   assert 'stands at epoch 0.0 of 2' in page.text
@@ -406,7 +406,7 @@ def test_a_run_that_was_stopped_says_so(tmp_path):
   assert 'The run ended after 15 arrivals; the 5 that' in text
 
 
-def test_a_grid_of_few_numbers(tmp_path):
+def test_a_grid_that_recorded_little_has_a_report(tmp_path):
   folder = made_runs.grid(tmp_path / 'g', [(0.1, {}), (None, {'seed': 1})])
   path = os.path.join(folder, 'metrics.jsonl')
   kept = ('cell', 'settings', 'test_error', 'diverged')
@@ -461,7 +461,7 @@ SETTINGS = [
 
 
 @pytest.mark.parametrize('given', SETTINGS)
-def test_commands_make_the_same_settings(given):
+def test_the_commands_shown_make_the_same_settings(given):
   settings = made_runs.settings_of(**given)
   command = shlex.split(commands.train(settings, 'a folder'))
   assert command[:3] == ['python', '-m', 'experiments.train']
@@ -484,7 +484,7 @@ def test_question_names_what_is_compared(tmp_path):
   assert '4 runs of 1 seed' in text
 
 
-def test_the_script(tmp_path):
+def test_the_script_writes_one_page_and_escapes_names(tmp_path):
   evil = made_runs.trained(tmp_path / '<script>', workers=3)
   grid = made_runs.grid(tmp_path / 'g', [(0.1, {}), (None, {'seed': 1})])
   code, out, err = scripts.call('report', f'--workdir={evil},{grid}')
@@ -506,7 +506,7 @@ def test_the_script(tmp_path):
     ('--baseline=best', 'best is none of asgd'),
   ],
 )
-def test_the_script_refuses(tmp_path, flag, why):
+def test_the_script_refuses_bad_flags_in_one_line(tmp_path, flag, why):
   folder = made_runs.trained(tmp_path / 'a')
   code, out, err = scripts.call('report', f'--workdir={folder}', flag)
   assert (code, out) == (2, '')

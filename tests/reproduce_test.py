@@ -122,7 +122,9 @@ def test_the_list_names_every_table():
     ),
   ],
 )
-def test_what_cannot_be_made_is_refused(arguments, said, tmp_path):
+def test_a_table_that_cannot_be_made_is_refused_in_one_line(
+  arguments, said, tmp_path
+):
   code, _, err = scripts.call('reproduce', *arguments, f'--folder={tmp_path}')
   assert code == 2
   assert err.startswith('error: ')
@@ -168,7 +170,7 @@ def tiny(**fields):
     for method in papers.ALONE
   ],
 )
-def test_one_worker_of_these_is_another_method(method):
+def test_one_worker_equals_the_method_that_stands_for_it(method):
   settings = check.check(tiny(method=method, clock='heterogeneous'))
   stand_in = study_lib.canonical(settings)
   assert stand_in == tiny(method=papers.ALONE[method])
@@ -178,19 +180,19 @@ def test_one_worker_of_these_is_another_method(method):
   )
 
 
-def test_several_workers_stand_for_themselves():
+def test_several_workers_have_no_stand_in():
   settings = tiny(method='ga', workers=2, clock='heterogeneous')
   assert study_lib.canonical(settings) == settings
 
 
-def test_the_name_of_a_cell_knows_no_folder_and_no_default():
+def test_the_name_of_a_cell_does_not_depend_on_folders():
   one = cells.cell_name(tiny(data_path='/a/data'), any_version=True)
   assert one == cells.cell_name(tiny(data_path='/b/data'), any_version=True)
   assert one != cells.cell_name(tiny(data_path='/b/other'), any_version=True)
   assert one != cells.cell_name(tiny(data_path='/a/data'))
 
 
-def test_lines_are_whole_whoever_appends(tmp_path):
+def test_lines_that_threads_append_are_whole(tmp_path):
   path = tmp_path / 'metrics.jsonl'
 
   def write(i):
@@ -202,13 +204,13 @@ def test_lines_are_whole_whoever_appends(tmp_path):
   assert len(path.read_bytes().splitlines()) == 200
 
 
-def test_a_full_disk_is_said(tmp_path, monkeypatch):
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
   monkeypatch.setattr(os, 'write', lambda file, data: len(data) // 2)
   with pytest.raises(OSError, match=r'only .* bytes were written'):
     cells.append(tmp_path / 'metrics.jsonl', {'cell': 'x'})
 
 
-def test_the_half_decades():
+def test_half_decades_lie_on_both_sides_of_a_rate():
   rates = [float(f'{rate:.3g}') for rate in rate_search.half_decades(0.0316)]
   assert rates == [0.01, 0.0316, 0.1]
 
@@ -264,7 +266,9 @@ def test_a_search_begins_where_the_last_one_ended(monkeypatch, tmp_path):
     pytest.param('asgd,ga', 2, marks=pytest.mark.slow),
   ],
 )
-def test_a_killed_table_is_the_table(tmp_path, methods, processes):
+def test_a_table_that_was_killed_ends_as_the_whole_one(
+  tmp_path, methods, processes
+):
   data = tmp_path / 'data'
   data.mkdir()
   idx_files.write(data)
@@ -342,7 +346,7 @@ def summary(error, **more):
   }
 
 
-def test_a_difference_says_how_sure_it_is():
+def test_a_difference_is_shown_with_its_t_value():
   ours = [summary(e) for e in (0.12, 0.13, 0.14)]
   theirs = [summary(e) for e in (0.10, 0.10, 0.10)]
   # mean 3 points, standard deviation 1, standard error 1/√3
@@ -398,7 +402,7 @@ def test_published_figures_stand_beside_ours(tmp_path):
   assert '8 different runs are shown, 80 updates in 8 minutes' in text
 
 
-def test_the_time_to_a_target():
+def test_the_time_to_a_target_is_when_an_error_first_reaches_it():
   def run_of(errors, step):
     curve = [
       {'epoch': i + 1.0, 'time': step * (i + 1.0), 'test_error': e}
@@ -501,7 +505,7 @@ def test_there_are_committed_tables():
 
 
 @pytest.mark.parametrize('name', papers.TABLES)
-def test_a_short_table_is_shorter(name):
+def test_a_short_table_takes_at_most_a_third(name):
   table = papers.TABLES[name]
   given = dict(x.removeprefix('--').split('=') for x in table.short)
   seeds = int(given.get('seeds', table.seeds))

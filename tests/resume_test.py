@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from ga_jax import clocks, policies, programs, rules
-from ga_jax.executors import blocks, exact, fast, saving, slots
+from ga_jax.executors import blocks, exact, execution, fast, saving, slots
 from ga_jax.policies.parts.base import Kind
 from ga_jax.record import checkpoints
 from ga_jax.server import recovery
-from ga_jax.simulation import virtual_cluster
+from ga_jax.simulation import simulate, virtual_cluster
 from tests import cases
 
 BLOCK = 8
@@ -129,7 +129,7 @@ def blocks_done(store, seen):
     for name in CASES
   ],
 )
-def test_resumed_has_the_same_bits(name, how, tmp_path):
+def test_a_resumed_run_has_the_same_bits(name, how, tmp_path):
   wanted, all_seen = uninterrupted(name)
   store = checkpoints.CheckpointStore(tmp_path, keep=1)
   for block in (0, len(all_seen) // 2, len(all_seen) - 2):
@@ -177,15 +177,15 @@ def test_a_damaged_checkpoint_costs_only_time(tmp_path, capsys):
   store = checkpoints.CheckpointStore(tmp_path)
   execute('plain', store, Watcher(stop_at=40))
   assert store.steps() == [24, 32, 40]
-  pathlib.Path(store.newest().path, 'host.pickle').unlink()
+  pathlib.Path(store.newest().path, 'host.json').unlink()
   watcher = Watcher()
   result = execute('plain', store, watcher)
   assert_same_run(result, uninterrupted('plain')[0])
   assert watcher.seen[0][0] == 40  # the block after 32
-  assert 'host.pickle is missing' in capsys.readouterr().err
+  assert 'host.json is missing' in capsys.readouterr().err
 
 
-def test_another_run_is_refused(tmp_path):
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
   store = checkpoints.CheckpointStore(tmp_path)
   where = saving.Checkpoints(store, EVERY)
   job, trace = prepared('plain')
@@ -238,7 +238,9 @@ def rule_fn(hparams):
     ),
   ],
 )
-def test_what_is_other_of_a_run_is_named(other, about, said, tmp_path):
+def test_what_differs_from_the_run_of_a_checkpoint_is_named(
+  other, about, said, tmp_path
+):
   store = saved_with(tmp_path, about={'rate': 0.01})
   job, trace = prepared('plain')
   where = saving.Checkpoints(store, EVERY, about={'rate': 0.01, **about})
@@ -247,7 +249,7 @@ def test_what_is_other_of_a_run_is_named(other, about, said, tmp_path):
     fast.execute(job, trace, block=BLOCK, checkpoints=where)
 
 
-def test_of_an_older_checkpoint_less_is_compared(tmp_path):
+def test_an_older_checkpoint_is_compared_by_what_it_holds(tmp_path):
   store = saved_with(tmp_path)
   job, trace = prepared('plain')
   newest = store.newest()
@@ -273,3 +275,37 @@ def test_a_trace_that_ends_before_the_checkpoint_is_refused(tmp_path):
       job, trace.until(10, 10), checkpoints=saving.Checkpoints(store)
     )
   assert store.newest().path == newest.path
+
+
+def test_an_exact_run_of_0_1_goes_on(tmp_path):
+  """Its checkpoints held losses by ticket and metrics by arrival."""
+  job = cases.tiny_job(cases.rule('ga', 0.02), policies.make('adasync', 3))
+  store = checkpoints.CheckpointStore(tmp_path)
+
+  def simulated(observe=None, store=None):
+    return simulate.simulate(
+      job,
+      clocks.heterogeneous(0),
+      num_workers=3,
+      num_batches=60,
+      observe=observe,
+      checkpoints=store and saving.Checkpoints(store),
+    )
+
+  simulated(Watcher(stop_at=30), store)
+  newest = store.newest()
+  host = dict(newest.host)
+  assert len(host['losses']) >= len(host['log']['loss']) == 30
+  host['losses'] = dict(enumerate(host['losses'].tolist()))
+  host['log'] = [
+    {name: values[i] for name, values in host['log'].items()} for i in range(30)
+  ]
+  like = execution.Execution(job).like(host['workers'], host['versions'])
+  store.save(newest.step, newest.load(like), host)
+  watcher, wanted = Watcher(), simulated()
+  result = simulated(watcher, store)
+  assert watcher.seen[0][0] == 31
+  assert_same_run(
+    (result.state, result.metrics, result.executed),
+    (wanted.state, wanted.metrics, wanted.executed),
+  )

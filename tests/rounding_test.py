@@ -22,7 +22,7 @@ def test_a_nudge_is_one_rounding_of_every_parameter(dtype):
   assert rounding.differing((moved, ()), (rounding.nudged(params), ())) == []
 
 
-def test_what_is_allowed_is_measured_and_bounded():
+def test_the_allowed_difference_is_measured_and_bounded():
   made = {'w': np.ones(4, np.float32)}
 
   def allowed(apart):

@@ -12,6 +12,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 import ga_jax
+from experiments.running import compilation
 from ga_jax import rules
 from ga_jax.server import update as update_lib
 from tests import cases, method_cases
@@ -258,10 +259,10 @@ def test_sums_are_float32_for_bfloat16_parameters(name):
 def test_second_call_compiles_nothing(name):
   params, state = after_one_update(name)
   _, update = jitted(name)
-  compiled = update._cache_size()
+  before = compilation.so_far()
   for _ in range(2):
     _, state = update(params, state, params, **extras(params))
-  assert update._cache_size() == compiled
+  assert compilation.so_far().since(before).programs == 0
 
 
 @every_rule
@@ -282,8 +283,7 @@ def test_state_pickles_and_maps(name):
   _, state = after_one_update(name)
   rule, _ = jitted(name)
   again = pickle.loads(pickle.dumps(jax.device_get(state)))
-  assert jax.tree.structure(again) == jax.tree.structure(state)
-  assert cases.same_bits(state, again)
+  assert cases.same_tree(again, state)
   doubled = optax.tree.map_params(rule, lambda x: 2 * x, state)
   before = sum(np.abs(cases.flat(state)))
   assert jax.tree.structure(doubled) == jax.tree.structure(state)
@@ -293,15 +293,14 @@ def test_state_pickles_and_maps(name):
 
 
 @every_rule
-def test_state_checkpoints(name, tmp_path):
+def test_the_state_can_be_saved_by_orbax(name, tmp_path):
   _, state = after_one_update(name)
   with ocp.StandardCheckpointer() as checkpointer:
     checkpointer.save(tmp_path / 'state', state)
     checkpointer.wait_until_finished()
     like = jax.tree.map(jnp.zeros_like, state)
     again = checkpointer.restore(tmp_path / 'state', like)
-  assert jax.tree.structure(again) == jax.tree.structure(state)
-  assert cases.same_bits(state, again)
+  assert cases.same_tree(again, state)
 
 
 @every_rule
@@ -325,7 +324,7 @@ def test_stands_in_an_optax_chain(name):
 
 
 @every_rule
-def test_vmaps(name):
+def test_vmapped_updates_equal_single_ones(name):
   params = params_of('float32')
   rule, update = jitted(name)
   stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
@@ -380,7 +379,7 @@ def registered(name, rate=0.1, **arguments):
 
 
 @pytest.mark.parametrize('name', takes('momentum'))
-def test_momentum_may_be_traced_zero_too(name):
+def test_a_traced_momentum_equals_a_fixed_one_zero_too(name):
   params = params_of('float32')
 
   def twice(momentum):
@@ -430,7 +429,7 @@ def test_a_rule_needs_what_its_case_says(name):
     (lambda: rules.multi_steps(rules.asgd(0.1), 0), 'every_k must be'),
   ],
 )
-def test_arguments_are_checked(make, message):
+def test_bad_rule_arguments_are_refused_by_name(make, message):
   with pytest.raises(ValueError, match=message):
     make()
 
@@ -601,7 +600,7 @@ def test_a_round_has_no_more_workers_than_a_rule_has_buffers():
 
 
 @pytest.mark.parametrize('name', ['dana_slim', 'ormo'])
-def test_multi_steps_of_corrected_gradients(name):
+def test_multi_steps_averages_corrected_gradients(name):
   """What is averaged is what `correct` made, one worker's each."""
   params = params_of('float32')
   rule = registered(name)
@@ -637,7 +636,7 @@ def test_a_hidden_look_ahead_is_refused(name):
 
 
 @every_rule
-def test_complex_parameters_have_no_direction_of_their_own(name):
+def test_turning_complex_parameters_turns_their_updates(name):
   """What is turned by i goes the same way, turned by i."""
   rule = cases.RULES[name](0.1)
 

@@ -160,14 +160,14 @@ def test_a_snapshot_store_frees_with_the_last_holder():
   assert len(store) == 1
 
 
-def test_rule_and_policy_that_do_not_go_together():
+def test_a_rule_and_policy_that_do_not_go_together_are_refused():
   with pytest.raises(ValueError, match='cannot be averaged'):
     make_server(rules.dana_zero(0.1, 2), policies.synchronous())
   with pytest.raises(ValueError, match='num_workers'):
     make_server(num_workers=0)
 
 
-def test_workers_come_and_go():
+def test_a_round_follows_workers_that_come_and_go():
   server = make_server(
     rules.asgd(0.1, momentum=0.0), policies.synchronous(), 3, 4
   )
@@ -237,7 +237,7 @@ def aligned(size):
 
 
 @pytest.mark.parametrize('policy', ['asynchronous', 'softsync'])
-def test_a_gradient_buffer_that_is_used_again(policy):
+def test_a_submitted_gradient_buffer_may_be_used_again(policy):
   """Every PyTorch and C++ loop does so; what was submitted is what counts."""
   size, number = 1 << 20, 8
   server = ga_jax.Server(
@@ -284,7 +284,7 @@ def test_what_a_job_was_given_is_copied():
 
 
 @pytest.mark.parametrize('bad', ['grads', 'model_state', 'loss'])
-def test_what_is_not_finite_is_refused(bad):
+def test_submissions_that_are_not_finite_are_refused(bad):
   """As a live run does: the batch is issued again, the ticket has ended."""
   server = ga_jax.Server(
     jnp.ones(3),
@@ -328,7 +328,7 @@ def test_batches_that_are_never_finite_end_the_loop():
     server.submit(server.ticket(0).ticket, {'w': jnp.full(3, np.nan)})
 
 
-def test_a_loop_that_catches_that_error_goes_on_right():
+def test_a_loop_that_catches_the_not_finite_error_goes_on_right():
   """With barriers, whose round the expiry may close."""
   rule = rules.asgd(0.1, momentum=0.0)
   server = make_server(rule, policies.synchronous(), num_batches=6)
@@ -357,7 +357,7 @@ def test_a_loop_that_catches_that_error_goes_on_right():
   assert all(params() is None for params in sent)  # no ticket holds them
 
 
-def test_what_is_not_finite_is_applied_where_it_may_be():
+def test_gradients_that_are_not_finite_are_applied_if_allowed():
   server = ga_jax.Server(
     {'w': jnp.ones(3)},
     rules.asgd(0.1),
@@ -370,7 +370,7 @@ def test_what_is_not_finite_is_applied_where_it_may_be():
   assert np.isneginf(server.params['w']).all()
 
 
-def test_an_expired_ticket_that_closes_a_round():
+def test_an_expired_ticket_may_close_a_round():
   """The others' gradients are applied, in parameters and record alike."""
   server = make_server(
     rules.asgd(0.1, momentum=0.0),

@@ -72,7 +72,9 @@ def batch_fn(batch_id):
   ],
   ids=['softsync', 'asynchronous', 'k_sync'],
 )
-def test_a_server_that_eight_threads_call(policy, of_updates):
+def test_a_server_called_by_eight_threads_replays_to_the_same_bits(
+  policy, of_updates
+):
   """What the trace says was done, and it computes the same bits again."""
   params, rule = jnp.zeros(3), rules.dana_slim(0.01, THREADS)
   server = ga_jax.Server(
@@ -107,7 +109,7 @@ def test_a_server_that_eight_threads_call(policy, of_updates):
   assert cases.same_bits(again, server.state)
 
 
-def test_times_that_threads_bring_out_of_order():
+def test_times_out_of_order_make_a_valid_trace():
   server = ga_jax.Server(
     jnp.zeros(3),
     rules.asgd(0.1),
@@ -125,7 +127,7 @@ def test_times_that_threads_bring_out_of_order():
       server.ticket(0, time=time)
 
 
-def test_a_ledger_that_eight_threads_call():
+def test_a_ledger_called_by_eight_threads_issues_each_batch_once():
   """Every batch once, and the rows of one event stay together."""
   book = ga_jax.Ledger(policies.softsync(THREADS, 2), num_batches=4000)
   for worker_id in range(THREADS):
@@ -144,7 +146,7 @@ def test_a_ledger_that_eight_threads_call():
   assert trace.updates() == book.version == 1000
 
 
-def test_a_snapshot_store_that_eight_threads_call():
+def test_a_snapshot_store_called_by_eight_threads_ends_empty():
   store, made = snapshots.SnapshotStore(), []
 
   def work(i):
@@ -159,7 +161,7 @@ def test_a_snapshot_store_that_eight_threads_call():
   assert len(made) >= 40
 
 
-def test_a_record_that_eight_threads_write(tmp_path):
+def test_rows_of_an_event_stay_together_when_eight_threads_write(tmp_path):
   path = str(tmp_path / 'trace.rows')
   writer = trace_lib.TraceWriter(path)
 
@@ -177,14 +179,14 @@ def test_a_record_that_eight_threads_write(tmp_path):
   writer.close()
 
 
-def test_what_a_writer_in_memory_returned_is_the_callers():
+def test_the_trace_that_a_writer_returns_is_a_copy():
   writer = trace_lib.TraceWriter()
   writer.write([(0.0, 1, 0, 0, 0, 0, 1, 0, int(Action.NONE), 1.0, 0)])
   writer.trace(1, 1).events['worker_id'] = 7
   assert writer.trace(1, 1).events['worker_id'].tolist() == [0]
 
 
-def test_a_store_of_checkpoints_that_threads_save_to(tmp_path):
+def test_checkpoints_that_threads_save_are_whole(tmp_path):
   store = checkpoints.CheckpointStore(str(tmp_path), keep=3)
 
   def work(i):
@@ -237,7 +239,7 @@ def test_a_store_is_owned_by_one_thread(tmp_path):
   assert store.steps() == [1, 2]
 
 
-def test_a_run_is_made_once():
+def test_a_run_cannot_be_started_twice():
   job = ga_jax.Job(
     loss_fn, jnp.zeros(3), batch_fn, rules.asgd(0.1), policies.asynchronous()
   )

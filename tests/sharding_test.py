@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ga_jax
+from experiments.running import compilation
 from ga_jax import policies, programs, rules
 from ga_jax.executors import execution
 from ga_jax.policies.parts.base import Action
@@ -83,20 +84,20 @@ class Run:
     self.core = made
     self.metrics = []
     self._accumulates = accumulates
-    self._rng = np.random.default_rng(4)
-    self._tickets = {}  # worker_id -> ticket
+    self.rng = np.random.default_rng(4)
+    self.tickets = {}  # worker_id -> ticket
     for worker in range(WORKERS):
       self._issue(worker)
 
   def _issue(self, worker):
     version = self.core.version
-    self._tickets[worker] = ledger.Ticket(0, worker, version, 0, 2, 0)
+    self.tickets[worker] = ledger.Ticket(0, worker, version, 0, 2, 0)
     self.core.hold(version)
 
   def arrive(self, arrivals):
     for arrival in range(arrivals):
-      worker = int(self._rng.integers(WORKERS))
-      ticket = self._tickets[worker]
+      worker = int(self.rng.integers(WORKERS))
+      ticket = self.tickets[worker]
       sent = self.core.read(ticket.version)
       last = not self._accumulates or arrival % 3 == 2
       entry = core_lib.Entry(
@@ -118,7 +119,7 @@ class Run:
     return self.core.holders()
 
 
-def assert_same(whole, parts, tolerance):
+def assert_same_end(whole, parts, tolerance):
   """Two runs ended at the same, but for rounding."""
   a, b = whole.core.state, parts.core.state
   assert jax.tree.structure(a.params) == jax.tree.structure(b.params)
@@ -132,7 +133,7 @@ def assert_same(whole, parts, tolerance):
 
 
 @pytest.mark.parametrize('kind', [core_lib.ServerCore, sharded.ShardedCore])
-def test_every_core_does_all_that_a_core_does(kind):
+def test_every_core_has_all_methods_of_the_protocol(kind):
   names = {name for name in vars(core_lib.Core) if not name.startswith('_')}
   assert {'enter', 'hold', 'to_send', 'state'} < names <= vars(kind).keys()
 
@@ -164,7 +165,7 @@ def test_every_rule_is_the_same_on_three_shards(name, accumulates, x64):
     Run(core(rule, shards, **options), accumulates).arrive(30)
     for shards in (1, 3)
   )
-  assert_same(whole, parts, 1e-9)
+  assert_same_end(whole, parts, 1e-9)
 
 
 @pytest.mark.slow
@@ -172,7 +173,7 @@ def test_every_rule_is_the_same_on_three_shards(name, accumulates, x64):
 def test_every_rule_is_the_same_in_float32(name):
   rule = cases.rule(name, 0.02)
   whole, parts = (Run(core(rule, shards)).arrive(30) for shards in (1, 3))
-  assert_same(whole, parts, 1e-5)
+  assert_same_end(whole, parts, 1e-5)
 
 
 # What stands between the halves of a tree.
@@ -203,10 +204,7 @@ def test_pieces_join_to_the_same_bits(shapes, shards):
     leaf.tobytes() for leaf, _ in tree
   )
   joined = split.join(pieces)
-  assert jax.tree.structure(joined) == jax.tree.structure(tree)
-  for a, b in zip(_leaves(joined), _leaves(tree), strict=True):
-    assert (a.shape, a.dtype) == (b.shape, b.dtype)
-    assert np.asarray(a).tobytes() == b.tobytes()
+  assert cases.same_tree(joined, tree)
   for piece in pieces:
     for leaf, (like, _) in zip(piece, tree, strict=True):
       assert leaf[0] is None or leaf[0].ndim == like.ndim
@@ -248,7 +246,7 @@ def test_pieces_are_checked_and_cut_in_compiled_code():
 # What rules are told of the other shards.
 
 
-def test_a_sum_is_what_it_is_given_where_the_server_is_whole():
+def test_a_global_sum_is_its_argument_where_the_server_is_whole():
   one = jnp.float32(3.0)
   assert global_sums.global_sum(one) is one
   np.testing.assert_array_equal(global_sums.global_mean(one, 0), 3.0)
@@ -286,7 +284,7 @@ class Counted(shard_lib.Shard):
 
 
 @pytest.mark.parametrize('accumulates', [False, True])
-def test_only_who_looks_at_all_parameters_pays_for_it(accumulates, x64):
+def test_only_rules_with_global_sums_pay_for_them(accumulates, x64):
   del x64
   shards, remote = kept(Counted)
   made = core(
@@ -304,7 +302,7 @@ def test_only_who_looks_at_all_parameters_pays_for_it(accumulates, x64):
 
 
 @pytest.mark.optax_promotes
-def test_which_rules_ask_for_sums():
+def test_only_ga_global_and_penalize_gap_ask_for_global_sums():
   asks = {'ga_global': (2, 0), 'penalize_gap': (1, 0)}
   for name in cases.RULES:
     shard = shard_lib.Shard(
@@ -335,7 +333,7 @@ CLIPPED = ga_jax.chain(
 @pytest.mark.parametrize(
   'rule', [ga_jax.lift(SEPARATE), CLIPPED], ids=['separate', 'clipped']
 )
-def test_masks_parts_and_clipping_mean_the_same(rule, x64):
+def test_masks_partitions_and_clipping_are_the_same_on_shards(rule, x64):
   del x64
   whole, parts = (
     Run(core(rule, shards, dtype='float64')).arrive(8) for shards in (1, 3)
@@ -343,7 +341,7 @@ def test_masks_parts_and_clipping_mean_the_same(rule, x64):
   if rule is not CLIPPED:  # its mean penalty is not of all parameters
     for run in (whole, parts):
       run.metrics = [np.delete(row, 1) for row in run.metrics]
-  assert_same(whole, parts, 1e-9)
+  assert_same_end(whole, parts, 1e-9)
 
 
 def test_clipping_is_that_of_optax():
@@ -417,7 +415,7 @@ def test_what_a_shard_cannot_do_alone_is_refused(name):
     )
 
 
-def test_two_scalars_are_looked_at_together_too():
+def test_a_rule_that_looks_at_two_scalars_together_is_refused():
   params = {'a': 1.0, 'b': 2.0}
   shards_lib.check(2, optax.sgd(0.1), params)
   with pytest.raises(ValueError, match='several parameters together'):
@@ -508,7 +506,7 @@ def test_metrics_of_actors_are_fetched_when_they_are_looked_at():
   assert len(fetched) == before + 1
 
 
-def test_an_update_is_one_version_of_all_shards():
+def test_all_shards_have_the_same_version_and_snapshots():
   shards, remote = kept()
   run = Run(core(cases.rule('asgd', 0.02), 3, remote=remote)).arrive(5)
   held = list(run.holders())
@@ -529,8 +527,8 @@ def test_a_saved_run_goes_on_to_the_same_bits(accumulates):
   assert jax.tree.structure(like) == jax.tree.structure(saved)
   resumed = Run(core(rule, 2, accumulates=accumulates), accumulates)
   resumed.core.restore(jax.tree.map(np.asarray, saved), holders)
-  resumed._tickets = dict(through._tickets)
-  resumed._rng.bit_generator.state = through._rng.bit_generator.state
+  resumed.tickets = dict(through.tickets)
+  resumed.rng.bit_generator.state = through.rng.bit_generator.state
   for run in (through, resumed):
     run.arrive(6)
   assert cases.same_bits(through.core.state, resumed.core.state)
@@ -541,13 +539,13 @@ def test_a_saved_run_goes_on_to_the_same_bits(accumulates):
 def test_warm_up_compiles_all_and_changes_nothing():
   rule = ga_jax.chain(CLIPPED, rules.clip_by_global_norm(1.0))
   shards, remote = kept()
+  # What workers and snapshots compile is of no rule.
+  Run(core(cases.rule('asgd', 0.02), 2, accumulates=True), True).arrive(6)
   made = core(rule, 2, accumulates=True, remote=remote)
   before = made.state
   made.warm_up(made.snapshot().params, made.snapshot().model_state)
   assert cases.same_bits(before, made.state)
-  functions = compiled.compiled(fixed(rule), statistics.Averages(0.9), True)
-  jitted = [f for f in functions if hasattr(f, '_cache_size')]
-  sizes = [f._cache_size() for f in jitted]
   assert shards[0].sums() == (1, 1)
+  until_now = compilation.so_far()
   Run(made, True).arrive(6)
-  assert [f._cache_size() for f in jitted] == sizes
+  assert compilation.so_far().since(until_now).programs == 0

@@ -72,7 +72,7 @@ def test_who_has_nothing_left_to_compute_waits_for_the_end():
   assert stale == [(0, 0), (0, 2), (1, 0)]
 
 
-def test_restarts_are_what_was_computed_for_nothing():
+def test_a_revoked_computation_is_a_restart():
   trace = scheduled(policies.k_sync(2, 1), recorded([1.0], [3.0]), 2, 2)
   assert brief(plots.spans_of(trace.events)) == {
     0: [('compute', 0, 1), ('compute', 1, 2)],
@@ -113,7 +113,7 @@ def asynchronous(batches=20, depth=0):
   )
 
 
-def test_a_late_answer_ends_what_was_computed_for_nothing():
+def test_a_restart_ends_with_the_late_answer():
   book = ledger.Ledger(policies.k_sync(2, 1), num_batches=9)
   for worker in range(2):
     book.join(worker, 0.0)
@@ -130,7 +130,7 @@ def test_a_late_answer_ends_what_was_computed_for_nothing():
   ]
 
 
-def test_leases_late_doubled_and_forged_answers():
+def test_an_expired_lease_is_lost_until_its_late_answer():
   book = asynchronous()
   book.join(0, 0.0)
   book.join(1, 1.0)
@@ -154,7 +154,7 @@ def test_leases_late_doubled_and_forged_answers():
   }
 
 
-def test_a_worker_of_which_nothing_is_heard_is_not_there():
+def test_a_worker_that_is_not_heard_of_again_is_away():
   book = asynchronous()
   book.join(0, 0.0)
   book.join(1, 0.0)
@@ -165,7 +165,7 @@ def test_a_worker_of_which_nothing_is_heard_is_not_there():
   assert spans[0] == [('lost', 0, 2), ('away', 2, 5)]
 
 
-def test_workers_come_and_go():
+def test_a_worker_that_left_is_away_until_it_is_back():
   book = asynchronous()
   book.join(0, 0.0)
   book.join(1, 0.0)
@@ -203,7 +203,7 @@ def test_tickets_that_are_read_ahead_are_computed_one_after_the_other():
   ]
 
 
-def test_nothing_happened():
+def test_an_empty_trace_has_no_spans():
   assert plots.spans_of(asynchronous().trace().events) == []
 
 
@@ -302,7 +302,7 @@ def total(spans, *kinds):
 @given(clusters())
 @example(scheduled(policies.synchronous(), clocks.pareto(0), 5, 23))
 @example(scheduled(policies.ringmaster_stops(3), clocks.pareto(0), 9, 50))
-def test_spans_of_any_cluster(trace):
+def test_spans_of_any_cluster_agree_with_its_trace(trace):
   spans = check(trace)
   used = total(spans, 'compute')
   busy = used + total(spans, 'discarded', 'restart', 'lost')
@@ -346,7 +346,7 @@ def live_run(policy):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('policy', TIMED)
-def test_spans_of_a_live_run(policy):
+def test_spans_of_a_live_run_agree_with_its_trace(policy):
   result = live_run(policy)
   spans = check(result.trace)
   late = result.trace.events['action'] == Action.REFUSE

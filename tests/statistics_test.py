@@ -109,7 +109,7 @@ def test_counters_count_every_batch_once(executor, x64):
 
 
 @pytest.mark.parametrize('where', ['fast', 'exact', 'threads', 'server'])
-def test_statistics_of_ones_own_are_those_of_all_batches(where, x64):
+def test_a_fold_fn_gives_the_statistics_of_all_batches(where, x64):
   """Welford's, in whatever order the workers answer."""
   del x64
 
@@ -196,7 +196,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(('leaf', 'message'), REFUSED)
-def test_what_is_no_average_is_refused_at_the_start(leaf, message):
+def test_statistics_that_cannot_be_averaged_are_refused_at_once(leaf, message):
   model_state = {'mean': np.zeros(2, np.float32), **leaf}
   with pytest.raises((TypeError, ValueError), match=message):
     statistics.fold_of(model_state, 0.9)

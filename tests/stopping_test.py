@@ -68,7 +68,7 @@ def test_the_exact_executor_goes_on_to_the_same_bits(name, tmp_path):
   assert (whole.trace.events == part.trace.events).all()
 
 
-def test_what_is_other_of_a_run_with_losses_is_named(tmp_path):
+def test_what_differs_from_a_stopped_run_with_losses_is_named(tmp_path):
   """Its events are not known at the start: they are compared as they come."""
   simulated('abs', tmp_path, 20)
   with pytest.raises(ValueError, match=r'num_batches \(150, not 149\)'):
@@ -131,7 +131,7 @@ def test_the_trace_of_a_stopped_run_ends_there(executor):
   assert ends == {Kind.ARRIVE} | closed
 
 
-def test_a_stopped_run_tells_of_what_was_done(relaxed):
+def test_the_summary_of_a_stopped_run_is_of_what_was_done(relaxed):
   """Three workers that each take 1: 44 of 132 batches arrive by time 15."""
   del relaxed
   settings = check.check(
@@ -289,7 +289,20 @@ def test_sigint_finishes_the_update_and_says_how_to_go_on(tmp_path):
   assert err.startswith('error: --workers=3: --resume takes it from')
 
 
-def test_stopped_before_a_gradient_was_applied(tmp_path, monkeypatch):
+def test_a_run_that_has_finished_is_left_as_it_is(tmp_path):
+  workdir = tmp_path / 'run'
+  small = '--workers=2', '--model=mlp', '--epochs=0.3', '--checkpoint_every=5'
+  assert scripts.call('train', *small, f'--workdir={workdir}').code == 0
+  before = {path: path.read_bytes() for path in workdir.glob('*.*')}
+  code, out, _ = scripts.call('train', '--resume', f'--workdir={workdir}')
+  assert (code, out) == (
+    0,
+    f'{workdir} has finished already: nothing is computed\n',
+  )
+  assert {path: path.read_bytes() for path in workdir.glob('*.*')} == before
+
+
+def test_a_run_stopped_before_its_first_update_can_go_on(tmp_path, monkeypatch):
   workdir = str(tmp_path / 'run')
   small = '--runtime=threads', '--workers=2', '--model=mlp', '--epochs=0.2'
   small += ('--quiet',)
@@ -316,7 +329,9 @@ def test_stopped_before_a_gradient_was_applied(tmp_path, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('devices_per_worker', [1, 2])
-def test_killed_before_any_checkpoint(devices_per_worker, tmp_path):
+def test_a_run_killed_before_any_checkpoint_goes_on(
+  devices_per_worker, tmp_path
+):
   """The record is enough: all of it is computed again."""
   workdir, path = str(tmp_path), str(tmp_path / setup.ROWS)
   process = script(
@@ -358,7 +373,7 @@ KILLS = 20
 
 @pytest.mark.slow
 @pytest.mark.parametrize('runtime', ['simulate', 'threads'])
-def test_killed_again_and_again(runtime, tmp_path):
+def test_a_run_killed_again_and_again_has_the_same_bits(runtime, tmp_path):
   """SIGKILL at random moments, also in the middle of a checkpoint."""
   rng = random.Random(0)
   workdir, whole = str(tmp_path / 'killed'), str(tmp_path / 'whole')

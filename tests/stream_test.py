@@ -92,7 +92,9 @@ class Bench:
   told=st.booleans(),
   asked=st.lists(st.integers(0, 14), max_size=30),
 )
-def test_any_order_is_answered_and_little_is_held(order, depth, told, asked):
+def test_batches_in_any_order_are_answered_and_few_held(
+  order, depth, told, asked
+):
   bench = Bench()
   maker = ahead.Ahead(bench.begin, depth)
   if told:
@@ -114,7 +116,7 @@ def test_an_order_that_is_kept_makes_each_batch_once():
   assert not bench.cancelled
 
 
-def test_what_was_not_foretold_changes_nothing():
+def test_a_batch_that_was_not_foretold_changes_nothing():
   bench = Bench()
   maker = ahead.Ahead(bench.begin, 2)
   maker.expect([5, 6, 7, 8])
@@ -133,7 +135,7 @@ def test_a_run_may_begin_in_the_middle():
   assert sorted(bench.cancelled) == [0, 1]
 
 
-def test_it_guesses_after_a_while_and_learns():
+def test_reading_ahead_guesses_and_waits_longer_after_a_miss():
   bench = Bench()
   maker = ahead.Ahead(bench.begin, 2)
   for batch_id in range(3):
@@ -148,7 +150,7 @@ def test_it_guesses_after_a_while_and_learns():
   assert bench.made[9:] == [24, 25, 26]
 
 
-def test_batches_by_turns_are_not_guessed():
+def test_batches_of_one_worker_of_many_are_not_guessed():
   bench = Bench()
   maker = ahead.Ahead(bench.begin, 2)
   for batch_id in range(0, 160, 16):  # one of 16 workers
@@ -334,7 +336,7 @@ def test_hold_out_is_that_of_data_in_memory():
     whole.hold_out(30)
 
 
-def test_a_task_judges_as_it_does_in_memory():
+def test_a_task_evaluates_a_stream_as_data_in_memory():
   rng = np.random.default_rng(0)
   images = rng.integers(0, 256, (23, 8, 8, 3), np.uint8)
   split = data.Split(images, rng.integers(0, 5, 23))
@@ -379,7 +381,7 @@ def test_crops_are_of_the_area_and_ratio_that_are_said():
 
 
 @pytest.mark.parametrize(('height', 'width'), [(10, 300), (300, 10), (1, 1)])
-def test_an_image_that_no_crop_fits(height, width):
+def test_an_image_that_no_crop_fits_gets_one_within_it(height, width):
   rng = np.random.default_rng(0)
   for _ in range(50):
     left, top, right, bottom = imagenet.crop(rng, height, width)
@@ -413,7 +415,7 @@ def test_views_are_flipped_half_of_the_time():
 
 
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGB', 'CMYK', 'RGBA'])
-def test_whatever_an_image_is_it_is_seen_in_colour(mode):
+def test_images_of_any_mode_are_read_in_colour(mode):
   file = io.BytesIO()
   image = Image.fromarray(tfds_sets.smooth(np.random.default_rng(0), 50, 70))
   kind = 'JPEG' if mode in ('L', 'CMYK', 'RGB') else 'PNG'
@@ -425,7 +427,7 @@ def test_whatever_an_image_is_it_is_seen_in_colour(mode):
     assert seen.std() > 5
 
 
-def test_imagenet_from_its_files(tmp_path):
+def test_imagenet_is_read_from_its_files(tmp_path):
   tfds_sets.write_imagenet(tmp_path, shards=3)
   found = data.imagenet2012(str(tmp_path), image_size=32)
   assert (found.size('train'), found.size('test')) == (20, 6)
@@ -524,7 +526,9 @@ def run_of(**fields):
     pytest.param('imagenet2012', 'fast', 'threads', marks=pytest.mark.slow),
   ],
 )
-def test_two_updates(small, tmp_path, name, executor, runtime):
+def test_a_run_on_a_stream_makes_two_updates(
+  small, tmp_path, name, executor, runtime
+):
   with tfds.testing.mock_data(num_examples=10):
     settings = run_of(
       dataset=name,
@@ -543,7 +547,7 @@ def test_two_updates(small, tmp_path, name, executor, runtime):
 
 
 @pytest.mark.slow
-def test_the_script_says_in_one_line_what_cannot_be_read(tmp_path):
+def test_the_script_names_an_unreadable_example_in_one_line(tmp_path):
   tfds_sets.write_imagenet(tmp_path, broken=(11,))
   done = subprocess.run(
     [
@@ -562,7 +566,7 @@ def test_the_script_says_in_one_line_what_cannot_be_read(tmp_path):
   )
 
 
-def test_a_setting_that_a_stream_has_not(small, tmp_path):
+def test_settings_that_do_not_fit_a_stream_are_refused(small, tmp_path):
   tfds_sets.write_imagenet(tmp_path)
   fields = {'dataset': 'imagenet2012', 'data_path': str(tmp_path)}
   for wrong, message in (

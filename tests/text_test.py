@@ -68,7 +68,7 @@ def test_words_are_ordered_by_frequency_and_rare_ones_unknown(own):
   assert text == 'a <unk> a <unk>\n\na <unk> a\nd d d\n'
 
 
-def test_characters(own):
+def test_characters_are_the_tokens_of_a_text(own):
   found = data.characters(own)
   assert set(found.vocabulary.tokens) == {*TRAIN, '<unk>'}
   assert found.vocabulary.tokens[-1] == '<unk>'  # never seen
@@ -154,7 +154,7 @@ def test_a_full_disk_leaves_nothing(own, cache, monkeypatch):
   assert list(cache.iterdir()) == []
 
 
-def test_where_the_cache_lies(monkeypatch):
+def test_the_cache_folder_follows_the_environment(monkeypatch):
   monkeypatch.delenv('GA_JAX_CACHE')
   monkeypatch.setenv('XDG_CACHE_HOME', '/somewhere')
   assert corpus.cache_folder() == '/somewhere/ga_jax'
@@ -254,20 +254,22 @@ def accept(monkeypatch, path):
   monkeypatch.setattr(wikitext, 'SHA256', digest)
 
 
-def same_text(one, other):
+def assert_same_text(one, other):
   assert one.vocabulary == other.vocabulary
   for split in corpus.SPLITS:
     np.testing.assert_array_equal(getattr(one, split), getattr(other, split))
 
 
-def test_wikitext_as_files_and_as_the_archive(wiki, tmp_path, monkeypatch):
+def test_wikitext_is_the_same_as_files_and_as_the_archive(
+  wiki, tmp_path, monkeypatch
+):
   files = data.wikitext103(wiki)
   assert files.vocabulary.tokens[:2] == ('<eos>', 'the')
   words = files.vocabulary.decode(files.train)
   assert words == ''.join(f'{line}\n' for line in LINES)
   path = archive_of(wiki, tmp_path / 'wikitext-103-v1.zip')
   accept(monkeypatch, path)
-  same_text(data.wikitext103(path), files)
+  assert_same_text(data.wikitext103(path), files)
 
 
 def test_another_archive_is_refused(wiki, tmp_path, monkeypatch):
@@ -313,10 +315,10 @@ def prepared_folder(wiki, folder, lines=15, **options):
   return tfds_sets.write('wikitext103', folder, splits, **options)
 
 
-def test_what_was_prepared_is_the_same_text(wiki, tmp_path):
+def test_prepared_wikitext_is_the_same_text(wiki, tmp_path):
   folder = tmp_path / 'tfds'
   where = prepared_folder(wiki, folder, shards=1)
-  same_text(data.wikitext103(str(folder)), data.wikitext103(wiki))
+  assert_same_text(data.wikitext103(str(folder)), data.wikitext103(wiki))
   (shard,) = (name for name in os.listdir(where) if '-train.' in name)
   with open(os.path.join(where, shard), 'r+b') as file:
     file.truncate(30)
@@ -343,4 +345,4 @@ def test_tensorflow_datasets_prepares_the_archive(wiki, tmp_path):
   done = prepare_test.prepare(*arguments, code=code)
   assert done.returncode == 0, done.stderr
   assert 'wikitext103: 1 train and 1 validation and 1 test' in done.stdout
-  same_text(data.wikitext103(folder), data.wikitext103(wiki))
+  assert_same_text(data.wikitext103(folder), data.wikitext103(wiki))

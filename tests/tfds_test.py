@@ -24,7 +24,7 @@ SETS = {
 
 
 @pytest.mark.parametrize('name', SETS)
-def test_mocked_images(name):
+def test_images_are_those_of_tensorflow_datasets(name):
   shape, classes = SETS[name]
   with tfds.testing.mock_data(num_examples=7):
     dataset = data.DATASETS[name](None)
@@ -86,7 +86,7 @@ def refused(path, name='cifar10'):
   return message
 
 
-def test_not_prepared(tmp_path, caplog):
+def test_a_data_set_that_is_not_prepared_is_refused(tmp_path, caplog):
   for name in ('cifar10', 'imagenet2012'):
     message = refused(tmp_path, name)
     assert f'{name} is not prepared in {tmp_path}' in message
@@ -94,11 +94,11 @@ def test_not_prepared(tmp_path, caplog):
   assert caplog.text == ''
 
 
-def test_no_such_folder(tmp_path):
+def test_a_folder_that_is_not_there_is_refused(tmp_path):
   assert 'none is not a folder' in refused(tmp_path / 'none')
 
 
-def test_half_prepared(tmp_path):
+def test_a_half_prepared_data_set_is_refused(tmp_path):
   folder, _ = tfds_sets.write_cifar10(tmp_path)
   os.unlink(os.path.join(folder, 'dataset_info.json'))
   message = refused(tmp_path)
@@ -106,14 +106,14 @@ def test_half_prepared(tmp_path):
   assert '--overwrite' in message
 
 
-def test_a_preparation_that_was_killed(tmp_path):
+def test_a_preparation_that_was_killed_counts_as_none(tmp_path):
   folder, _ = tfds_sets.write_cifar10(tmp_path)
   unfinished = os.path.join(os.path.dirname(folder), 'incomplete.1A2B3C_3.0.2')
   os.rename(folder, unfinished)
   assert 'cifar10 is not prepared in' in refused(tmp_path)
 
 
-def test_a_shard_is_missing(tmp_path):
+def test_a_missing_shard_is_named(tmp_path):
   folder, _ = tfds_sets.write_cifar10(tmp_path, shards=3)
   name = 'cifar10-train.array_record-00001-of-00003'
   os.unlink(os.path.join(folder, name))
@@ -123,7 +123,7 @@ def test_a_shard_is_missing(tmp_path):
 
 
 @pytest.mark.parametrize('kept', [0, 0.3, 0.9])
-def test_a_shard_is_cut_short(tmp_path, kept):
+def test_a_shard_that_is_cut_short_is_named(tmp_path, kept):
   folder, _ = tfds_sets.write_cifar10(tmp_path, shards=2)
   name = 'cifar10-test.array_record-00000-of-00002'
   path = os.path.join(folder, name)
@@ -133,7 +133,7 @@ def test_a_shard_is_cut_short(tmp_path, kept):
   assert '--overwrite' in message
 
 
-def test_a_shard_has_other_records(tmp_path):
+def test_a_shard_with_other_records_is_named(tmp_path):
   folder, _ = tfds_sets.write_cifar10(tmp_path / 'a', train=12)
   other, _ = tfds_sets.write_cifar10(tmp_path / 'b', train=9)
   name = 'cifar10-train.array_record-00000-of-00001'
@@ -142,14 +142,14 @@ def test_a_shard_has_other_records(tmp_path):
   assert f'({name} has 9 records instead of 12)' in message
 
 
-def test_a_format_that_only_tensorflow_reads(tmp_path):
+def test_a_format_that_only_tensorflow_reads_is_refused(tmp_path):
   tfds_sets.write_cifar10(tmp_path, file_format='tfrecord')
   message = refused(tmp_path)
   assert 'holds tfrecord, which only TensorFlow reads' in message
   assert '--overwrite' in message
 
 
-def test_a_split_is_missing(tmp_path):
+def test_a_missing_split_is_named(tmp_path):
   images = [tfds_sets.encoded(np.zeros((8, 8, 3), np.uint8), 'JPEG')]
   tfds_sets.write('imagenet2012', tmp_path, {'train': (images, [0])})
   message = refused(tmp_path, 'imagenet2012')
@@ -173,7 +173,7 @@ def test_a_damaged_image_is_named(tmp_path):
   assert '\n' not in str(caught.value)
 
 
-def test_the_command_names_a_path_that_needs_quotes():
+def test_the_command_shown_quotes_its_path():
   assert origins.command('cifar10', None) == (
     'python -m experiments.prepare --dataset=cifar10'
   )

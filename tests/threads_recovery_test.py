@@ -22,7 +22,7 @@ from ga_jax.server import recovery
 from tests import cases
 
 WORKERS, TICKETS = 3, 100  # a ticket has two rows or more
-ROW = trace.EVENT_DTYPE.itemsize
+ROW = trace.ROW_DTYPE.itemsize
 
 
 class KilledError(Exception):
@@ -183,7 +183,7 @@ def test_killed_runs_go_on_with_every_row(name, every_updates, tmp_path):
   assert_replays(life, result)
 
 
-def test_what_is_beyond_the_checkpoint_is_computed_again(tmp_path):
+def test_rows_beyond_the_checkpoint_are_computed_again(tmp_path):
   """Not from the checkpoint alone: nothing that was applied is lost."""
   life = Life('plain', tmp_path, every_updates=20)
   assert life.go_on(dies_at=150) is None
@@ -280,7 +280,7 @@ def test_only_a_run_with_a_record_can_go_on():
     )
 
 
-def test_events_have_times_of_their_own():
+def test_times_of_events_grow_though_the_clock_stands_still():
   """Also where the clock stands still."""
   job = prepared('plain')
   run = threads.Threads(

@@ -1,6 +1,7 @@
 """Real asynchrony: what ran is replayed, and nothing is ever lost."""
 
 import collections
+import dataclasses
 import threading
 
 import jax
@@ -13,7 +14,7 @@ import ga_jax
 from ga_jax import compression, data, models, policies, programs, rules
 from ga_jax.executors import exact
 from ga_jax.executors.saving import Checkpoints
-from ga_jax.live import server, threads
+from ga_jax.live import observer, server, threads
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.record.checkpoints import CheckpointStore
 from ga_jax.server import ledger
@@ -77,7 +78,7 @@ def test_threads_compute_under_the_settings_of_their_caller(x64):
   assert replays(job, result)
 
 
-def test_there_are_devices_to_run_on():
+def test_there_is_a_device_for_each_worker():
   assert len(jax.local_devices()) == WORKERS
 
 
@@ -128,7 +129,7 @@ def test_every_kind_of_program_replays_to_the_same_bits(name):
   'name',
   ['bf16', pytest.param('terngrad', marks=pytest.mark.slow), 'topk'],
 )
-def test_what_reaches_the_server_is_the_message(name):
+def test_the_server_is_sent_the_compressed_message(name):
   """Not what it stands for: the bytes that are counted are those sent."""
   policy = policies.asynchronous()
 
@@ -197,7 +198,7 @@ def test_one_worker_is_plain_optax_bit_for_bit(make):
   assert cases.same_bits(result.state.model_state, state)
 
 
-def test_snapshots_may_be_read_ahead():
+def test_snapshots_read_ahead_are_no_more_than_the_depth():
   policy = policies.softsync(WORKERS, softsync_n=2)
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
   result = run(job, pipeline_depth=2)
@@ -248,6 +249,39 @@ def test_observers_see_blocks_and_stop():
     run(job, broken)
 
 
+@pytest.mark.parametrize('of_0_1', [False, True])
+def test_an_observer_goes_on_where_it_was_saved(of_0_1):
+  def measured(i):
+    return {'loss': jnp.float32(i), 'num_batches': 1}
+
+  def watched(seen):
+    def observe(batches, state, metrics):
+      seen.append((batches, state, metrics['loss'].tolist()))
+
+    return observer.Observer(observe, 100, 250, lambda: None)
+
+  first, second = [], []
+  one, other = watched(first), watched(second)
+  for i in range(190):  # more than it is given together wait for their block
+    one.take(measured(i), lambda: 'state')
+  batches, blocks, log = one.save()
+  if of_0_1:
+    log = [{k: v[i] for k, v in log.items()} for i in range(90)]
+  other.restore(batches, blocks, log)
+  for i in range(190, 250):
+    other.take(measured(i), lambda: 'state')
+  metrics = other.end('last')
+  assert first == [(100, 'state', [*range(100)])]
+  assert second == [
+    (200, 'state', [*range(100, 200)]),
+    (250, 'last', [*range(200, 250)]),
+  ]
+  assert metrics['loss'].tolist() == [*range(250)]
+  assert metrics['loss'].dtype == np.float32
+  one.end('last')
+  assert first[1:] == [(190, 'last', [*range(100, 190)])]
+
+
 def test_a_hung_worker_loses_its_lease_and_its_answer():
   policy = policies.synchronous()  # everybody waits for it until then
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
@@ -276,7 +310,7 @@ def test_a_hung_worker_loses_its_lease_and_its_answer():
   assert (applied['worker_id'] == 1).any()  # it came back
 
 
-def test_workers_come_and_go_and_die():
+def test_a_run_survives_workers_that_come_and_go_and_die():
   policy = policies.synchronous()
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
 
@@ -428,7 +462,7 @@ def digits_job(policy):
 
 
 @pytest.mark.optax_promotes
-def test_chaos():
+def test_under_chaos_a_run_is_exact_and_learns_as_well():
   policy = policies.asynchronous()
   with jax.numpy_rank_promotion('allow'):
     job, error = digits_job(policy)
@@ -465,7 +499,26 @@ def test_chaos():
     assert error(calm.params) < 0.06
 
 
-def test_time_is_accounted_for():
+def test_workers_compile_nothing(caplog):
+  """Who compiles late looks slow, and `delay_fn` multiplies that."""
+  job = cases.tiny_job(rules.ga(0.05), policies.asynchronous())
+  params = {**job.params, 'new': jnp.zeros(17)}  # nobody compiled for it yet
+  job = dataclasses.replace(job, params=params)
+  jax.config.update('jax_log_compiles', True)
+  try:
+    with caplog.at_level('WARNING', logger='jax'):
+      ga_jax.run_on_threads(job, num_workers=3, num_batches=12)
+  finally:
+    jax.config.update('jax_log_compiles', False)
+  by_thread = collections.Counter(
+    record.threadName
+    for record in caplog.records
+    if record.getMessage().startswith('Compiling ')
+  )
+  assert by_thread.keys() == {threading.current_thread().name}
+
+
+def test_workers_report_their_computing_time():
   """A gradient of 20 ms and no more workers than cores: always at work."""
   policy = policies.asynchronous()
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
@@ -483,7 +536,7 @@ def test_time_is_accounted_for():
 
 
 @pytest.mark.slow
-def test_soak():
+def test_memory_is_flat_over_100_000_updates():
   """100,000 updates: memory is flat, no thread is left."""
   policy = policies.asynchronous()
   params = np.zeros(10, np.float32)
@@ -535,7 +588,7 @@ def resident_kib() -> int:
     ({'pipeline_depth': -1}, 'pipeline_depth must be an integer of at least 0'),
   ],
 )
-def test_arguments_are_checked(change, message):
+def test_bad_arguments_of_a_live_run_are_refused_by_name(change, message):
   policy = policies.asynchronous()
   job = cases.tiny_job(cases.rule('ga', 0.02), policy)
   given = {'num_workers': 2, 'num_batches': 4, **change}

@@ -77,7 +77,7 @@ def test_the_base_configuration_has_the_published_number_of_parameters():
   assert found == network + softmax == 151_107_538
 
 
-def test_the_small_configuration():
+def test_the_small_configuration_has_its_sizes():
   model = models.transformer_xl_small(8_000)
   assert number_of_parameters(model) == 735_489
   assert model.memory(5).hidden.shape == (4, 5, 64, 64)
@@ -342,7 +342,7 @@ def test_bfloat16_is_computed_in_and_kept_in_the_memory():
 
 
 @pytest.mark.slow
-def test_the_next_token_after_a_text():
+def test_probabilities_of_the_next_token_agree_with_the_losses():
   model, params = tiny()
   tokens, targets = some_text(LENGTH)
   found, memory = model.log_probs(params, model.memory(ROWS), tokens)
@@ -426,7 +426,7 @@ def test_likelihood_and_its_gradient_are_those_of_all_probabilities(
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
-def test_without_tails_it_is_the_plain_softmax():
+def test_adaptive_softmax_without_tails_is_the_plain_softmax():
   module, variables, hidden, targets = softmax_of((), 40)
   p = variables['params']
   assert set(p) == {'table_0', 'bias_0'}

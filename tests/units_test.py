@@ -116,7 +116,7 @@ def played(policy, unit, loss_unit=1.0):
 
 @pytest.mark.parametrize('name', policies.POLICIES)
 @pytest.mark.parametrize('power', [-60, 60])
-def test_times_and_losses_in_another_unit_decide_the_same(name, power):
+def test_policies_decide_the_same_in_other_units_of_time_and_loss(name, power):
   unit = 2.0**power
   policy = policies.make(name, 6)
   plain, other = played(policy, 1.0), played(policy, unit, 1 / unit)

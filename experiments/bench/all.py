@@ -45,6 +45,7 @@ BENCHES = (
   Bench('update_kernel', ('--rounds=3', '--dtypes=float32')),
   Bench('growth'),
   Bench('memory'),
+  Bench('memory_per_update', ('--updates=20000',)),
   Bench('many_seeds', ('--model=mlp_bn',)),
   Bench('simulated_devices'),
   Bench('scheduling', ('--rounds=3',)),

@@ -9,12 +9,14 @@ import os
 import sys
 from typing import Any
 
-from experiments.records import record
+from experiments.records import contents, record
 from experiments.running import environment, inputs, setup
 from experiments.settings import table as settings_lib
+from ga_jax.guards import forms
 from ga_jax.record import checkpoints, files
 
 FILE = 'began.json'
+_UNCHANGING = ('versions.json', 'environment.json')
 # Where something is says nothing of what it is: inputs are known by content.
 _WHEREABOUTS = ('data_path', 'clock_times', 'address')
 
@@ -44,8 +46,31 @@ def chosen(settings: settings_lib.Settings) -> dict[str, Any]:
 
 
 def save(workdir: str, about: dict[str, Any]):
-  """Writes began.json; `about` is as `of`."""
-  files.write_json(os.path.join(workdir, FILE), about)
+  """Writes began.json: `about`, as `of`, and digests of what was written."""
+  digests = {
+    name: files.sha256(os.path.join(workdir, name)) for name in _UNCHANGING
+  }
+  files.write_json(os.path.join(workdir, FILE), {**about, 'sha256': digests})
+
+
+def changed_files(workdir: str) -> list[str]:
+  """The files that a run began with and that are others now, in words.
+
+  Args:
+    workdir: of a run that has not ended; config.json may name other places of
+      the data than it did, see `check_settings`.
+
+  Raises:
+    SettingError: began.json is damaged.
+  """
+  was, wrong = (load(workdir) or {}).get('sha256', {}), []
+  for name in _UNCHANGING:
+    path = os.path.join(workdir, name)
+    if name in was and not os.path.isfile(path):
+      wrong.append(f'{name} is missing')
+    elif name in was and files.sha256(path) != was[name]:
+      wrong.append(f'{name} was changed after the run began')
+  return wrong
 
 
 def load(workdir: str) -> dict[str, Any] | None:
@@ -75,10 +100,32 @@ def saved(workdir: str) -> dict[str, dict[str, Any]]:
   was = load(workdir)
   found = {os.path.join(workdir, FILE): was} if was else {}
   store = checkpoints.CheckpointStore(os.path.join(workdir, setup.CHECKPOINTS))
-  newest = store.newest(warn=lambda text: None)  # it is told where it is used
-  if newest is not None and newest.host.get('about'):
-    found[newest.path] = newest.host['about']
-  return found
+  try:
+    newest = store.newest(warn=lambda text: None)  # told where it is used
+  except checkpoints.PickledError as error:
+    version = record.load_json(workdir, 'versions.json').get('ga_jax')
+    raise settings_lib.SettingError(
+      'resume',
+      True,
+      f'{workdir} has checkpoints of ga_jax {version}, which are pickled and '
+      'may run anything when they are read: go on with that version',
+    ) from error
+  about = newest and _about_of(newest)
+  return {**found, newest.path: about} if about else found
+
+
+def _about_of(newest: checkpoints.Checkpoint) -> dict[str, Any] | None:
+  """What a checkpoint says of the beginning, if it does."""
+  about = newest.host.get('about') if isinstance(newest.host, dict) else None
+  if about is None:
+    return None
+  try:
+    contents.BY_NAME[FILE](about, 'about')
+  except forms.FormError as error:
+    raise settings_lib.SettingError(
+      'resume', True, f'{newest.path} is of no run that can go on: {error}'
+    ) from error
+  return about
 
 
 def restore_environment(workdir: str):
@@ -87,6 +134,8 @@ def restore_environment(workdir: str):
   Args:
     workdir: of the run.
   """
+  for one in changed_files(workdir):
+    print(f'note: {one}', file=sys.stderr)
   variables, remaining = record.environment_of(workdir)
   if remaining:
     named = '; '.join(map(str, remaining))

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from experiments.records import folders
+from experiments.records import contents, folders
 from experiments.running import environment, inputs, train, watch
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
@@ -179,19 +179,10 @@ def cell_name(
 
 def read(path: str) -> dict[str, dict[str, Any]]:
   """The summaries in a file by the names of their cells; {} where none is."""
-  rows = {}
-  try:
-    with open(path, 'rb') as file:
-      lines = file.read().splitlines()
-  except FileNotFoundError:
-    return rows
-  for line in lines:
-    try:
-      row = json.loads(line)
-      rows[row.pop('cell')] = row
-    except (ValueError, TypeError, AttributeError, KeyError):
-      continue  # cut short
-  return rows
+  if not os.path.exists(path):
+    return {}
+  rows, _ = files.read_json_lines(path, contents.CELL)  # some were cut short
+  return {row.pop('cell'): row for row in rows}
 
 
 def append(path: str, row: dict[str, Any]):

@@ -9,7 +9,6 @@ from typing import NamedTuple
 
 from experiments.records import began, record
 from experiments.running import setup
-from experiments.settings import table as settings_lib
 from ga_jax.record import files as files_lib
 
 FILE = 'digests.json'
@@ -121,11 +120,7 @@ def _said(top: str, files: list[tuple[str, str]]) -> str:
 
 def _read(workdir: str) -> dict[str, str]:
   """The digests by file; raises a SettingError where they are damaged."""
-  found = record.load_json(workdir, FILE)
-  saved = found.get('sha256') if isinstance(found, dict) else None
-  if not isinstance(saved, dict):
-    raise settings_lib.SettingError('workdir', workdir, f'{FILE} is damaged')
-  return saved
+  return record.load_json(workdir, FILE)['sha256']
 
 
 def _files(workdir: str) -> list[str]:

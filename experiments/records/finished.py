@@ -5,18 +5,18 @@ folders of `experiments.compare`, `survey` and `reproduce` (a run per line, with
 no trace). What is missing there is None here; nothing is computed.
 """
 
-import json
 import os
-import zipfile
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import ga_jax
+from experiments.records import began, contents, digests, folders, record
 from experiments.records import cells as cells_lib
-from experiments.records import record
+from experiments.records import rows as rows_lib
 from experiments.settings import table as settings_lib
+from ga_jax.guards import forms
 
 
 class SavedRun(NamedTuple):
@@ -83,7 +83,8 @@ def load(folder: str) -> list[SavedRun]:
 
 
 def _trained(folder: str) -> SavedRun:
-  notes = []
+  folders.regular('workdir', folder)
+  notes = list(_changed(folder))
 
   def part(name, read):
     path = os.path.join(folder, name)
@@ -92,23 +93,49 @@ def _trained(folder: str) -> SavedRun:
       return None
     try:
       return read(path)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-      notes.append(f'{name} cannot be read: {error}')  # a TraceError too
+    except (OSError, ValueError) as error:  # a TraceError too
+      notes.append(f'{name} cannot be read: {error}')
       return None
+
+  def rows(path):
+    found, damaged = rows_lib.read(path)
+    if damaged:
+      notes.append(rows_lib.said(record.METRICS, damaged))
+    return found
 
   settings = record.load_settings(folder)
   return SavedRun(
     folder,
     os.path.basename(os.path.abspath(folder)),
     settings,
-    part('summary.json', _json),
-    part(record.METRICS, _rows) or [],
-    part('trace.npz', ga_jax.Trace.load),
-    part('arrivals.npz', _arrays),
-    part('versions.json', _json),
-    part('environment.json', _json),
+    part('summary.json', record.read_json),
+    part(record.METRICS, rows) or [],
+    part('trace.npz', _trace),
+    part('arrivals.npz', record.arrivals_of),
+    part('versions.json', record.read_json),
+    part('environment.json', record.read_json),
     notes=tuple(notes),
   )
+
+
+def _changed(folder: str) -> list[str]:
+  """What the digests say of the files of a run, in words."""
+  try:
+    compared = digests.compare(folder)
+    if compared:
+      return compared.wrong
+    settings = record.load_settings(folder)
+    began.check_settings(began.saved(folder), settings)
+    return began.changed_files(folder)
+  except settings_lib.SettingError as error:
+    return [str(error)]
+
+
+def _trace(path: str) -> ga_jax.Trace:
+  """A trace that is right in itself, though it may end before its run."""
+  trace = ga_jax.Trace.load(path)
+  trace.verify(complete=False)
+  return trace
 
 
 def _cells(folder: str) -> list[SavedRun]:
@@ -135,6 +162,12 @@ def _results(folder: str) -> list[SavedRun]:
   versions = _if_there(folder, 'versions.json')
   found = {}
   for path, summary in _summaries(_if_there(folder, 'results.json'), ()):
+    try:
+      contents.SUMMARY(summary, 'a summary')
+    except forms.FormError as error:
+      raise settings_lib.SettingError(
+        'workdir', folder, f'results.json is damaged: {error}'
+      ) from error
     clock = next((p for p in path if p in settings_lib.CLOCKS), None)
     row = {'clock': clock, **summary} if clock else summary
     settings = _settings(folder, row)
@@ -178,28 +211,6 @@ def _versions(row) -> dict[str, str] | None:
 
 def _if_there(folder: str, name: str):
   try:
-    return _json(os.path.join(folder, name))
+    return record.read_json(os.path.join(folder, name))
   except (OSError, ValueError):
     return None
-
-
-def _json(path: str):
-  with open(path, encoding='utf-8') as file:
-    return json.load(file)
-
-
-def _rows(path: str) -> list[dict[str, Any]]:
-  """JSON lines, but for one that was cut short."""
-  rows = []
-  with open(path, encoding='utf-8') as file:
-    for line in file:
-      try:
-        rows.append(json.loads(line))
-      except ValueError:
-        continue
-  return rows
-
-
-def _arrays(path: str) -> dict[str, np.ndarray]:
-  with np.load(path) as data:
-    return dict(data)

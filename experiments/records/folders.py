@@ -7,11 +7,17 @@ them until it ends, however it ends: see `ga_jax.guards.locks`.
 import contextlib
 import itertools
 import os
+import tempfile
 
 from experiments.settings import table as settings_lib
 from ga_jax.guards import locks
+from ga_jax.record import files
 
 _held = []  # locks of this process
+# How the names of all that runs write begin.
+_WRITTEN = ('config.', 'versions.', 'environment.', 'began.', 'metrics.')
+_WRITTEN += ('trace.', 'arrivals.', 'params', 'summary.', 'digests.')
+_WRITTEN += ('checkpoints', 'tensorboard', 'replay-', 'results.', 'table.')
 
 
 def own(flag: str, path: str):
@@ -79,13 +85,53 @@ def new(path: str) -> str:
 
 
 def look(flag: str, path: str):
-  """Refuses to read a folder in which a run goes on.
+  """Refuses to read a folder in which a run goes on, or one with links.
 
   Raises:
-    SettingError: another process is alone at work there.
+    SettingError: another process is alone at work there; or as `regular`.
   """
+  regular(flag, path)
   if path and locks.is_owned(path):
     raise _occupied(flag, path)
+
+
+def regular(flag: str, path: str):
+  """Refuses a folder of a run in which something is no file and no folder.
+
+  A link leads elsewhere, and what is written there is lost; a pipe or a device
+  is never read to its end. Names that no run writes are not looked at.
+
+  Args:
+    flag: that named it.
+    path: of the folder.
+
+  Raises:
+    SettingError: naming what is there.
+  """
+  waiting = [os.path.join(path, name) for name in _names(path)]
+  while waiting:
+    one = waiting.pop()
+    try:
+      kind = files.kind_of(one, folders=True)
+    except FileNotFoundError:
+      continue
+    if kind:
+      raise settings_lib.SettingError(
+        flag,
+        path,
+        f'{os.path.relpath(one, path)} in it is {kind}: only regular files and '
+        'folders are read',
+      )
+    if os.path.isdir(one):
+      waiting += (os.path.join(one, name) for name in os.listdir(one))
+
+
+def _names(path: str) -> list[str]:
+  """What runs write, and what is there of it in a folder."""
+  there = os.listdir(path) if os.path.isdir(path) else []
+  return [
+    name for name in there if name.startswith(_WRITTEN) or name == locks.FILE
+  ]
 
 
 def writable(flag: str, path: str) -> str:
@@ -103,10 +149,8 @@ def writable(flag: str, path: str) -> str:
   """
   try:
     os.makedirs(path, exist_ok=True)
-    probe = os.path.join(path, '.probe')
-    with open(probe, 'w', encoding='utf-8'):
+    with tempfile.TemporaryFile(dir=path):
       pass
-    os.unlink(probe)
   except OSError as error:
     raise _unwritable(flag, path, error) from error
   return path
@@ -165,6 +209,7 @@ def held():
 
 
 def _take(flag, path, shared):
+  regular(flag, path)
   try:
     os.makedirs(path, exist_ok=True)
     _held.append(locks.FolderLock(path, shared=shared))

@@ -2,17 +2,15 @@
 
 A finished run has config.json (its settings), environment.json and
 versions.json (what its bits depend on), began.json (settings and what the data
-are known by, see `began`), metrics.jsonl (a row per epoch), trace.npz
+are known by, see `began`), metrics.jsonl (a row per epoch, `rows`), trace.npz
 (everything that happened), arrivals.npz (what every gradient did), params/
 (Orbax), summary.json and digests.json (see `digests`). docs/metrics.md explains
 every name in them.
 """
 
 import dataclasses
-import json
 import math
 import os
-import zipfile
 from collections.abc import Callable
 from typing import Any
 
@@ -21,14 +19,21 @@ import numpy as np
 
 import ga_jax
 from experiments import tasks
+from experiments.records import contents
 from experiments.running import environment, setup
+from experiments.settings import check
 from experiments.settings import table as settings_lib
+from ga_jax.guards import forms
 from ga_jax.record import files
 from ga_jax.record import params as params_lib
 from ga_jax.rules.parts import layer_penalties
 
 METRICS = 'metrics.jsonl'  # of a run and of a grid
 BEGINNING = ('config.json', 'versions.json', 'environment.json')
+_ARRIVALS = ('loss', 'staleness', 'num_batches')  # what every version kept
+_PARAMETER = forms.any_of(
+  forms.flag, forms.integer(), forms.number(), forms.text
+)
 
 
 def save_config(workdir: str, settings: settings_lib.Settings):
@@ -78,14 +83,28 @@ def load_arrivals(workdir: str) -> dict[str, np.ndarray]:
     SettingError: it is not there, or is damaged.
   """
   try:
-    with np.load(os.path.join(workdir, 'arrivals.npz')) as arrays:
-      return dict(arrays)
-  except FileNotFoundError as error:
+    return arrivals_of(os.path.join(workdir, 'arrivals.npz'))
+  except OSError as error:
     raise _missing(workdir, 'arrivals.npz') from error
-  except (ValueError, EOFError, zipfile.BadZipFile) as error:
-    raise settings_lib.SettingError(
-      'workdir', workdir, f'arrivals.npz is damaged: {error}'
-    ) from error
+  except ValueError as error:
+    raise settings_lib.SettingError('workdir', workdir, str(error)) from error
+
+
+def arrivals_of(path: str) -> dict[str, np.ndarray]:
+  """Metrics by name, as `save_arrivals` wrote them to a file.
+
+  Raises:
+    OSError: it is not there.
+    ValueError: it is damaged.
+  """
+  arrays = files.read_arrays(path)
+  seen = [array for name, array in arrays.items() if name != 'layers']
+  lengths = {array.shape[0] if array.ndim else -1 for array in seen}
+  numbers = all(array.dtype.kind in 'biuf' for array in seen)
+  whole = all(np.ndim(arrays.get(name, 0)) == 1 for name in _ARRIVALS)
+  if not (numbers and whole and len(lengths) == 1):
+    raise files.DamagedError(f'{path} is damaged: it holds no arrivals')
+  return arrays
 
 
 def how_to_load(workdir: str) -> str:
@@ -149,11 +168,19 @@ def settings_of(workdir: str, config: dict[str, Any]) -> settings_lib.Settings:
   Raises:
     SettingError: they are no settings of this version.
   """
+  known = {
+    name: row.stored() for name, row in settings_lib.Settings.rows().items()
+  }
+  known['parameters'] = forms.listed(forms.row(forms.text, _PARAMETER))
   try:
-    return settings_lib.Settings(**{k: _tuples(v) for k, v in config.items()})
-  except TypeError as error:
+    forms.fields(known, needed=())(config, '')
+    given = {name: _tuples(value) for name, value in config.items()}
+    return check.check_record(settings_lib.Settings(**given))
+  except (forms.FormError, settings_lib.SettingError) as error:
     raise settings_lib.SettingError(
-      'workdir', workdir, f'its settings are of another version: {error}'
+      'workdir',
+      workdir,
+      f'its settings are of another version, or damaged: {error}',
     ) from error
 
 
@@ -177,14 +204,22 @@ def load_json(workdir: str, name: str) -> dict[str, Any]:
     SettingError: it is not there, or is damaged.
   """
   try:
-    with open(os.path.join(workdir, name), encoding='utf-8') as file:
-      return json.load(file)
+    return read_json(os.path.join(workdir, name))
   except OSError as error:
     raise _missing(workdir, name) from error
   except ValueError as error:
-    raise settings_lib.SettingError(
-      'workdir', workdir, f'{name} is damaged: {error}'
-    ) from error
+    raise settings_lib.SettingError('workdir', workdir, str(error)) from error
+
+
+def read_json(path: str) -> dict[str, Any]:
+  """One of the JSON files of a run, of the form that its name asks for.
+
+  Raises:
+    OSError: it is not there.
+    DamagedError: it holds something else.
+  """
+  form = contents.BY_NAME.get(os.path.basename(path), forms.anything)
+  return files.read_json(path, form)
 
 
 def batches_per_epoch(summary: dict[str, Any]) -> int:

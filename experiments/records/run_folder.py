@@ -6,18 +6,18 @@ an earlier one left, but never what it was not told to.
 
 import contextlib
 import glob
-import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
 from experiments.records import began, digests, folders, record
+from experiments.records import rows as rows_lib
 from experiments.running import setup
 from experiments.settings import table as settings_lib
 from ga_jax.guards import locks
-from ga_jax.record import files
 
 # What a run writes when it ends, and while it goes on.
 FINISHED = ('summary.json', digests.FILE, 'trace.npz', 'arrivals.npz')
@@ -31,6 +31,13 @@ def goes_on(workdir: str) -> bool:
     os.path.exists(os.path.join(workdir, name))
     for name in (setup.CHECKPOINTS, setup.ROWS)
   )
+
+
+def is_finished(workdir: str) -> bool:
+  """Whether a run has ended there of itself, and all of it is written."""
+  if not os.path.exists(os.path.join(workdir, digests.FILE)):  # the last one
+    return False
+  return not record.load_json(workdir, 'summary.json')['stopped']
 
 
 def take(workdir: str, method: str, *, overwrite: bool) -> str:
@@ -106,9 +113,12 @@ def rows_written(
     def write(row):
       nonlocal log
       if log is None:
-        if resume and os.path.exists(path):
-          _forget(path, row['batches'])
-        log = stack.enter_context(files.JsonLines(path))
+        kept, damaged = rows_lib.read(path) if resume else ([], [])
+        if damaged:
+          print(f'note: {rows_lib.said(path, damaged)}', file=sys.stderr)
+        kept = [one for one in kept if one['batches'] < row['batches']]
+        log = rows_lib.Rows(path, kept)
+        stack.callback(log.close)
         folders.keep(path)
       log.write(row)
 
@@ -144,15 +154,8 @@ def _clear(workdir: str, names: tuple[str, ...]):
   """Removes what an earlier run left; what it finished last goes first."""
   for name in names:
     for path in glob.glob(os.path.join(glob.escape(workdir), name)):
-      if os.path.isdir(path):
+      if os.path.isdir(path) and not os.path.islink(path):
         shutil.rmtree(path)
       else:
         with contextlib.suppress(FileNotFoundError):
           os.unlink(path)
-
-
-def _forget(path: str, batches: int):
-  """Drops the rows from so many batches on."""
-  with open(path, encoding='utf-8') as file:
-    kept = [line for line in file if json.loads(line)['batches'] < batches]
-  files.write_text(path, ''.join(kept))

@@ -40,6 +40,7 @@ def text(
       f'{_pace(summary)}; wasted work '
       f'{100 * summary["wasted_work"]:.0f} %; '
       f'{summary["bytes_pushed"] / 1e6:.1f} MB submitted',
+      *_missing(summary),
       f'written to {workdir}',
       f'inference: {record.how_to_load(workdir)}',
     ]
@@ -55,9 +56,17 @@ def _pace(summary) -> str:
   return f'workers computed {100 * mean:.0f} % of their time'
 
 
-def how_to_go_on(workdir: str) -> str:
+def _missing(summary) -> list[str]:
+  """Who was asked for and did nothing, on Ray."""
+  who = ', '.join(map(str, summary.get('missing_workers', ())))
+  return [f'workers that never answered: {who}'] if who else []
+
+
+def how_to_go_on(settings: settings_lib.Settings, workdir: str) -> str:
   """What a run that was stopped can be gone on with."""
   if not run_folder.goes_on(workdir):
     return 'nothing to go on with: --checkpoint_every=30s keeps checkpoints'
   here = shlex.quote(f'--workdir={workdir}')
+  if settings.joins_cluster():
+    here += f' {shlex.quote(f"--address={settings.address}")}'
   return f'go on: python -m experiments.train --resume {here}'

@@ -16,16 +16,14 @@ from typing import Any, NamedTuple
 import jax
 
 import ga_jax
+from experiments.running import restored
 
 # Settings of JAX that change what is computed; in a process's environment they
 # have the same names in capitals.
-_OPTIONS = (
-  'jax_enable_x64',
-  'jax_default_matmul_precision',
-  'jax_default_prng_impl',
-  'jax_threefry_partitionable',
-  'jax_random_seed_offset',
-  'jax_disable_most_optimizations',
+_OPTIONS = tuple(
+  name
+  for name in restored.VARIABLES
+  if name not in ('thread_pool', 'jax_num_cpu_devices')
 )
 _PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'numpy')
 # What XLA chooses its vector code by; models of virtual machines say little.
@@ -160,7 +158,7 @@ def differences(
 
 def restorable(
   found: list[Difference],
-) -> tuple[dict[str, str | None], list[Difference]]:
+) -> tuple[dict[str, str | None], list[Difference | restored.Refused]]:
   """Splits differences into what another start of the process can undo.
 
   Args:
@@ -168,20 +166,26 @@ def restorable(
 
   Returns:
     ({variable: value to start with, None to start without}, the differences
-    that remain). In a process that was started again already all remain.
+    that remain, and what no record may set, see `restored`). In a process that
+    was started again already all remain.
   """
   if _RESTARTED in os.environ:
     return {}, found
   variables, remaining = {}, []
-  to_cpu = ('platform', 'cpu') in {(d.name, d.recorded) for d in found}
+  to_cpu = any((d.name, d.recorded) == ('platform', 'cpu') for d in found)
   for difference in found:
     name, value = difference.name, difference.recorded
-    if name == 'thread_pool':
-      variables |= {'PJRT_NPROC': None, 'NPROC': str(value)}
+    if name in restored.VARIABLES:
+      made = restored.variable(name, value)
+      if isinstance(made, restored.Refused):
+        remaining.append(made)
+      else:
+        variables |= made
     elif name == 'xla_flags':
-      variables['XLA_FLAGS'] = value or None
-    elif name in (*_OPTIONS, 'jax_num_cpu_devices'):
-      variables[name.upper()] = None if value is None else str(value)
+      taken, refused = restored.xla_flags(value)
+      remaining += refused
+      if taken != difference.now:
+        variables['XLA_FLAGS'] = taken or None
     elif name == 'platform' and to_cpu:
       variables['JAX_PLATFORMS'] = 'cpu'
     elif not (name == 'device_kind' and to_cpu):  # it follows from platform

@@ -27,11 +27,10 @@ from experiments.running import setup as run_lib
 from experiments.settings import table as settings_lib
 from ga_jax import data
 from ga_jax.executors import execution
-from ga_jax.live.ray import actors as runtime
-from ga_jax.live.ray import cluster, messages
+from ga_jax.live.ray import cluster, driver, messages
 from ga_jax.live.ray import setup as setup_lib
+from ga_jax.live.ray import share as share_lib
 
-_POLL_SECONDS = 0.2
 # What every process must have in common.
 _SAME = ('ga_jax', 'jax', 'jaxlib', 'flax', 'optax')
 
@@ -47,6 +46,10 @@ def connect(settings: settings_lib.Settings):
     with warnings.catch_warnings():  # Ray starts its processes by fork and exec
       warnings.filterwarnings('ignore', 'os.fork', RuntimeWarning)
       cluster.connect(settings.address, workers)
+  except cluster.AccessError as error:
+    raise settings_lib.SettingError(
+      'address', settings.address, str(error)
+    ) from error
   except (
     ConnectionError,
     RuntimeError,
@@ -79,8 +82,8 @@ def run(
     ) from error
   connect(settings)
   recorded = environment.environment()
-  # Other processes may be in other folders.
-  keeping = keeping._replace(folder=os.path.abspath(keeping.folder))
+  if keeping.folder:  # other processes may be in other folders
+    keeping = keeping._replace(folder=os.path.abspath(keeping.folder))
   if settings.data_path:
     data_path = os.path.abspath(settings.data_path)
     settings = dataclasses.replace(settings, data_path=data_path)
@@ -96,18 +99,17 @@ def run(
   )
   pool = environment.thread_pool()
   kept = compilation.of_pool(os.environ.get(compilation.FOLDER, ''), pool)
-  actors = runtime.start(
+  result = driver.drive(
     setup,
-    accelerator=accelerator(settings),
-    devices_per_worker=settings.devices_per_worker,
+    _share(settings),
+    _News(observe, control).take,
+    settings.wait_for_workers,
     delay_fn=threads.Slower(settings.straggler) if settings.straggler else None,
     facts_fn=environment.environment,
     env={'NPROC': str(pool), compilation.FOLDER: kept},
   )
-  try:
-    return _followed(actors.server, observe, control), {}
-  finally:
-    actors.end()
+  missing = sorted(set(range(settings.workers)) - set(result.workers))
+  return result, {'missing_workers': missing}
 
 
 def computes_with(settings: settings_lib.Settings) -> str:
@@ -122,6 +124,25 @@ def accelerator(settings: settings_lib.Settings) -> str:
     return settings.accelerator
   there = ray.cluster_resources()
   return next((a for a in ('tpu', 'gpu') if there.get(a.upper())), 'cpu')
+
+
+def _share(settings: settings_lib.Settings) -> share_lib.Share:
+  """What every worker asks the cluster for.
+
+  Raises:
+    SettingError: its device cannot be shared.
+  """
+  share = share_lib.Share(
+    accelerator(settings),
+    settings.devices_per_worker,
+    settings.workers_per_device,
+  )
+  try:
+    return share.checked()
+  except ValueError as error:
+    raise settings_lib.SettingError(
+      'workers_per_device', settings.workers_per_device, str(error)
+    ) from error
 
 
 def check(recorded: dict[str, Any], worker_id: int, facts: messages.Facts):
@@ -150,23 +171,26 @@ def check(recorded: dict[str, Any], worker_id: int, facts: messages.Facts):
     )
 
 
-def _followed(server, observe, control) -> ga_jax.LiveResult:
-  """Shows what the server observes until it has its result."""
-  result, pid, seen, told = server.run.remote(), 0, 0, False
-  batches = 0  # that were shown
-  while True:
-    ended, _ = ray.wait([result], timeout=_POLL_SECONDS)
-    if control.stopping and not told:
-      server.stop.remote()
-      told = True
-    now, fresh = ray.get(server.news.remote(pid, seen))
-    pid, seen = now, len(fresh) + (seen if now == pid else 0)
+class _News:
+  """What the server has observed, and what it is to be told."""
+
+  def __init__(self, observe, control):
+    self._observe = observe
+    self._control = control
+    self._pid = self._seen = 0  # of the server's process; items known from it
+    self._batches = 0  # that were shown
+
+  def take(self, server):
+    """Shows what is new; stops the run where it is to stop."""
+    if self._control.stopping:
+      ray.get(server.stop.remote())
+    pid, fresh = ray.get(server.news.remote(self._pid, self._seen))
+    self._seen = len(fresh) + (self._seen if pid == self._pid else 0)
+    self._pid = pid
     for progress in fresh:
-      if progress.batches > batches:  # a server that died sees some again
-        observe(progress)
-        batches = progress.batches
-    if ended:
-      return ray.get(result)
+      if progress.batches > self._batches:  # one that died sees some again
+        self._observe(progress)
+        self._batches = progress.batches
 
 
 def _make(settings: settings_lib.Settings, known: dict[str, str]) -> ga_jax.Job:
@@ -183,9 +207,9 @@ def _make(settings: settings_lib.Settings, known: dict[str, str]) -> ga_jax.Job:
   return run_lib.job_of(settings, run_lib.method_of(settings))
 
 
-def _following(settings, evaluate_epochs, tell, telemetry) -> watch.Watch:
+def _following(settings, evaluate_epochs, tell, live_run) -> watch.Watch:
   follow = run_lib.following(
     settings, tell, evaluate_epochs, control_lib.Control()
   )
-  follow.telemetry = telemetry
+  follow.telemetry, follow.missing = live_run.telemetry, live_run.missing
   return follow

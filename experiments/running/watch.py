@@ -11,7 +11,7 @@ import numpy as np
 from experiments import tasks
 from experiments.running import utilisation as utilisation_lib
 from ga_jax.job import metrics
-from ga_jax.live import server
+from ga_jax.live import result
 
 RECENT = ('loss', 'staleness', 'gap')
 _EVERY_SECONDS = 0.1  # nobody reads faster
@@ -33,6 +33,7 @@ class Progress(NamedTuple):
     diverged: whether a loss was not finite; the run ends.
     arrivals: where a row ends here the metrics of its arrivals, host arrays by
       name, see `ga_jax.Result`.
+    missing: the workers of a run on Ray that are not here.
   """
 
   epoch: float
@@ -44,6 +45,7 @@ class Progress(NamedTuple):
   utilisation: float | None = None
   diverged: bool = False
   arrivals: dict[str, np.ndarray] | None = None
+  missing: tuple[int, ...] = ()
 
 
 class Watch:
@@ -51,9 +53,11 @@ class Watch:
 
   Attributes:
     telemetry: of the workers of a live run, see `LiveRun.telemetry`.
+    missing: who is not there, see `LiveRun.missing`; None where all are.
   """
 
-  telemetry: Callable[[], dict[int, server.Telemetry]] | None = None
+  telemetry: Callable[[], dict[int, result.Telemetry]] | None = None
+  missing: Callable[[], tuple[int, ...]] | None = None
 
   def __init__(
     self, the_task, per_epoch, every, total, observe, evaluate_epochs, control
@@ -72,7 +76,7 @@ class Watch:
     self._seen = None, None  # `recent` and `utilisation` of a `Progress`
     self._seen_at = -math.inf  # seconds
     self._timed = 0  # batches of which the time was taken
-    self._spent = 0.0  # seconds for them, evaluations left out
+    self._spent = 0.0  # seconds for them
     self._began = None  # (batches, seconds) where the timer last started
 
   def __call__(self, batches, state, block) -> bool:
@@ -86,10 +90,12 @@ class Watch:
     ends = batches >= min(next_row, self._total)
     if ends:
       jax.block_until_ready(state.params)
-    now = time.perf_counter()
+    now, live = time.perf_counter(), self.telemetry is not None
+    # A live run goes on while it is evaluated here: its own clock counts.
+    at = float(np.asarray(block['time'])[-1]) if live else now
     if self._began:  # from the second block on: the first one compiles
       self._timed += batches - self._began[0]
-      self._spent += now - self._began[1]
+      self._spent += at - self._began[1]
     row = arrivals = None
     if ends and not bad:
       self._rows_done = batches // self._every
@@ -104,9 +110,10 @@ class Watch:
         Progress(
           *(epoch, batches, self._total, rate, row),
           *(*self._seen, bad, arrivals),
+          self.missing() if self.missing else (),
         )
       )
-    self._began = (batches, time.perf_counter())
+    self._began = (batches, at if live else time.perf_counter())
     return bad or self._control.stopping
 
   def take_events(self, events):
@@ -115,7 +122,7 @@ class Watch:
 
   def rate(self) -> float | None:
     """Applied batches per second; None before the second block."""
-    return self._timed / self._spent if self._timed else None
+    return self._timed / self._spent if self._spent else None
 
   def _recent(self, block) -> dict[str, float] | None:
     if block is None:

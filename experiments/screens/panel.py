@@ -53,6 +53,11 @@ class Panel:
       grid.add_row(self._head())
       grid.add_row(_columns(self._figures(), 1 + (width >= 46) + (width >= 66)))
       grid.add_row(rich_text.Text(str(compiled), 'dim'))
+    if self._now is not None and self._now.missing:
+      who = ', '.join(map(str, self._now.missing))
+      grid.add_row(
+        rich_text.Text(f'workers that are not here: {who}', 'yellow')
+      )
     if self.note:
       grid.add_row(rich_text.Text(self.note, 'yellow'))
     diverged = self._now is not None and self._now.diverged

@@ -23,13 +23,14 @@ from ga_jax.server import ledger, recovery
 EXPECTED = (
   *(data.DataError, ledger.NotFiniteError, recovery.RecoveryError),
   *(locks.LostError, memory.TooLargeError),
+  *(server.WorkersMissingError, server.ClusterLostError),
 )
 
 
 def fail(message: str, code: int = 2):
   """Ends the process with one line."""
-  first, *_ = message.strip().splitlines()
-  print(f'error: {first}', file=sys.stderr)
+  first, *_ = message.strip().splitlines() or ['']
+  print(f'error: {setting.printable(first)}', file=sys.stderr)
   sys.exit(code)
 
 

@@ -38,6 +38,24 @@ def check(settings: table.Settings) -> table.Settings:
   return settings
 
 
+def check_record(settings: table.Settings) -> table.Settings:
+  """Checks settings that were recorded, perhaps on another machine.
+
+  Returns:
+    The settings.
+
+  Raises:
+    SettingError: they are those of no run.
+  """
+  _check_rows(settings)
+  _check_model(settings)
+  _check_schedule(settings)
+  _check_parts(settings)
+  _check_faults(settings)
+  _check_devices(settings)
+  return settings
+
+
 def _check_rows(s: table.Settings):
   for name, row in s.rows().items():
     value = getattr(s, name)
@@ -166,6 +184,9 @@ def _check_devices(s: table.Settings):
   if s.devices % each:
     why = f'must be a multiple of --devices_per_worker={each}'
     raise table.SettingError('devices', s.devices, why)
+  if s.workers_per_device > 1 and each > 1:
+    why = f'must be 1 with --devices_per_worker={each}'
+    raise table.SettingError('workers_per_device', s.workers_per_device, why)
   if s.batch_size % each:
     why = f'must be a divisor of --batch_size={s.batch_size}'
     raise table.SettingError('devices_per_worker', each, why)

@@ -4,6 +4,8 @@ import dataclasses
 from collections.abc import Callable, Collection
 from typing import Any, NamedTuple
 
+from ga_jax.guards import forms
+
 RUNTIMES = ('simulate', 'threads', 'ray')
 # Groups of flags, in the order in which help screens have them.
 DATA = 'model and data'
@@ -13,6 +15,13 @@ CLUSTER = 'cluster'
 TRAINING = 'training'
 OUTPUT = 'output'
 GROUPS = (DATA, METHOD, PARAMETERS, CLUSTER, TRAINING, OUTPUT)
+
+_STORED = {
+  float: forms.number(),
+  int: forms.integer(),
+  bool: forms.flag,
+  str: forms.text,
+}
 
 
 _LONGEST = 200  # characters of a value that a message shows
@@ -73,6 +82,14 @@ class Row(NamedTuple):
     """What the flag says."""
     return self.about.replace('{names}', '|'.join(self.names))
 
+  def stored(self) -> forms.Form:
+    """What a file of JSON may hold of it, but for its range."""
+    if self.kind is not tuple:
+      return _STORED[self.kind]
+    _, *numbers = self.form.split(':')
+    item = forms.row(forms.integer(), *(forms.number() for _ in numbers))
+    return forms.listed(item if self.form else forms.number())
+
 
 def row(group: str, default: Any, about: str, **more: Any) -> Any:
   """A field of the table of settings; arguments as of `Row`."""
@@ -83,7 +100,12 @@ def row(group: str, default: Any, about: str, **more: Any) -> Any:
 def shown(text: str) -> str:
   """What was given, in one line that is safe to print."""
   cut = text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
-  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in cut)
+  return printable(cut)
+
+
+def printable(text: str) -> str:
+  """A text without what a terminal would obey: it may be from any file."""
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def text_of(value: Any) -> str:

@@ -213,6 +213,18 @@ class Settings:
     accepts=_AT_LEAST_1,
     read_by=_LIVE,
   )
+  workers_per_device: int = _cluster(
+    1,
+    'workers that share a device, each with its part of the memory (ray)',
+    accepts=_AT_LEAST_1,
+    read_by=('ray',),
+  )
+  wait_for_workers: float = _cluster(
+    120.0,
+    'seconds until the first worker must have found room (ray)',
+    accepts=setting.Range('positive', lambda v: v > 0),
+    read_by=('ray',),
+  )
   lease_seconds: float = _cluster(
     60.0,
     'how long a worker may take for a ticket (threads, ray)',
@@ -260,6 +272,10 @@ class Settings:
       for field in dataclasses.fields(cls)
       if field.metadata
     }
+
+  def joins_cluster(self) -> bool:
+    """Whether the run is on a Ray cluster of somebody's, by its address."""
+    return self.runtime == 'ray' and self.address not in ('local', 'auto')
 
   def data_name(self) -> str:
     """The data set, or the name of the file or folder it is read from."""

@@ -4,6 +4,7 @@ Gradient and update are compiled separately and dispatched one event at a time,
 as a live run does, so the result has its bits.
 """
 
+import array
 import hashlib
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -12,11 +13,25 @@ import numpy as np
 
 from ga_jax.executors import execution as execution_lib
 from ga_jax.executors import saving
+from ga_jax.guards import forms
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.job import source as source_lib
 from ga_jax.server import ledger, recovery, update
 from ga_jax.workers.placement import Placement
+
+_COUNT = forms.integer(0)
+_FORM = forms.fields(
+  {
+    'rows': _COUNT,
+    'digest': forms.text,
+    'losses': metrics_lib.check_columns,
+    'log': metrics_lib.check_columns,
+    'workers': forms.listed(_COUNT),
+    'holders': forms.listed(forms.row(_COUNT, _COUNT)),  # by version
+  },
+  others=forms.anything,
+)  # of the host value of a checkpoint
 
 
 def execute(
@@ -53,21 +68,15 @@ def execute(
     RecoveryError: the checkpoint is of another run.
   """
   source_lib.expect(job.source, trace)
-  rows = trace.events.tolist()
   execution = execution_lib.Execution(job, device, placement, shards)
   run = saving.of_trace(job, trace, executor='exact')
   return Run(execution, checkpoints, run).consume(
-    rows, trace.num_batches, observe, block or align
+    trace.rows(), trace.num_batches, observe, block or align
   )
 
 
 class Run:
-  """An execution of rows that can be saved and gone on with.
-
-  Attributes:
-    losses: by ticket, what `loss` returned; they stand for the computations of
-      an earlier process.
-  """
+  """An execution of rows that can be saved and gone on with."""
 
   def __init__(
     self,
@@ -85,22 +94,28 @@ class Run:
     Raises:
       RecoveryError: what is there is of another run.
     """
-    self.losses = {}
     self._execution = execution
     self._checkpoints = checkpoints
-    self._log = []  # metrics of entered arrivals
+    self._log = metrics_lib.Log()  # of entered arrivals
+    # What `loss` returned; it stands for the computations of an earlier
+    # process, which are asked for again in the same order.
+    self._losses = array.array('d')
+    self._asked = 0  # how many of them by this process
     self._rows = 0  # processed
     self._digest = hashlib.sha256()  # of them
     self._saved = checkpoints and checkpoints.resume(run)
     if self._saved:
-      self.losses = dict(self._saved.host['losses'])
-      self._log = list(self._saved.host['log'])
+      with saving.distrusted(self._saved):
+        _FORM(self._saved.host, 'host')
+      self._losses.extend(self._saved.host['losses']['loss'].tolist())
+      self._log.extend(self._saved.host['log'])
 
   def loss(self, ticket: ledger.Ticket) -> float:
     """The loss of a ticket that is about to be answered."""
-    if ticket.ticket_id not in self.losses:
-      self.losses[ticket.ticket_id] = self._execution.loss(ticket)
-    return self.losses[ticket.ticket_id]
+    if self._asked == len(self._losses):
+      self._losses.append(self._execution.loss(ticket))
+    self._asked += 1
+    return self._losses[self._asked - 1]
 
   def consume(
     self, rows: Iterable, num_batches: int, observe, block
@@ -108,7 +123,7 @@ class Run:
     """Computes rows as they come; see `execute`."""
     execution, log = self._execution, self._log
     observed = len(log)
-    batches = sum(metrics['num_batches'] for metrics in log)
+    batches = int(sum(log.part().get('num_batches', ())))
     for row in rows:
       metrics = self._process(row)
       if metrics is None:
@@ -119,7 +134,7 @@ class Run:
         self._save()
       full = len(log) % (block or 1) == 0
       if observe and full and batches < num_batches:
-        fresh, observed = metrics_lib.stacked(log[observed:]), len(log)
+        fresh, observed = log.part(observed), len(log)
         if observe(batches, execution.state, fresh):
           break
     if self._saved:
@@ -130,10 +145,10 @@ class Run:
       )
     # Only now: after the last arrival its round may still have been closed.
     if observe and batches == num_batches and observed < len(log):
-      observe(batches, execution.state, metrics_lib.stacked(log[observed:]))
+      observe(batches, execution.state, log.part(observed))
     if self._checkpoints and self._rows:
       self._save()
-    return execution.state, metrics_lib.stacked(log), len(log)
+    return execution.state, log.part(), len(log)
 
   def _process(self, row):
     """Computes a row, unless an earlier process did."""
@@ -152,22 +167,20 @@ class Run:
         f'the checkpoint {self._saved.path} is of another run: its events '
         'differ from this one'
       )
-    like = self._execution.like(host['workers'], host['versions'])
-    self._execution.restore(self._saved.load(like), host['versions'])
+    holders = dict(host['holders'])
+    like = self._execution.like(host['workers'], holders)
+    with saving.distrusted(self._saved):
+      self._execution.restore(self._saved.load(like), holders)
     self._saved = None
 
   def _save(self):
     arrays = self._execution.save()
-    self._log[:] = [
-      {name: np.asarray(value) for name, value in metrics.items()}
-      for metrics in self._log
-    ]
     host = {
       'rows': self._rows,
       'digest': self._digest.hexdigest(),
-      'losses': self.losses,
-      'log': self._log,
+      'losses': {'loss': np.array(self._losses)},
+      'log': self._log.part(),
       'workers': sorted(arrays['workers']),
-      'versions': self._execution.holders(),
+      'holders': [list(pair) for pair in self._execution.holders().items()],
     }
     self._checkpoints.save(self._execution.version, arrays, host)

@@ -12,11 +12,16 @@ import jax
 import numpy as np
 
 from ga_jax.executors import blocks, lengths, saving, slots
-from ga_jax.guards import memory
+from ga_jax.guards import forms, memory
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.job import source
 from ga_jax.server import update
+
+_FORM = forms.fields(
+  {'done': forms.integer(0), 'metrics': metrics_lib.check_columns},
+  others=forms.anything,
+)  # of the host value of a checkpoint
 
 
 def execute(
@@ -96,7 +101,8 @@ class _Progress:
     self.done = 0
     self._plan = plan
     self._checkpoints = checkpoints
-    self._log = []  # metrics of blocks
+    self._log = metrics_lib.Log()  # of all blocks but the newest
+    self._newest = {}  # metrics, on the device that may still compute them
     self._saved = 0  # arrivals that the newest checkpoint holds
     self._batches = np.cumsum(plan.arrivals['num_batches'])
     self._versions = np.cumsum(plan.close)
@@ -110,15 +116,18 @@ class _Progress:
       'block length': length,
     }
     if self._checkpoints and (saved := self._checkpoints.resume(run)):
-      carry = saved.load(carry)
-      self._log = [saved.host['metrics']]
+      with saving.distrusted(saved):
+        _FORM(saved.host, 'host')
+        carry = saved.load(carry)
+      self._log.extend(saved.host['metrics'])
       self.done = self._saved = saved.host['done']
     return carry
 
   def add(self, metrics: dict[str, Any], part: slice) -> int:
     """Keeps the metrics of a block, with its times; returns batches so far."""
     metrics['time'] = self._plan.arrivals['time'][part]
-    self._log.append(metrics)
+    self._log.extend(self._newest)
+    self._newest = metrics
     self.done = part.stop
     return int(self._batches[self.done - 1])
 
@@ -130,14 +139,15 @@ class _Progress:
   def save(self, carry: blocks.Carry):
     """Saves the run where there is something new."""
     if self._checkpoints and self.done > self._saved:
-      self._log = [self.metrics()]
-      host = {'done': self.done, 'metrics': self._log[0]}
+      host = {'done': self.done, 'metrics': self.metrics()}
       self._checkpoints.save(self._version(), carry, host)
       self._saved = self.done
 
   def metrics(self) -> dict[str, np.ndarray]:
     """Those of all arrivals so far, on the host."""
-    return metrics_lib.joined(self._log)
+    self._log.extend(self._newest)
+    self._newest = {}
+    return self._log.part()
 
   def _version(self) -> int:
     return int(self._versions[self.done - 1])

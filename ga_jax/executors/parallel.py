@@ -132,7 +132,7 @@ def execute(
   try:
     run = saving.of_trace(job, trace, executor='exact')
     return exact.Run(execution, checkpoints, run).consume(
-      trace.events.tolist(), trace.num_batches, observe, block or align
+      trace.rows(), trace.num_batches, observe, block or align
     )
   finally:
     execution.close()

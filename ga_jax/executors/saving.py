@@ -1,5 +1,6 @@
 """When a run is saved, and what it goes on with."""
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -8,11 +9,18 @@ from typing import Any
 import jax
 import numpy as np
 
-from ga_jax.guards import checks
-from ga_jax.record import checkpoints
+from ga_jax.guards import checks, forms
+from ga_jax.record import checkpoints, values
 from ga_jax.server import recovery, statistics
 
 _SHORT = 40  # characters of a value that a message shows
+
+_NAMED = forms.mapped(forms.anything)
+_FORM = forms.fields(
+  {'run': _NAMED, 'about': forms.optional(_NAMED)},
+  needed=(),
+  others=forms.anything,
+)  # of a host value, whatever made the run
 
 
 class Checkpoints:
@@ -43,14 +51,23 @@ class Checkpoints:
       every_seconds: seconds between two checkpoints, positive. With neither,
         only what a run ends with is saved.
       clock_fn: seconds.
-      about: what else makes the run what it is, by name; saved with it, and
-        compared by == where it goes on.
+      about: what else makes the run what it is, by name, as JSON knows it;
+        saved with it, and compared by == where it goes on.
+
+    Raises:
+      TypeError: something in `about` is not known to JSON; names it.
+      ValueError: a number is out of its range.
     """
     if every_updates is not None:
       every_updates = checks.integer('every_updates', every_updates, 1)
     if every_seconds is not None:
       every_seconds = checks.number(
         'every_seconds', every_seconds, above=0.0, finite=False
+      )
+    _, arrays = values.split(about, 'about')
+    if arrays:
+      raise TypeError(
+        'about must hold no arrays: they cannot be compared by =='
       )
     self._store = store
     self._every_updates = every_updates
@@ -100,6 +117,8 @@ class Checkpoints:
     newest = self._store.newest()
     if newest is None:
       return None
+    with distrusted(newest):
+      _FORM(newest.host, 'host')
     was = newest.host.get('run', {})
     others = [
       _other(name, was[name], value)
@@ -120,6 +139,26 @@ class Checkpoints:
       )
     self._updates = newest.step
     return newest
+
+
+@contextlib.contextmanager
+def distrusted(saved: checkpoints.Checkpoint):
+  """Goes on with what a checkpoint holds, whoever wrote it.
+
+  Args:
+    saved: the checkpoint.
+
+  Raises:
+    RecoveryError: it holds something else than it must.
+  """
+  try:
+    yield
+  except recovery.RecoveryError:
+    raise
+  except ValueError as error:  # of another form or model, or damaged
+    raise recovery.RecoveryError(
+      f'{saved.path} is of no run that can go on here: {error}'
+    ) from error
 
 
 def _other(name: str, was: Any, now: Any) -> str:

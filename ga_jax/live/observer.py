@@ -7,8 +7,19 @@ from typing import Any
 
 import numpy as np
 
+from ga_jax.guards import forms
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.workers import inheritance
+
+_PIECE = 64  # arrivals that are given to the thread together, at most
+
+FORM = forms.fields(
+  {
+    'batches': forms.integer(0),
+    'shown': metrics_lib.check_columns,
+    'open': metrics_lib.check_columns,
+  }
+)  # of what `Observer.save` returns
 
 
 class Observer:
@@ -29,9 +40,11 @@ class Observer:
     self._block = block
     self._num_batches = num_batches
     self._stop = stop
-    self._open = []  # metrics of the block that is not full yet
     self._batches = 0
-    self._done = []  # blocks on the host
+    self._waiting = 0  # arrivals of the block that is not full yet
+    self._open = []  # metrics of the newest of them
+    self._log = metrics_lib.Log()  # of all others; the thread's own
+    self._shown = 0  # arrivals in it whose block was full
     self._queue = queue.SimpleQueue()
     self._error = None
     self._thread = threading.Thread(
@@ -42,27 +55,48 @@ class Observer:
   def take(self, metrics, state_fn: Callable[[], Any]):
     """One more gradient entered a round; `state_fn` is asked at block ends."""
     self._open.append(metrics)
+    self._waiting += 1
     self._batches += metrics['num_batches']
     # The last arrival's round may still be closed after it.
-    if len(self._open) >= self._block and self._batches < self._num_batches:
-      self._hand_over(state_fn())
+    if self._waiting >= self._block and self._batches < self._num_batches:
+      self._show(state_fn())
+    elif len(self._open) >= _PIECE:
+      self._hand_over()
 
-  def save(self):
-    """What was seen so far, on the host; waits for it."""
-    seen = threading.Event()
-    self._queue.put(seen)
-    seen.wait()
-    log = [{k: np.asarray(v) for k, v in row.items()} for row in self._open]
-    return self._batches, list(self._done), log
+  def save(self) -> dict[str, Any]:
+    """What was seen so far, on the host; waits for it.
 
-  def restore(self, batches, done, log):
-    """Goes on where `save` was called."""
-    self._batches, self._done, self._open = batches, list(done), list(log)
+    Returns:
+      How many batches, and metrics by name: of the blocks that were shown, and
+      of the one that is open.
+    """
+    self._hand_over()
+    idle = threading.Event()
+    self._queue.put(idle)
+    idle.wait()
+    shown, log = self._shown, self._log
+    return {
+      'batches': self._batches,
+      'shown': log.part(0, shown),
+      'open': log.part(shown),
+    }
+
+  def restore(self, saved: dict[str, Any]):
+    """Goes on where `save` was called.
+
+    Args:
+      saved: what it returned, of the form `FORM`.
+    """
+    self._log.extend(saved['shown'])
+    self._shown = len(self._log)
+    self._log.extend(saved['open'])
+    self._batches = saved['batches']
+    self._waiting = len(self._log) - self._shown
 
   def close(self, state):
     """Shows the last block, however short; `state` is that after it."""
-    if self._open:
-      self._hand_over(state)
+    if self._waiting:
+      self._show(state)
 
   def end(self, state) -> dict[str, np.ndarray]:
     """Waits for everything; the metrics of all arrivals."""
@@ -71,10 +105,15 @@ class Observer:
     self._thread.join()
     if self._error is not None:
       raise self._error
-    return metrics_lib.joined(self._done)
+    return self._log.part()
 
-  def _hand_over(self, state):
-    self._queue.put((self._batches, state, self._open))
+  def _show(self, state):
+    self._hand_over((self._batches, state))
+    self._waiting = 0
+
+  def _hand_over(self, end=None):
+    """Gives the thread what is new; and what a block ends with, if one does."""
+    self._queue.put((self._open, end))
     self._open = []
 
   def _run(self):
@@ -82,13 +121,15 @@ class Observer:
       if isinstance(item, threading.Event):
         item.set()
         continue
-      batches, state, log = item
-      block = metrics_lib.stacked(log)
-      self._done.append(block)
+      rows, end = item
+      self._log.extend(rows)
+      if end is None:
+        continue
+      start, self._shown = self._shown, len(self._log)
       if self._observe is None or self._error is not None:
         continue
       try:
-        if self._observe(batches, state, block):
+        if self._observe(*end, self._log.part(start)):
           self._stop()
       except Exception as error:  # shown where the run ends
         self._error = error

@@ -25,10 +25,10 @@ JOIN_SECONDS = 5.0  # what a hung worker is given at the end
 class ThreadPool:
   """Workers that are threads; they share the placements where these are less.
 
-  Its `may_return` are none: a worker whose thread has died does not come back.
+  See `roster.WorkerPool`.
   """
 
-  may_return = False
+  may_return = False  # a worker whose thread has died does not come back
 
   def __init__(
     self,
@@ -55,7 +55,9 @@ class ThreadPool:
     """Compiles for every device: compiling holds the GIL."""
     for machine in self._machines:
       batches = machine.load(order.ticket.first_batch, order.ticket.num_batches)
-      machine.dispatch(order, batches)
+      answer = machine.dispatch(order, batches)
+      finite = update.finite(answer[0])
+      jax.block_until_ready((finite, machine.to_server(answer)))
 
   def hire(self, worker_id: int, deliver: Callable[[Any], None]):
     """A worker's thread, which is here at once."""

@@ -6,6 +6,7 @@ and hashes of all files are in a manifest, which is written last.
 
 import contextlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
@@ -15,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax.guards import forms
 from ga_jax.record import files as files_lib
 
 MANIFEST = 'manifest.json'
+LEAVES = 'leaves.json'
 ARRAYS = 'arrays'
 HIDDEN = '.partial-'
 _UNKNOWN = ('uint2', 'uint4')  # what Orbax cannot write
@@ -66,6 +69,10 @@ def describe(name: str, leaf: Any) -> Leaf:
     )
   known = is_key and isinstance(leaf, jax.Array)  # no shape alone
   impl = jax.random.key_impl(leaf) if known else None
+  if not isinstance(impl, str | None):
+    raise TypeError(
+      f'the leaf {name} holds {leaf.dtype}, which cannot be written'
+    )
   return Leaf(tuple(leaf.shape), str(leaf.dtype), impl, None)
 
 
@@ -89,6 +96,53 @@ def on_host(tree: Any) -> tuple[dict[str, Leaf], dict[str, np.ndarray]]:
       described = described._replace(empty=value)
     leaves[name] = described
   return leaves, stored
+
+
+def listed(leaves: dict[str, Leaf]) -> list[dict[str, Any]]:
+  """Leaves as `LEAVES` holds them; `leaves_of` reads them."""
+  found = []
+  for name, leaf in leaves.items():
+    empty = leaf.empty
+    if empty is not None:
+      empty = {'shape': list(empty.shape), 'dtype': str(empty.dtype)}
+    known = {'shape': list(leaf.shape), 'dtype': leaf.dtype}
+    known |= {'key_impl': leaf.key_impl, 'empty': empty}
+    found.append({'name': name, **known})
+  return found
+
+
+_SHAPED = {'shape': forms.listed(forms.integer(0)), 'dtype': forms.text}
+LISTED = {
+  'name': forms.text,
+  **_SHAPED,
+  'key_impl': forms.optional(forms.text),
+  'empty': forms.optional(forms.fields(_SHAPED)),
+}  # of an item of what `listed` makes
+
+
+def leaves_of(folder: str, found: list[dict[str, Any]]) -> dict[str, Leaf]:
+  """Leaves by name, from what `listed` made of them.
+
+  Args:
+    folder: that they were read from.
+    found: items of the form `LISTED`.
+
+  Raises:
+    ValueError: they cannot be.
+  """
+  leaves = {}
+  for one in found:
+    empty = one['empty']
+    try:
+      if empty is not None:
+        if math.prod(empty['shape']):
+          raise TypeError('an empty array has elements')
+        empty = np.zeros(empty['shape'], jnp.dtype(empty['dtype']))
+    except (TypeError, ValueError) as error:
+      raise ValueError(f'{folder} is damaged: {error}') from error
+    shape = tuple(one['shape'])
+    leaves[one['name']] = Leaf(shape, one['dtype'], one['key_impl'], empty)
+  return leaves
 
 
 def load(folder: str, leaves: dict[str, Leaf], like: Any) -> Any:
@@ -115,17 +169,53 @@ def load(folder: str, leaves: dict[str, Leaf], like: Any) -> Any:
 def load_named(
   folder: str, leaves: dict[str, Leaf], like: dict[str, Any]
 ) -> dict[str, Any]:
-  """The arrays of a folder by name; the arguments are those of `load`."""
+  """The arrays of a folder by name; arguments and errors as of `load`."""
   import orbax.checkpoint as ocp
 
-  stored = {}
-  if any(leaf.empty is None for leaf in leaves.values()):
-    with ocp.PyTreeCheckpointer() as checkpointer:
-      stored = checkpointer.restore(os.path.join(folder, ARRAYS))
-  return {
-    name: _placed(leaf, stored.get(str(i)), like[name])
-    for i, (name, leaf) in enumerate(leaves.items())
-  }
+  stored, path = {}, os.path.join(folder, ARRAYS)
+  numbers = {str(i): leaf for i, leaf in enumerate(leaves.values())}
+  numbers = {i: leaf for i, leaf in numbers.items() if leaf.empty is None}
+  with distrusted(folder):
+    if numbers:
+      with ocp.PyTreeCheckpointer() as checkpointer:
+        _check_sizes(checkpointer.metadata(path).item_metadata.tree, numbers)
+        stored = checkpointer.restore(path)
+    return {
+      name: _placed(leaf, stored.get(str(i)), like[name])
+      for i, (name, leaf) in enumerate(leaves.items())
+    }
+
+
+@contextlib.contextmanager
+def distrusted(folder: str):
+  """Reads a folder of Orbax that may hold anything.
+
+  Raises:
+    DamagedError: the block failed: Orbax raises what it makes of strange files,
+      and there may be other files than regular ones, which it is kept from.
+  """
+  try:
+    contents(folder)
+    yield
+  except Exception as error:
+    first, *_ = str(error).splitlines() or ['']
+    raise files_lib.DamagedError(f'{folder} cannot be read: {first}') from error
+
+
+def _check_sizes(found: dict[str, Any], leaves: dict[str, Leaf]):
+  """Raises a ValueError where Orbax would make other arrays than were saved.
+
+  Nothing is allocated before that.
+  """
+  if set(found) != set(leaves):
+    raise ValueError(f'{ARRAYS} holds {sorted(found)}')
+  for number, leaf in leaves.items():
+    if leaf.key_impl is None:
+      shape = tuple(getattr(found[number], 'shape', None) or ())
+      if shape != leaf.shape:
+        raise ValueError(f'{ARRAYS} holds {list(shape)}, not {leaf}')
+    elif len(getattr(found[number], 'shape', ())) != len(leaf.shape) + 1:
+      raise ValueError(f'{ARRAYS} holds no {leaf}')
 
 
 def _placed(leaf: Leaf, stored, like):
@@ -182,7 +272,7 @@ def write(
   Args:
     folder: must not be there.
     stored: arrays, see `on_host`.
-    files: other files by name.
+    files: other files by name, among them `LEAVES`.
     about: what the manifest holds beside sizes and hashes.
   """
   import orbax.checkpoint as ocp
@@ -211,6 +301,9 @@ def write(
   _sync(folder)
 
 
+_FILE = forms.row(forms.integer(0), forms.text)  # size and hash
+
+
 def damage(folder: str, name: str, value: Any) -> str | None:
   """What is wrong with a folder that `write` wrote, if anything is.
 
@@ -219,21 +312,43 @@ def damage(folder: str, name: str, value: Any) -> str | None:
     name: of something in its manifest.
     value: what that must be.
   """
+  form = forms.fields({name: forms.anything, 'files': forms.mapped(_FILE)})
   try:
-    with open(os.path.join(folder, MANIFEST), encoding='utf-8') as file:
-      manifest = json.load(file)
+    manifest = files_lib.read_json(os.path.join(folder, MANIFEST), form)
     if manifest[name] != value:
       return f'its manifest is of {name} {manifest[name]}'
-    for file, wanted in manifest['files'].items():
-      if _size_and_hash(os.path.join(folder, file)) != wanted:
+    there = contents(folder)
+    for file in manifest['files'].keys() | there:
+      if file not in there:
+        return f'{file} is missing'
+      if file not in manifest['files']:
+        return f'{file} was added'
+      if _size_and_hash(os.path.join(folder, file)) != manifest['files'][file]:
         return f'{file} has changed'
   except FileNotFoundError as error:
     return f'{os.path.relpath(error.filename, folder)} is missing'
   except OSError as error:
     return str(error)
-  except (ValueError, KeyError, TypeError, AttributeError):
+  except ValueError:
     return f'{MANIFEST} is garbled'
   return None
+
+
+def contents(folder: str) -> set[str]:
+  """The files in a folder that `write` wrote, but the manifest.
+
+  Raises:
+    OSError: something there is neither a regular file nor a folder.
+  """
+  found = set()
+  for parent, folders, names in os.walk(folder):
+    for name in (*folders, *names):
+      path = os.path.join(parent, name)
+      kind = files_lib.kind_of(path, folders=True)
+      if kind:
+        raise OSError(f'{os.path.relpath(path, folder)} is {kind}')
+    found |= {os.path.relpath(os.path.join(parent, n), folder) for n in names}
+  return found - {MANIFEST}
 
 
 def _size_and_hash(path: str) -> list:

@@ -1,6 +1,8 @@
 """Checkpoints: folders that are there whole or not at all."""
 
 import contextlib
+import io
+import json
 import os
 import pickle
 import re
@@ -10,10 +12,15 @@ import threading
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from ga_jax.guards import checks, exclusive, locks
-from ga_jax.record import arrays as arrays_lib
+import numpy as np
 
-_HOST = 'host.pickle'
+from ga_jax.guards import checks, exclusive, forms, locks
+from ga_jax.record import arrays as arrays_lib
+from ga_jax.record import files as files_lib
+from ga_jax.record import values
+
+_HOST, _HOST_ARRAYS = 'host.json', 'host.npz'
+_PICKLED = 'host.pickle'  # of 0.1
 _NAME = re.compile(r'(\d+)-step-(\d+)')  # serial, step
 # Where what checkpoints of 0.1 name stands now.
 _MOVED = {
@@ -21,6 +28,10 @@ _MOVED = {
   ('ga_jax.ledger', 'Ticket'): 'ga_jax.server.ledger',
   ('ga_jax.runtimes.live', 'Telemetry'): 'ga_jax.live.result',
 }
+
+
+class PickledError(ValueError):
+  """A checkpoint of 0.1, which may run code when it is read."""
 
 
 class Checkpoint(NamedTuple):
@@ -61,18 +72,21 @@ class CheckpointStore(exclusive.Exclusive):
   is written into a hidden folder, with a manifest of sizes and hashes, and
   renamed when it is on the disk. One process at a time saves, from any of its
   threads; within `owned` nobody else does, as in every run that is given a
-  store. The host value is pickled: open only folders that you trust.
+  store. Nothing that is read here is run.
   """
 
-  def __init__(self, folder: str, keep: int = 3):
+  def __init__(self, folder: str, keep: int = 3, *, allow_pickle: bool = False):
     """Creates nothing before the first save.
 
     Args:
       folder: where the checkpoints are.
       keep: how many are kept, at least 1.
+      allow_pickle: whether those of version 0.1 are read, whose host value is
+        pickled: it may run anything. Only for folders that you trust.
     """
     self.folder = os.path.abspath(folder)
     self.keep = checks.integer('keep', keep, 1)
+    self._allow_pickle = allow_pickle
     self._owned = None  # (lock on the folder, thread that took it)
     super().__init__()
 
@@ -120,10 +134,12 @@ class CheckpointStore(exclusive.Exclusive):
     Args:
       step: how far the run got, at least 0.
       arrays: pytree of JAX or NumPy arrays; nothing is kept of them.
-      host: any value that can be pickled.
+      host: what JSON knows (None, booleans, numbers, strings, lists, dicts
+        with strings as keys) and NumPy arrays of numbers or strings.
 
     Raises:
-      TypeError: a leaf is no array; names the leaf.
+      TypeError: a leaf is no array, or something in the host value is neither;
+        names it.
       ValueError: the step is negative.
       OccupiedError: another process is saving here.
       LostError: the folder was removed or replaced within `owned`.
@@ -131,7 +147,10 @@ class CheckpointStore(exclusive.Exclusive):
     """
     step = checks.integer('step', step, 0)
     leaves, stored = arrays_lib.on_host(arrays)
-    files = {_HOST: pickle.dumps((leaves, host))}
+    files = {
+      arrays_lib.LEAVES: json.dumps(arrays_lib.listed(leaves)).encode(),
+      **_files_of(host),
+    }
     what = f'the checkpoint of step {step}'
     with contextlib.ExitStack() as stack:
       try:
@@ -166,6 +185,9 @@ class CheckpointStore(exclusive.Exclusive):
 
     Returns:
       A `Checkpoint`, None if there is none.
+
+    Raises:
+      PickledError: version 0.1 wrote it, and `allow_pickle` was not given.
     """
     entries = self._entries()
     while entries:
@@ -173,14 +195,40 @@ class CheckpointStore(exclusive.Exclusive):
       path = self._path(serial, step)
       damage = arrays_lib.damage(path, 'step', step)
       if damage is None:
-        with open(os.path.join(path, _HOST), 'rb') as file:
-          leaves, host = _Unpickler(file).load()
-        return Checkpoint(step, host, path, leaves)
+        try:
+          return Checkpoint(step, *self._read(path))
+        except PickledError:
+          raise
+        except (OSError, ValueError) as error:
+          damage = str(error)
       instead = f'that of step {entries[-1][1]}' if entries else 'none'
       (warn or _print_to_stderr)(
         f'checkpoint {path} is damaged ({damage}): {instead} is used instead'
       )
     return None
+
+  def _read(self, path: str) -> tuple[Any, str, dict[str, arrays_lib.Leaf]]:
+    """Host value, path and leaves of a checkpoint."""
+    if os.path.exists(os.path.join(path, _PICKLED)):
+      if not self._allow_pickle:
+        raise PickledError(
+          f'{path} is of version 0.1, which pickled: to read it may run '
+          'anything. Where you trust it, CheckpointStore(..., '
+          'allow_pickle=True) reads it; a run goes on with the version that '
+          'began it'
+        )
+      with open(os.path.join(path, _PICKLED), 'rb') as file:
+        leaves, host = _Unpickler(file).load()
+      return host, path, leaves
+    leaves = files_lib.read_json(
+      os.path.join(path, arrays_lib.LEAVES),
+      forms.listed(forms.fields(arrays_lib.LISTED)),
+    )
+    host = values.joined(
+      files_lib.read_json(os.path.join(path, _HOST), values.FORM, finite=False),
+      files_lib.read_arrays(os.path.join(path, _HOST_ARRAYS)),
+    )
+    return host, path, arrays_lib.leaves_of(path, leaves)
 
   def _entries(self) -> list[tuple[int, int]]:
     """(serial, step) of what is in place, in the order it was saved."""
@@ -199,6 +247,14 @@ class CheckpointStore(exclusive.Exclusive):
         shutil.rmtree(self._path(serial, step))
       else:
         kept.add(step)
+
+
+def _files_of(host: Any) -> dict[str, bytes]:
+  """The files that hold a host value."""
+  kept, arrays = values.split(host, 'host')
+  stream = io.BytesIO()
+  np.savez_compressed(stream, **arrays)
+  return {_HOST: json.dumps(kept).encode(), _HOST_ARRAYS: stream.getvalue()}
 
 
 class _Unpickler(pickle.Unpickler):

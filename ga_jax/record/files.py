@@ -1,15 +1,37 @@
-"""Files on disk: whole or not at all, or line by line, and their hashes."""
+"""Files on disk: whole or not at all, or line by line; read with distrust.
+
+A file may have been cut off, damaged, or made by somebody else. What reads it
+here opens regular files alone, allocates no more than the file can hold, runs
+nothing, and raises a `DamagedError` that names the file, whatever is in it.
+"""
 
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
-from typing import Any
+import stat
+import zipfile
+from typing import Any, BinaryIO
 
 import numpy as np
+
+from ga_jax.guards import forms
+
+MOST_JSON = 2**28  # bytes of a file of JSON
+MOST_ARRAYS = 2**36  # bytes of the arrays of a file
+_DEFLATED = 1100  # bytes that a byte of a compressed file can stand for
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
+
+
+class DamagedError(ValueError):
+  """A file does not hold what it should; the message names it."""
 
 
 def to_json(value: Any) -> Any:
@@ -57,6 +79,8 @@ def replacing(path: str):
   """
   folder, name = os.path.split(os.path.abspath(path))
   partial = os.path.join(folder, f'.{os.getpid()}.partial.{name}')
+  with contextlib.suppress(FileNotFoundError):  # it may be a link elsewhere
+    os.unlink(partial)
   try:
     with of_file(path):
       yield partial
@@ -102,8 +126,8 @@ def check_space(folder: str, needed: int):
 
 
 def sha256(path: str) -> str:
-  """The SHA-256 of a file, in hexadecimal."""
-  with open(path, 'rb') as file:
+  """The SHA-256 of a regular file, in hexadecimal."""
+  with opened(path) as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
 
 
@@ -119,6 +143,164 @@ def write_all(file: Any, data: bytes):
   except OSError:
     file.truncate(start)
     raise
+
+
+def opened(path: str) -> BinaryIO:
+  """A regular file, open for reading.
+
+  Raises:
+    DamagedError: it is a link, a pipe or a device, which may say anything, or
+      nothing for ever.
+    OSError: it is not there, or not for us.
+  """
+  kind = kind_of(path)
+  if kind:
+    raise DamagedError(f'{path} is {kind}: only regular files are read')
+  return open(path, 'rb')
+
+
+def kind_of(path: str, folders: bool = False) -> str:
+  """What is wrong with the kind of a file; '' where it is a regular one.
+
+  Args:
+    path: of the file, which is there.
+    folders: whether a folder is fine too.
+
+  Raises:
+    OSError: it is not there.
+  """
+  mode = os.lstat(path).st_mode
+  if stat.S_ISREG(mode) or (folders and stat.S_ISDIR(mode)):
+    return ''
+  if stat.S_ISLNK(mode):
+    return 'a symbolic link'
+  return 'a folder' if stat.S_ISDIR(mode) else 'a pipe, a socket or a device'
+
+
+def read_json(
+  path: str, form: forms.Form = forms.anything, *, finite: bool = True
+) -> Any:
+  """What a file of JSON holds.
+
+  Args:
+    path: of the file.
+    form: of the value.
+    finite: whether NaN and infinities are refused, as JSON does.
+
+  Raises:
+    DamagedError: it holds something else.
+    OSError: it is not there, or not for us.
+  """
+  with opened(path) as file:
+    content = file.read(MOST_JSON + 1)
+  try:
+    return parsed(content, form, finite=finite)
+  except ValueError as error:
+    raise DamagedError(f'{path} is damaged: {error}') from error
+
+
+def read_json_lines(
+  path: str, form: forms.Form = forms.anything
+) -> tuple[list[Any], list[int]]:
+  """The lines of a file of JSON lines.
+
+  Args:
+    path: of the file.
+    form: of a line.
+
+  Returns:
+    (values, numbers of the lines that hold something else, the first is 1).
+
+  Raises:
+    DamagedError: it is no regular file.
+    OSError: it is not there, or not for us.
+  """
+  values, damaged = [], []
+  with opened(path) as file:
+    for i, line in enumerate(file.read(MOST_JSON).splitlines(), 1):
+      try:
+        values.append(parsed(line, form))
+      except ValueError:
+        damaged.append(i)
+  return values, damaged
+
+
+def parsed(
+  content: bytes, form: forms.Form = forms.anything, *, finite: bool = True
+) -> Any:
+  """A value from JSON in UTF-8; arguments and errors as `read_json`.
+
+  Raises:
+    ValueError: it is none, or of another form.
+  """
+  if len(content) > MOST_JSON:
+    raise ValueError(f'it has more than {MOST_JSON} bytes')
+  try:
+    value = json.loads(content.decode(), parse_int=_integer)
+    # Half a surrogate pair cannot be printed, 1e999 is no number.
+    json.dumps(value, ensure_ascii=False, allow_nan=not finite).encode()
+  except RecursionError as error:
+    raise ValueError('its lists are too deep') from error
+  form(value, '')
+  return value
+
+
+def _integer(text: str) -> int:
+  value = int(text) if len(text) < 30 else 2**63
+  if not -(2**63) <= value < 2**63:
+    raise ValueError('it holds an integer of more than 64 bits')
+  return value
+
+
+def read_arrays(path: str) -> dict[str, np.ndarray]:
+  """The named arrays of numbers or strings of an .npz file.
+
+  Raises:
+    DamagedError: it holds something else.
+    OSError: it is not there, or not for us.
+  """
+  with opened(path) as file:
+    content = file.read()
+  try:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+      return _arrays(archive, len(content))
+  except MemoryError as error:
+    raise DamagedError(f'{path} does not fit in the memory') from error
+  except Exception as error:  # zipfile and NumPy raise what damage makes of it
+    raise DamagedError(f'{path} is damaged: {error}') from error
+
+
+def _arrays(archive: zipfile.ZipFile, size: int) -> dict[str, np.ndarray]:
+  """The arrays of an archive of so many bytes."""
+  members = archive.infolist()
+  if len({member.filename for member in members}) < len(members):
+    raise ValueError('it holds a name twice')
+  total = sum(member.file_size for member in members)
+  if total > min(MOST_ARRAYS, _DEFLATED * size):
+    raise ValueError(f'its arrays are said to be of {total} bytes')
+  return {
+    member.filename.removesuffix('.npy'): _array(archive.read(member))
+    for member in members
+  }
+
+
+def _array(content: bytes) -> np.ndarray:
+  """An array from what `numpy.save` writes, but no objects."""
+  stream = io.BytesIO(content)
+  version = np.lib.format.read_magic(stream)
+  if version not in _HEADERS:
+    raise ValueError(f'it is of version {version}')
+  shape, fortran, dtype = _HEADERS[version](stream)
+  start = stream.tell()
+  if dtype.hasobject:
+    raise ValueError('it holds objects of Python')
+  if math.prod(shape) * dtype.itemsize != len(content) - start:
+    raise ValueError(f'it does not hold {dtype}{list(shape)}')
+  order = 'F' if fortran else 'C'
+  array = np.ndarray(shape, dtype, content, start, order=order).copy(order)
+  if dtype.kind == 'U':  # no code point that is none, no half of a pair
+    ''.join(array.ravel().tolist()).encode()
+  return array
 
 
 class JsonLines:

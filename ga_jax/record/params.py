@@ -5,13 +5,23 @@ import os
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
+from ga_jax.guards import forms
 from ga_jax.record import arrays as arrays_lib
+from ga_jax.record import files as files_lib
 
-_LEAVES = 'leaves.json'
 _FORMAT = 'ga_jax parameters 1'
+_MOST_ITEMS = 2**20  # of a list: it is made as long as its last index says
+_STEP = forms.any_of(
+  forms.row(forms.one_of('item'), forms.integer(0, _MOST_ITEMS)),
+  forms.row(forms.one_of('key'), forms.any_of(forms.integer(), forms.text)),
+)
+_ABOUT = {
+  **arrays_lib.LISTED,
+  'path': forms.listed(_STEP, most=100),
+  'numpy': forms.flag,
+}
 
 
 def save_params(path: str, params: Any, model_state: Any = ()):
@@ -34,12 +44,15 @@ def save_params(path: str, params: Any, model_state: Any = ()):
   tree = _both(params, model_state)
   leaves, stored = arrays_lib.on_host(tree)
   about = [
-    _about(name, keys, leaf, isinstance(value, np.ndarray | np.generic))
-    for (name, leaf), keys, value in zip(
-      leaves.items(), _paths(tree), jax.tree.leaves(tree), strict=True
+    {**known, 'path': keys, 'numpy': isinstance(x, np.ndarray | np.generic)}
+    for known, keys, x in zip(
+      arrays_lib.listed(leaves),
+      _paths(tree),
+      jax.tree.leaves(tree),
+      strict=True,
     )
   ]
-  files = {_LEAVES: json.dumps(about, indent=2).encode()}
+  files = {arrays_lib.LEAVES: json.dumps(about, indent=2).encode()}
   with arrays_lib.replacing(path, os.path.basename(path)) as hidden:
     arrays_lib.write(hidden, stored, files, {'format': _FORMAT})
 
@@ -77,15 +90,17 @@ def load_params(path: str, like: tuple[Any, Any] | None = None):
       the folder is damaged.
   """
   path = os.path.abspath(path)
-  ours = (arrays_lib.MANIFEST, arrays_lib.ARRAYS, _LEAVES)
+  ours = (arrays_lib.MANIFEST, arrays_lib.ARRAYS, arrays_lib.LEAVES)
   if not any(os.path.exists(os.path.join(path, name)) for name in ours):
     return _load_orbax(path, like)
   damage = arrays_lib.damage(path, 'format', _FORMAT)
   if damage is not None:
     raise ValueError(f'{path} is damaged: {damage}')
-  with open(os.path.join(path, _LEAVES), encoding='utf-8') as file:
-    about = {one['name']: one for one in json.load(file)}
-  leaves = {name: _leaf(one) for name, one in about.items()}
+  found = files_lib.read_json(
+    os.path.join(path, arrays_lib.LEAVES), forms.listed(forms.fields(_ABOUT))
+  )
+  leaves = arrays_lib.leaves_of(path, found)
+  about = {one['name']: one for one in found}
   if like is None:
     kinds = {True: np.zeros(()), False: jax.ShapeDtypeStruct((), np.float32)}
     places = {name: kinds[one['numpy']] for name, one in about.items()}
@@ -93,6 +108,8 @@ def load_params(path: str, like: tuple[Any, Any] | None = None):
     both = _nested([(one['path'], found[name]) for name, one in about.items()])
   else:
     both = arrays_lib.load(path, leaves, _both(*like))
+  if not isinstance(both, dict):
+    raise ValueError(f'{path} is damaged: it holds one array')
   return both.get('params', {}), both.get('model_state', ())
 
 
@@ -140,26 +157,6 @@ def _nested(leaves):
   return [parts.get(('item', i)) for i in range(length)]
 
 
-def _about(
-  name: str, path, leaf: arrays_lib.Leaf, is_numpy: bool
-) -> dict[str, Any]:
-  """What `_LEAVES` holds of a leaf."""
-  empty = leaf.empty
-  if empty is not None:
-    empty = {'shape': empty.shape, 'dtype': str(empty.dtype)}
-  known = leaf._asdict() | {'empty': empty}
-  return {'name': name, 'path': path, **known, 'numpy': is_numpy}
-
-
-def _leaf(about: dict[str, Any]) -> arrays_lib.Leaf:
-  """The leaf that `_about` was told of."""
-  empty = about['empty']
-  if empty is not None:
-    empty = np.zeros(empty['shape'], jnp.dtype(empty['dtype']))
-  shape = tuple(about['shape'])
-  return arrays_lib.Leaf(shape, about['dtype'], about['key_impl'], empty)
-
-
 def _load_orbax(path, like):
   """Loads the folder of Orbax that version 0.1 wrote."""
   import orbax.checkpoint as ocp
@@ -172,9 +169,12 @@ def _load_orbax(path, like):
       target = dict(zip(('params', 'model_state'), like, strict=True))
       if target['model_state'] == ():
         target['model_state'] = {}
-      _check_orbax(path, checkpointer.metadata(path).item_metadata.tree, target)
-    loaded = checkpointer.restore(path, target)
-  return loaded['params'], loaded['model_state'] or ()
+      with arrays_lib.distrusted(path):
+        saved = checkpointer.metadata(path).item_metadata.tree
+      _check_orbax(path, saved, target)
+    with arrays_lib.distrusted(path):
+      loaded = checkpointer.restore(path, target)
+      return loaded['params'], loaded['model_state'] or ()
 
 
 def _check_orbax(path, saved, target):

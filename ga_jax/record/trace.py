@@ -1,7 +1,9 @@
 """The trace: everything that happened, enough to compute the run again."""
 
 import os
-import zipfile
+import sys
+import zlib
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -25,6 +27,11 @@ EVENT_DTYPE = np.dtype(
     ('staleness', 'i4'),  # server version at the event − version read
   ]
 )
+_ROWS = 1024  # that are tuples at one time: a tuple takes six times the bytes
+
+
+# In the file of a `TraceWriter`. The check is that of all rows so far.
+ROW_DTYPE = np.dtype([*EVENT_DTYPE.descr, ('check', 'u4')])
 
 
 class TraceError(ValueError):
@@ -63,20 +70,23 @@ class Trace(NamedTuple):
       TraceError: the file is no trace.
     """
     try:
-      data = np.load(path)
-    except (ValueError, EOFError, zipfile.BadZipFile) as error:
+      data = files.read_arrays(path)
+    except files.DamagedError as error:
       raise TraceError(f'{path} cannot be read: {error}') from error
-    if not isinstance(data, np.lib.npyio.NpzFile):
-      raise TraceError(f'{path} holds one array, which is no trace')
-    with data:
-      if set(data.files) != {'events', 'num_workers', 'num_batches'}:
-        raise TraceError(f'{path} holds {data.files}, which is no trace')
-      trace = cls(
-        data['events'], int(data['num_workers']), int(data['num_batches'])
-      )
-    if trace.events.dtype != EVENT_DTYPE:
+    if set(data) != {'events', 'num_workers', 'num_batches'}:
+      raise TraceError(f'{path} holds {list(data)}, which is no trace')
+    numbers = data['num_workers'], data['num_batches']
+    if any(n.shape != () or n.dtype.kind not in 'iu' for n in numbers):
+      raise TraceError(f'{path} does not say how many workers and batches')
+    trace = cls(data['events'], *map(int, numbers))
+    if trace.events.dtype != EVENT_DTYPE or trace.events.ndim != 1:
       raise TraceError(f'{path} has columns {trace.events.dtype}')
     return trace
+
+  def rows(self) -> Iterator[tuple]:
+    """The events one by one, tuples in the order of `EVENT_DTYPE`'s fields."""
+    for start in range(0, len(self.events), _ROWS):
+      yield from self.events[start : start + _ROWS].tolist()
 
   def applied(self) -> np.ndarray:
     """The arrivals that entered a round, in order; structured array."""
@@ -168,10 +178,15 @@ class Trace(NamedTuple):
 class TraceWriter(exclusive.Exclusive):
   """Writes rows down as they happen, to a file or to memory.
 
-  The file holds bare rows of `EVENT_DTYPE`. What `write` was told survives the
+  The file holds rows of `ROW_DTYPE`. What `write` was told survives the
   process, what came before a `flush` survives the machine too. Nobody else can
   open the record until it is closed. Several threads may write; rows of one
   `write` stay together.
+
+  Attributes:
+    path: the file, or None.
+    num_rows: so far.
+    check: of the rows in the file, 0 where there are none; see `read_rows`.
   """
 
   def __init__(self, path: str | None = None, num_rows: int | None = 0):
@@ -186,8 +201,8 @@ class TraceWriter(exclusive.Exclusive):
       OccupiedError: another process has it open.
     """
     self.path = path
-    self.num_rows = 0
-    self._blocks = []
+    self.num_rows = self.check = 0
+    self._rows = bytearray()
     self._file = self._owned = None  # the lock on the file
     super().__init__()
     if path is not None:
@@ -201,18 +216,22 @@ class TraceWriter(exclusive.Exclusive):
     """Keeps so many rows of an earlier process and cuts off the rest."""
     self.num_rows = num_rows
     if self._file is not None:
-      self._file.truncate(num_rows * EVENT_DTYPE.itemsize)
+      self._file.truncate(num_rows * ROW_DTYPE.itemsize)
+      checks = np.fromfile(self.path, ROW_DTYPE)['check'][-1:]
+      self.check = int(checks.sum())
 
   @exclusive.locked
   def write(self, rows: list[tuple]):
     """Adds rows, tuples in the order of `EVENT_DTYPE`'s fields."""
-    block = np.array(rows, EVENT_DTYPE)
-    self.num_rows += len(block)
+    written = np.array(rows, EVENT_DTYPE).tobytes()
     if self._file is None:
-      self._blocks.append(block)
+      self._rows += written
     else:
+      check, sealed = _sealed(written, self.check)
       with files.of_file(self.path):
-        files.write_all(self._file, block.tobytes())
+        files.write_all(self._file, sealed)
+      self.check = check
+    self.num_rows += len(rows)
 
   @exclusive.locked
   def flush(self):
@@ -229,11 +248,9 @@ class TraceWriter(exclusive.Exclusive):
   def trace(self, num_workers: int, num_batches: int) -> Trace:
     """The record so far."""
     if self._file is None:
-      empty = np.empty(0, EVENT_DTYPE)
-      events = np.concatenate(self._blocks) if self._blocks else empty
-      self._blocks = [events.copy()]  # the trace is the caller's
+      events = np.frombuffer(self._rows, EVENT_DTYPE).copy()
     else:
-      events = np.fromfile(self.path, EVENT_DTYPE)
+      events = _events(np.fromfile(self.path, ROW_DTYPE))
     return Trace(events, num_workers, num_batches)
 
   @exclusive.locked
@@ -244,27 +261,78 @@ class TraceWriter(exclusive.Exclusive):
       self._owned.release()
 
 
-def read_rows(path: str, start: int = 0) -> list[tuple]:
+def read_rows(
+  path: str,
+  start: int = 0,
+  check: int | None = None,
+  warn: Callable[[str], None] | None = None,
+) -> list[tuple]:
   """The whole rows in a `TraceWriter`'s file, which may not be there.
 
   What a machine that lost its power leaves at the end of a file, bytes that are
-  0, is left out, and the row where they begin.
+  0, is left out, and the row where they begin. So is what follows a damaged
+  row, and the row itself.
 
   Args:
     path: the file.
     start: how many rows to leave out at its beginning.
+    check: what the `TraceWriter` had after them.
+    warn: told in one line of what is left out; by default it is printed to
+      stderr.
 
   Raises:
-    TraceError: there are fewer than `start`.
+    TraceError: there are fewer than `start`, or others, or none can be read.
   """
   data = b''
   if os.path.exists(path):
-    with open(path, 'rb') as file:
-      data = file.read()
+    try:
+      with files.opened(path) as file:
+        data = file.read()
+    except files.DamagedError as error:
+      raise TraceError(str(error)) from error
+  size = len(data)
   written = len(data.rstrip(b'\0'))
-  if len(data) - written >= EVENT_DTYPE.itemsize:  # no row is 0 throughout
+  if len(data) - written >= ROW_DTYPE.itemsize:  # no row is 0 throughout
     data = data[:written]
-  number = len(data) // EVENT_DTYPE.itemsize
+  number = len(data) // ROW_DTYPE.itemsize
   if number < start:
     raise TraceError(f'{path} holds {number} rows, not {start}')
-  return np.frombuffer(data, EVENT_DTYPE, number)[start:].tolist()
+  rows = np.frombuffer(data, ROW_DTYPE, number)
+  events = _events(rows)
+  _, sealed = _sealed(events.tobytes(), 0)
+  wanted = np.frombuffer(sealed, ROW_DTYPE)['check']
+  whole = int(np.argmin(np.append(wanted == rows['check'], False)))
+  if whole < min(number, max(start, 1)):
+    raise TraceError(
+      f'row {whole} of {path} is damaged, or of an older version'
+    )
+  if start and check not in (None, rows['check'][start - 1]):
+    raise TraceError(f'{path} holds other rows than {start} that were written')
+  if whole * ROW_DTYPE.itemsize < size:
+    (warn or _print_to_stderr)(
+      f'row {whole} of {path} is damaged or cut off: it is left out, with what '
+      'follows it'
+    )
+  return events[start:whole].tolist()
+
+
+def _events(rows: np.ndarray) -> np.ndarray:
+  """Rows of a file without their checks."""
+  events = np.empty(len(rows), EVENT_DTYPE)
+  for name in EVENT_DTYPE.names:
+    events[name] = rows[name]
+  return events
+
+
+def _sealed(rows: bytes, check: int) -> tuple[int, bytes]:
+  """Rows of `EVENT_DTYPE` as a file has them, after some with a check."""
+  size, pieces = EVENT_DTYPE.itemsize, []
+  for start in range(0, len(rows), size):
+    row = rows[start : start + size]
+    check = zlib.crc32(row, check)
+    pieces += [row, check.to_bytes(4, sys.byteorder)]
+  return check, b''.join(pieces)
+
+
+def _print_to_stderr(message: str):
+  print(message, file=sys.stderr)

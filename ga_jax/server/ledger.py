@@ -8,20 +8,43 @@ queue with attempt + 1.
 """
 
 import collections
-import copy
 import itertools
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax.guards import checks, exclusive, memory
+from ga_jax.guards import checks, exclusive, forms, memory
+from ga_jax.policies.parts import saved as states_lib
 from ga_jax.policies.parts.base import Action, Decision, Event, Kind, Policy
 from ga_jax.record import trace as trace_lib
 from ga_jax.server import streams as streams_lib
 
 _WIDTH = len(trace_lib.EVENT_DTYPE.names)
-# What is not saved: the policy is code, the rows are written elsewhere.
-_NOT_SAVED = ('_policy', '_cells', '_lock')
+_COUNT = forms.integer(0)
+_WORKER = forms.integer(0, 2**31 - 1)
+_BATCHES = (_COUNT, forms.integer(1), _COUNT)  # first, number, attempt
+_FORM = forms.fields(
+  {
+    'num_batches': forms.integer(1),
+    'per_ticket': forms.integer(1),
+    'depth': _COUNT,
+    'version': _COUNT,
+    'rows': _COUNT,
+    'next_batch': _COUNT,
+    'next_ticket': _COUNT,
+    'in_round': _COUNT,
+    'refused': forms.mapped(_COUNT),
+    'ready': forms.listed(_WORKER),
+    'workers': forms.listed(_WORKER),
+    'returned': forms.listed(forms.row(*_BATCHES)),
+    'reserved': forms.listed(forms.row(_WORKER, *_BATCHES)),
+    'outstanding': forms.listed(forms.row(_COUNT, _WORKER, _COUNT, *_BATCHES)),
+    'revoked': forms.listed(_COUNT),
+    'not_finite': forms.listed(forms.row(_COUNT, _COUNT)),
+    'streams': forms.optional(streams_lib.FORM),
+    'policy_state': forms.anything,
+  }
+)  # of what `Ledger.save` returns
 MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
 
 
@@ -404,16 +427,90 @@ class Ledger(exclusive.Exclusive):
 
   @exclusive.locked
   def save(self) -> dict[str, Any]:
-    """Everything but the rows so far, as plain values."""
-    kept = {k: v for k, v in vars(self).items() if k not in _NOT_SAVED}
-    kept['_forgotten'] = self.num_rows
-    return copy.deepcopy(kept)
+    """Everything but the rows so far, as JSON knows it.
+
+    Raises:
+      TypeError: the policy's state cannot be saved.
+    """
+    state = states_lib.to_saved(self._policy_state, self._policy.init())
+    return {
+      'num_batches': self.num_batches,
+      'per_ticket': self._per_ticket,
+      'depth': self._depth,
+      'version': self.version,
+      'rows': self.num_rows,
+      'next_batch': self._next_batch,
+      'next_ticket': self._next_ticket,
+      'in_round': self._in_round,
+      'refused': dict(self.refused),
+      'ready': list(self.ready),
+      'workers': sorted(self.workers),
+      'returned': [list(batches) for batches in self._returned],
+      'reserved': [[one, *batches] for one, batches in self._reserved.items()],
+      'outstanding': [list(ticket) for ticket in self._outstanding.values()],
+      'revoked': sorted(self._revoked),
+      'not_finite': [list(pair) for pair in self._not_finite.items()],
+      'streams': self._streams.save() if self._streams else None,
+      'policy_state': state,
+    }
 
   @exclusive.locked
   def restore(self, saved: dict[str, Any]):
-    """Goes on where `save` was called, with the rows before forgotten."""
-    vars(self).update(copy.deepcopy(saved))
-    self._cells = []
+    """Goes on where `save` was called, with the rows before forgotten.
+
+    Args:
+      saved: what it returned, from a file that may hold anything.
+
+    Raises:
+      FormError: it is of another run, or of none.
+    """
+    _FORM(saved, 'book')
+    ours = {
+      'num_batches': self.num_batches,
+      'per_ticket': self._per_ticket,
+      'depth': self._depth,
+    }
+    for name, value in ours.items():
+      if saved[name] != value:
+        raise forms.FormError(f'book.{name} is {saved[name]}, not {value}')
+    if (saved['streams'] is None) != (self._streams is None):
+      raise forms.FormError('book.streams is of other batches')
+    self._check_own(saved)
+    if self._streams:
+      self._streams.restore(saved['streams'])
+    self._policy_state = states_lib.from_saved(
+      saved['policy_state'], self._policy.init()
+    )
+    self.version, self._in_round = saved['version'], saved['in_round']
+    self._next_batch = saved['next_batch']
+    self._next_ticket = saved['next_ticket']
+    self.refused = collections.Counter(saved['refused'])
+    self.ready = collections.deque(saved['ready'])
+    self.workers = set(saved['workers'])
+    self._returned = collections.deque(map(tuple, saved['returned']))
+    self._reserved = {one: tuple(rest) for one, *rest in saved['reserved']}
+    tickets = itertools.starmap(Ticket, saved['outstanding'])
+    self._outstanding = {ticket.ticket_id: ticket for ticket in tickets}
+    self._revoked = set(saved['revoked'])
+    self._not_finite = collections.Counter(dict(saved['not_finite']))
+    self._cells, self._forgotten = [], saved['rows']
+
+  def _check_own(self, saved):
+    """Raises a FormError where batches or workers are none of this run."""
+    tickets = [Ticket(*ticket) for ticket in saved['outstanding']]
+    held = [[t.first_batch, t.num_batches] for t in tickets]
+    held += [batches[:2] for batches in saved['returned']]
+    held += [batches[:2] for _, *batches in saved['reserved']]
+    if any(first + number > self.num_batches for first, number in held):
+      raise forms.FormError('book holds batches that are not of the run')
+    members = {*saved['ready'], *(ticket.worker_id for ticket in tickets)}
+    if not members <= set(saved['workers']):
+      raise forms.FormError('book has tickets of workers that are not there')
+    ids = [ticket.ticket_id for ticket in tickets]
+    if max(ids, default=-1) >= saved['next_ticket'] or (
+      max((t.version for t in tickets), default=0) > saved['version']
+    ):
+      raise forms.FormError('book has tickets that were never issued')
 
   @exclusive.locked
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:

@@ -9,6 +9,19 @@ own (worker_id mod S), else that with most left.
 """
 
 import heapq
+from typing import Any
+
+from ga_jax.guards import forms
+
+_PAIR = forms.row(forms.integer(0), forms.integer(0))
+FORM = forms.fields(
+  {
+    'next': forms.listed(forms.integer(0)),
+    'returned': forms.listed(forms.listed(_PAIR)),
+    'left': forms.listed(forms.integer(0)),
+    'held': forms.listed(_PAIR),
+  }
+)  # of what `Streams.save` returns
 
 
 class Streams:
@@ -32,8 +45,32 @@ class Streams:
     self._left = [len(range(s, num_batches, number)) for s in range(number)]
     self._held = {}  # worker_id -> stream
 
-  def __eq__(self, other):
-    return vars(self) == vars(other)
+  def save(self) -> dict[str, Any]:
+    """All it knows, as JSON does."""
+    return {
+      'next': list(self._next),
+      'returned': [[list(pair) for pair in heap] for heap in self._returned],
+      'left': list(self._left),
+      'held': [list(pair) for pair in self._held.items()],
+    }
+
+  def restore(self, saved: dict[str, Any]):
+    """Goes on where `save` was called.
+
+    Args:
+      saved: of the form `FORM`.
+
+    Raises:
+      FormError: it is of another number of streams.
+    """
+    numbers = {len(saved[name]) for name in ('next', 'returned', 'left')}
+    streams = {stream for _, stream in saved['held']}
+    if numbers != {self._number} or max(streams, default=0) >= self._number:
+      raise forms.FormError(f'streams must be {self._number}')
+    self._next, self._left = list(saved['next']), list(saved['left'])
+    self._returned = [[tuple(one) for one in h] for h in saved['returned']]
+    self._held = dict(saved['held'])
+    self.left = sum(self._left)
 
   def next(self, worker_id: int) -> tuple[int, int, int] | None:
     """What `take` would return now."""

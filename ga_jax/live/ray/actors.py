@@ -3,6 +3,7 @@
 Every worker is an independent JAX process that owns its devices.
 """
 
+import contextlib
 import uuid
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -13,9 +14,8 @@ from ray.util import scheduling_strategies
 from ga_jax.live.ray import cluster, messages
 from ga_jax.live.ray import server as server_lib
 from ga_jax.live.ray import setup as setup_lib
+from ga_jax.live.ray import share as share_lib
 from ga_jax.live.ray import worker as worker_lib
-
-ACCELERATORS = ('cpu', 'gpu', 'tpu')
 
 
 class Actors(NamedTuple):
@@ -31,15 +31,15 @@ class Actors(NamedTuple):
 
   def end(self):
     """Ends every process of the run."""
-    for actor in (self.server, *self.workers.values()):
-      ray.kill(actor)
+    with contextlib.suppress(ray.exceptions.RayError):  # the cluster is lost
+      for actor in (self.server, *self.workers.values()):
+        ray.kill(actor)
 
 
 def start(
   setup: setup_lib.Setup,
+  share: share_lib.Share = share_lib.CPU,
   *,
-  accelerator: str = 'cpu',
-  devices_per_worker: int = 1,
   delay_fn: Callable[[int, float], float] | None = None,
   facts_fn: Callable[[], Any] | None = None,
   env: dict[str, str] | None = None,
@@ -50,8 +50,7 @@ def start(
 
   Args:
     setup: the run.
-    accelerator: what workers compute with, one of `ACCELERATORS`.
-    devices_per_worker: how many of them each holds.
+    share: what every worker computes with.
     delay_fn: see `threads.Threads`.
     facts_fn: see `worker.RayWorker`.
     env: environment variables of every process beside those that are taken from
@@ -63,19 +62,16 @@ def start(
   Raises:
     ValueError: an argument is out of its range.
   """
-  if accelerator not in ACCELERATORS:
-    raise ValueError(
-      f'accelerator must be one of {ACCELERATORS}, got {accelerator!r}'
-    )
-  shared = cluster.environment(devices_per_worker, env)
+  share = share.checked()
+  shared = cluster.environment(share.devices_per_worker, env)
   run = uuid.uuid4().hex[:8]
   names = {w: f'ga_jax-{run}-worker-{w}' for w in range(setup.num_workers)}
-  worker = _worker(accelerator, devices_per_worker, shared)
+  worker = _worker(share, shared)
   workers = {
     worker_id: worker.options(name=name).remote(
       worker_id,
       setup.make_fn,
-      devices_per_worker,
+      share.devices_per_worker,
       delay_fn,
       facts_fn,
       setup.shards,
@@ -85,19 +81,16 @@ def start(
   return Actors(_server(shared).remote(setup, names), workers)
 
 
-def _worker(accelerator: str, devices: int, shared: dict[str, str]):
-  """What workers are made of, with as many devices each."""
-  needs = {
-    'cpu': {'num_cpus': devices},
-    'gpu': {'num_cpus': 1, 'num_gpus': devices},
-    'tpu': {'num_cpus': 1, 'resources': {'TPU': devices}},
-  }[accelerator]
-  platform = {} if accelerator != 'cpu' else {'JAX_PLATFORMS': 'cpu'}
+def _worker(share: share_lib.Share, shared: dict[str, str]):
+  """What workers are made of."""
+  needs = share.resources()
   return ray.remote(
     concurrency_groups={messages.STATES: 1},
     max_restarts=-1,
-    runtime_env={'env_vars': shared | platform},
-    **needs,
+    runtime_env={'env_vars': shared | share.environment()},
+    num_cpus=needs.pop('CPU'),
+    num_gpus=needs.pop('GPU', 0),
+    resources=needs,
   )(worker_lib.RayWorker)
 
 

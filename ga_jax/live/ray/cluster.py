@@ -4,8 +4,12 @@ import contextlib
 import os
 import pathlib
 import secrets
+import shlex
+import tempfile
 
 import ray
+
+from ga_jax.live.ray import signals
 
 # Environment variables that every process of a run has in common.
 _SHARED = (
@@ -19,6 +23,10 @@ _SHARED = (
 # 4 KiB. This asks for 2 MiB where Linux gives them on request (glibc 2.35 and
 # later; others ignore it). At most 2 MiB of each large block are wasted.
 _ALLOCATOR = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+
+
+class AccessError(ValueError):
+  """Others could come into a cluster, or into this process."""
 
 
 def environment(devices: int, given: dict[str, str] | None) -> dict[str, str]:
@@ -37,6 +45,8 @@ def environment(devices: int, given: dict[str, str] | None) -> dict[str, str]:
 def connect(address: str, num_cpus: int):
   """Connects this process to a cluster, if it is not.
 
+  Handlers of SIGINT and SIGTERM stay those that there are.
+
   Args:
     address: 'auto' for the cluster that this machine belongs to, 'local' for a
       new one on this machine, with a token, else HOST:PORT of its head.
@@ -44,14 +54,46 @@ def connect(address: str, num_cpus: int):
 
   Raises:
     ConnectionError: there is none at that address.
+    AccessError: others could come in.
   """
   if ray.is_initialized():
     return
-  if address != 'local':
-    ray.init(address=address)
+  _check_access()
+  with signals.kept():
+    if address != 'local':
+      ray.init(address=address)
+      return
+    _make_token()
+    ray.init(
+      address='local',
+      num_cpus=num_cpus,
+      include_dashboard=False,
+      _temp_dir=_private_folder(),
+    )
+
+
+def _check_access():
+  """Raises an AccessError where the environment lets others in."""
+  mode = os.environ.get('RAY_AUTH_MODE', 'token')
+  if mode != 'token':
+    raise AccessError(
+      f'RAY_AUTH_MODE={mode}: without a token whoever reaches this machine '
+      'runs programs on it; unset it'
+    )
+  if os.environ.get('RAY_AUTH_TOKEN'):  # it comes before the file
     return
-  _make_token()
-  ray.init(address='local', num_cpus=num_cpus, include_dashboard=False)
+  path = _token_path()
+  with contextlib.suppress(FileNotFoundError):
+    if os.stat(path).st_mode & 0o077:
+      raise AccessError(
+        f'the token in {path} is open to others of this machine: '
+        f'chmod 600 {shlex.quote(str(path))}'
+      )
+
+
+def _token_path() -> pathlib.Path:
+  own = os.environ.get('RAY_AUTH_TOKEN_PATH')
+  return pathlib.Path(own or '~/.ray/auth_token').expanduser()
 
 
 def _make_token():
@@ -61,9 +103,26 @@ def _make_token():
   """
   if {'RAY_AUTH_TOKEN', 'RAY_AUTH_TOKEN_PATH'} & set(os.environ):
     return
-  path = pathlib.Path.home() / '.ray' / 'auth_token'
+  path = _token_path()
   path.parent.mkdir(mode=0o700, exist_ok=True)
   with contextlib.suppress(FileExistsError):
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
     with open(os.open(path, flags, 0o600), 'w', encoding='utf-8') as file:
       file.write(secrets.token_hex(32))
+
+
+def _private_folder() -> str:
+  """A folder for sockets and logs, which Ray would open to everybody.
+
+  Raises:
+    AccessError: somebody else has made it.
+  """
+  base = os.environ.get('RAY_TMPDIR') or tempfile.gettempdir()
+  folder = os.path.join(base, f'ga_ray-{os.getuid()}')
+  os.makedirs(folder, mode=0o700, exist_ok=True)
+  if os.path.islink(folder) or os.stat(folder).st_uid != os.getuid():
+    raise AccessError(
+      f'{folder} belongs to somebody else: set RAY_TMPDIR to a folder of yours'
+    )
+  os.chmod(folder, 0o700)
+  return os.path.join(folder, 'local')

@@ -5,9 +5,8 @@ import queue
 import threading
 import time
 import traceback
-import weakref
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import ray
@@ -15,72 +14,38 @@ from ray import exceptions
 from ray.experimental.channel import utils as channel_utils
 
 from ga_jax.live.ray import messages, wire
+from ga_jax.live.ray import snapshots as snapshots_lib
 from ga_jax.programs import base as programs
-from ga_jax.server import split, update
+from ga_jax.server import split
 from ga_jax.workers import placement, worker
 
 RETRY_SECONDS = 0.5  # between two tries to reach a worker
 
 
-class _Packed:
-  """A version's buffers, and where they are in the object store."""
-
-  def __init__(self, buffers):
-    self.buffers = buffers
-    self.lock = threading.Lock()
-    self.ref = None
-
-  def stored(self):
-    """The object; put there once."""
-    with self.lock:
-      if self.ref is None:
-        self.ref = ray.put(self.buffers)
-      return self.ref
-
-
-class PackedSnapshots:
-  """What is sent, packed once for each version as long as somebody needs it."""
-
-  def __init__(self, layouts: messages.Layouts):
-    self._layout = layouts.sent
-    self._lock = threading.Lock()
-    self._packed = weakref.WeakValueDictionary()  # version -> _Packed
-
-  def take(self, version: int, sent: update.Snapshot) -> _Packed:
-    """A version's buffers; the caller holds on to them while it needs them."""
-    with self._lock:
-      packed = self._packed.get(version)
-      if packed is None:
-        packed = _Packed(self._layout.pack(sent))
-        self._packed[version] = packed
-      return packed
-
-  def forget(self, version: int):
-    """A version's object was lost."""
-    with self._lock:
-      self._packed.pop(version, None)
-
-
-class _Sent:
+class _Sent(NamedTuple):
   """An order on its way."""
 
-  def __init__(self, order: worker.Order, packed, reply, *pieces):
-    self.order = order
-    self.packed = packed  # kept as long as the order is out
-    self.reply = reply  # ray.ObjectRef of a Reply
-    self.pieces = pieces  # those of the gradient's pieces
+  order: worker.Order
+  packed: Any  # snapshots.PackedSnapshot, kept as long as the order is out
+  reply: Any  # ray.ObjectRef of a messages.Reply
+  pieces: tuple[Any, ...] = ()  # those of the gradient's pieces
 
 
 class RayWorkerHandle:
-  """What the server sees of a `RayWorker`: it sends and waits in a thread."""
+  """What the server sees of a `RayWorker`: it sends and waits in a thread.
+
+  Attributes:
+    may_return: whether the worker is here, or may come.
+  """
 
   def __init__(
     self,
     worker_id: int,
     actor,
     layouts: messages.Layouts,
-    snapshots: PackedSnapshots,
+    snapshots: snapshots_lib.PackedSnapshots,
     device,
+    *,
     depth: int,
     channels: bool,
     deliver: Callable[[Any], None],
@@ -100,9 +65,9 @@ class RayWorkerHandle:
       check_fn: `check_fn(worker_id, facts)` raises where the worker cannot be
         let in.
     """
-    self.worker_id = worker_id
     self.may_return = True
-    self.actor = actor
+    self._worker_id = worker_id
+    self._actor = actor
     self._layouts = layouts
     self._snapshots = snapshots
     self._sharding = placement.Placement((device,)).sharding()
@@ -135,7 +100,7 @@ class RayWorkerHandle:
       try:
         self._meet()
         met = True
-        self._deliver(worker.Here(self.worker_id))
+        self._deliver(worker.Here(self._worker_id))
         self._serve()
       except exceptions.RayError as error:
         self._lost(error, gone=not _comes_back(error, met))
@@ -147,26 +112,25 @@ class RayWorkerHandle:
       self.may_return, self._dismissed = False, True
     while not self._mailbox.empty():  # their tickets are taken back
       self._mailbox.get()
-    self._deliver(worker.Died(self.worker_id, str(error), gone))
+    self._deliver(worker.Died(self._worker_id, str(error), gone))
     if not gone:
       time.sleep(RETRY_SECONDS)
 
   def _meet(self):
     """Waits until the worker is there, and says how to talk."""
-    facts = ray.get(self.actor.facts.remote())
+    facts = ray.get(self._actor.facts.remote())
     if self._check_fn is not None:
-      self._check_fn(self.worker_id, facts)
+      self._check_fn(self._worker_id, facts)
     here = ray.get_runtime_context().get_node_id()
     self._orders = None
     made = max(self._channels_made, facts.channels)
-    if (
-      facts.node_id == here and self._channels and made < messages.MOST_CHANNELS
-    ):
+    near = facts.node_id == here
+    if near and self._channels and made < messages.MOST_CHANNELS:
       nbytes = self._layouts.sent.nbytes
-      self._orders = messages.channel_to(self.actor, here, nbytes)
+      self._orders = messages.channel_to(self._actor, here, nbytes)
       self._channels_made += 1
     me = channel_utils.get_self_actor()
-    self._answers = ray.get(self.actor.connect.remote(self._orders, me, here))
+    self._answers = ray.get(self._actor.connect.remote(self._orders, me, here))
 
   def _serve(self):
     sent = collections.deque()
@@ -192,15 +156,16 @@ class RayWorkerHandle:
     note = messages.Note(order.ticket, state, order.reserved)
     if isinstance(order.sent, split.Pieces):
       handles = order.sent.handles
-      compute = self.actor.compute.options(num_returns=1 + len(handles))
-      return _Sent(order, None, *compute.remote(note, *handles))
+      compute = self._actor.compute.options(num_returns=1 + len(handles))
+      reply, *pieces = compute.remote(note, *handles)
+      return _Sent(order, None, reply, tuple(pieces))
     packed = self._snapshots.take(order.ticket.version, order.sent)
     if self._orders is None:
-      return _Sent(
-        order, packed, self.actor.compute.remote(note, packed.stored())
-      )
-    self._orders.write(packed.buffers, messages.READ_SECONDS)
-    return _Sent(order, packed, self.actor.compute.remote(note))
+      reply = self._actor.compute.remote(note, packed.stored())
+    else:
+      self._orders.write(packed.buffers, messages.READ_SECONDS)
+      reply = self._actor.compute.remote(note)
+    return _Sent(order, packed, reply)
 
   def _submission(self, reply: messages.Reply, pieces):
     if pieces:

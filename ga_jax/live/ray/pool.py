@@ -5,20 +5,32 @@ from typing import Any
 
 import ray
 
-from ga_jax.live.ray import handle, messages
+from ga_jax.live.ray import handle, messages, snapshots
 from ga_jax.live.ray import setup as setup_lib
 from ga_jax.workers import worker
 
 
 class RayPool:
-  """Workers that are actors; see `server.WorkerPool`."""
+  """Workers that are actors; see `roster.WorkerPool`."""
 
   def __init__(
-    self, actors, layouts: messages.Layouts, device, setup: setup_lib.Setup
+    self,
+    actors: dict[int, Any],
+    layouts: messages.Layouts,
+    device: Any,
+    setup: setup_lib.Setup,
   ):
+    """Meets nobody yet.
+
+    Args:
+      actors: handles of `worker.RayWorker`s, by worker_id.
+      layouts: of the job.
+      device: the server's.
+      setup: the run.
+    """
     self._actors = actors
     self._layouts = layouts
-    self._snapshots = handle.PackedSnapshots(layouts)
+    self._snapshots = snapshots.PackedSnapshots(layouts)
     self._device = device
     self._setup = setup
     self._handles = {}
@@ -37,16 +49,17 @@ class RayPool:
       raise ValueError(
         f'worker {worker_id} has no actor, only {sorted(self._actors)}'
       )
+    depth = self._setup.live.pipeline_depth
     one = self._handles[worker_id] = handle.RayWorkerHandle(
       worker_id,
       self._actors[worker_id],
       self._layouts,
       self._snapshots,
       self._device,
-      self._setup.live.pipeline_depth,
-      self._setup.live.pipeline_depth == 0 and self._setup.shards == 1,
-      deliver,
-      self._setup.check_fn,
+      depth=depth,
+      channels=depth == 0 and self._setup.shards == 1,
+      deliver=deliver,
+      check_fn=self._setup.check_fn,
     )
     return one
 

@@ -50,9 +50,7 @@ class RayServer:
       self._live_run.stop()
     observe = None
     if self._setup.observe_fn is not None:
-      observe = self._setup.observe_fn(
-        self._news.append, self._live_run.telemetry
-      )
+      observe = self._setup.observe_fn(self._news.append, self._live_run)
     deadline = time.monotonic() + _ORPHAN_SECONDS
     while True:
       try:

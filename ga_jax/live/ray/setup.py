@@ -16,9 +16,9 @@ class Setup(NamedTuple):
     num_workers: how many workers are asked for.
     num_batches: batches to apply.
     live: how it is made.
-    observe_fn: `observe_fn(tell, telemetry) -> observe`, called in the server's
-      process; what it has `tell(item)` is the server's `news`, `telemetry` is
-      that of `LiveRun`. For observe see `LiveRun.run`.
+    observe_fn: `observe_fn(tell, live_run) -> observe`, called in the server's
+      process; what it has `tell(item)` is the server's `news`, `live_run` is
+      its `LiveRun`. For observe see `LiveRun.run`.
     block: see `LiveRun.run`.
     check_fn: see `handle.RayWorkerHandle`.
     shards: of the server, each in a process of its own; 1 keeps everything in

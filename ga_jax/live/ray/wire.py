@@ -57,7 +57,7 @@ class Layout:
         self._small_ends = dict(self._ends)
     self._memory = BufferPool()
     self._gather = jax.jit(self._gathered)
-    self._scatter = jax.jit(self._leaves)
+    self._scatter = jax.jit(self.leaves)
 
   @property
   def nbytes(self) -> int:
@@ -73,7 +73,7 @@ class Layout:
     buffers = self._empty()
     for buffer, part in zip(buffers, self._gather(small), strict=True):
       np.copyto(buffer[: part.size], np.asarray(part))
-    for new, leaf in zip(self._leaves(buffers), large, strict=True):
+    for new, leaf in zip(self.leaves(buffers), large, strict=True):
       if leaf is not None:
         np.copyto(new, np.asarray(leaf))
     return buffers
@@ -99,12 +99,28 @@ class Layout:
     if not _on_cpu(sharding):
       leaves = self._scatter(jax.device_put(tuple(buffers), sharding))
       return self._structure.unflatten(leaves)
-    _, large = self._halves(self._leaves(buffers))
+    _, large = self._halves(self.leaves(buffers))
     ends = self._small_ends.values()
     small = tuple(b[:end] for b, end in zip(buffers, ends, strict=True))
     small, large = jax.device_put((small, large), sharding, may_alias=True)
     leaves = zip(self._scatter(small), large, strict=True)
     return self._structure.unflatten(a if b is None else b for a, b in leaves)
+
+  def leaves(self, buffers):
+    """Leaves as they lie in their buffers.
+
+    Args:
+      buffers: from `pack`, whole or cut off anywhere.
+
+    Returns:
+      Views in the tree's order; None for those that are not in the buffers.
+    """
+    by_name = dict(zip(self._ends, buffers, strict=True))
+    leaves = []
+    for name, offset, size, shape, _ in self._slots:
+      part = by_name[name][offset : offset + size]
+      leaves.append(part.reshape(shape) if part.size == size else None)
+    return leaves
 
   def _placed(self, leaf, small) -> _Slot:
     """The next place for a leaf."""
@@ -133,15 +149,6 @@ class Layout:
       jnp.concatenate(parts[name]) if parts[name] else jnp.zeros(0, name)
       for name in self._ends
     )
-
-  def _leaves(self, buffers):
-    """Leaves from their buffers; None for those that are not in them."""
-    by_name = dict(zip(self._ends, buffers, strict=True))
-    leaves = []
-    for name, offset, size, shape, _ in self._slots:
-      part = by_name[name][offset : offset + size]
-      leaves.append(part.reshape(shape) if part.size == size else None)
-    return leaves
 
   def _empty(self):
     return tuple(

@@ -45,12 +45,13 @@ class RayWorker:
       shards: of the server.
     """
     job = make_fn()
-    (where, *_) = placement.shared_out(jax.local_devices(), devices_per_worker)
-    self._placement = where
+    self._placement, *_ = placement.shared_out(
+      jax.local_devices(), devices_per_worker
+    )
     self._layouts = messages.layouts_of(job)
     self._split = split.split(job.params, shards) if shards > 1 else None
     delay = delay_fn and (lambda seconds: delay_fn(worker_id, seconds))
-    machine = worker.machine_of(job, where)
+    machine = worker.machine_of(job, self._placement)
     self._computing = worker.Computing(machine, delay)
     self._exchanges = machine.exchanges
     self._states = {}  # ticket_id -> program state that its answer left
@@ -59,13 +60,16 @@ class RayWorker:
     self._channels_made = 0
     self._waited = time.perf_counter()
     self._facts_fn = facts_fn
+    self._warm_up(job, worker_id, machine)
+
+  def _warm_up(self, job, worker_id, machine):
+    """Goes once through everything, so that it is compiled."""
     number = job.worker_program.num_batches
     ticket = ledger.Ticket(-1, worker_id, 0, 0, number, 0)
-    # Once through everything, so that it is compiled.
     sent = update.Snapshot(job.params, job.model_state)
-    sent = where.replicated(jax.tree.map(jnp.asarray, sent))
+    sent = self._placement.replicated(jax.tree.map(jnp.asarray, sent))
     sent = self._layouts.sent.unpack(
-      self._layouts.sent.pack(sent), where.sharding()
+      self._layouts.sent.pack(sent), self._placement.sharding()
     )
     state = job.worker_program.init(job.params)
     order = worker.Order(ticket, sent, state, None)

@@ -2,7 +2,8 @@
 
 A policy is told of events and answers with decisions. It is a pure pair of
 functions on the host: no clock, no lock, no JAX. Its state is a value of plain
-Python objects, so that it can be saved and a decision can be taken again.
+Python objects (see `saved`), so that it can be kept with a checkpoint and a
+decision can be taken again.
 
 What every policy keeps to:
 

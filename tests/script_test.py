@@ -25,8 +25,9 @@ BENCHES = [
   f'bench.{name}'
   for name in (
     *('against_torch', 'all', 'cold_start', 'decoding', 'growth'),
-    *('many_seeds', 'memory', 'scheduling', 'simulated_devices'),
-    *('simulation_overhead', 'straggler', 'update_kernel'),
+    *('many_seeds', 'memory', 'memory_per_update', 'scheduling'),
+    *('simulated_devices', 'simulation_overhead', 'straggler'),
+    'update_kernel',
   )
 ]
 SCRIPTS = [
@@ -51,7 +52,7 @@ def test_help_fits_a_screen(name, flag):
   assert f'python -m experiments.{name}' in out
 
 
-def test_help_is_grouped_and_says_what_is_usual():
+def test_help_is_grouped_and_shows_defaults():
   _, out, _ = scripts.call('train', '--helpshort')
   titles = [line for line in out.splitlines() if line and line[0].islower()]
   assert titles == ['model and data', 'method', 'cluster', 'training', 'output']
@@ -125,7 +126,7 @@ def settings_from(*arguments):
   return seen[0]
 
 
-def test_a_flag_file(tmp_path):
+def test_flag_files_nest_and_the_last_value_counts(tmp_path):
   inner, outer = tmp_path / 'inner.flags', tmp_path / 'outer.flags'
   inner.write_text('# a comment\n--workers=7\n\n--epochs=3\n')
   outer.write_text(f'--workers=5\n--flagfile={inner}\n// another\n--seed=2\n')
@@ -138,7 +139,7 @@ def presets():
 
 
 @pytest.mark.parametrize('path', presets(), ids=os.path.basename)
-def test_every_preset_is_read(path):
+def test_every_preset_is_accepted_by_its_script(path):
   with open(path) as file:
     text = file.read()
   name = 'survey' if '--clocks=' in text else 'compare'
@@ -167,12 +168,12 @@ THERE = '/usr/share/datasets/fashion-mnist'
     ('--dataset=npz --data_path=/x --dataset=idx', '/x'),
   ],
 )
-def test_the_path_of_a_flag_file_is_of_its_data_set(given, data_path):
+def test_another_data_set_drops_the_path_of_a_flag_file(given, data_path):
   arguments = given.format(PRESET).split()
   assert settings_from(*arguments).data_path == data_path
 
 
-def test_a_table_is_made_of_another_data_set():
+def test_a_table_can_be_made_of_another_data_set():
   code, _, err = scripts.call(
     *('reproduce', '--table=fashion_mnist_mlp', '--dataset=digits')
   )
@@ -180,7 +181,7 @@ def test_a_table_is_made_of_another_data_set():
   assert err.startswith('error: --holdout=10000: cannot hold out 10000 of 1437')
 
 
-def test_names_of_other_libraries():
+def test_flag_names_of_other_libraries_are_accepted():
   found = settings_from('--lr=0.5', '--num_epochs=3', '--num_workers=2')
   assert (found.learning_rate, found.epochs, found.workers) == (0.5, 3.0, 2)
   assert help_screens.aliases() == {
@@ -238,6 +239,7 @@ TRAIN = [
     *('simulate_devices=x', 'simulate_devices=9999', 'devices=2'),
     *('pipeline_depth=1', 'address=x'),
     *('server_shards=2', 'straggler=0:2', 'keep_checkpoints=0'),
+    *('workers_per_device=2', 'wait_for_workers=9'),
     *('checkpoint_every=x', 'checkpoint_every=-5', 'checkpoint_every=0s'),
     *('checkpoint_every=nans', 'resume', 'accelerator=x', 'keep_checkpoints=x'),
   )
@@ -260,6 +262,16 @@ THREADS = [
   ('latency', ['--latency=1']),
   ('executor', ['--executor=exact']),
 ]
+RAY = [
+  ('workers_per_device', ['--workers_per_device=0']),
+  ('workers_per_device', ['--workers_per_device=0.5']),
+  (
+    'workers_per_device',
+    ['--workers_per_device=2', '--devices_per_worker=2'],
+  ),
+  ('wait_for_workers', ['--wait_for_workers=0']),
+  ('wait_for_workers', ['--wait_for_workers=nan']),
+]
 GRIDS = [
   (text.split('=')[0], [f'--{text}'])
   for text in (
@@ -272,6 +284,7 @@ REFUSED = {
     *RUNS,
     *TRAIN,
     *((flag, ['--runtime=threads', *rest]) for flag, rest in THREADS),
+    *((flag, ['--runtime=ray', *rest]) for flag, rest in RAY),
   ],
   'compare': [
     *RUNS,
@@ -385,6 +398,11 @@ REFUSED = {
     ('workers', ['--workers=0']),
     ('side', ['--side=1']),
   ],
+  'bench.memory_per_update': [
+    *COMMON,
+    ('ways', ['--ways=x']),
+    ('updates', ['--updates=1']),
+  ],
   'bench.scheduling': [
     *COMMON,
     ('policies', ['--policies=x']),
@@ -433,9 +451,12 @@ def test_bad_flags_are_named_in_one_line(name, tmp_path):
   assert not wrong, '\n'.join(map(str, wrong))
 
 
-def test_a_name_that_is_nearly_right():
+def test_an_unknown_flag_is_refused_with_the_nearest_name():
   _, _, err = scripts.call('train', '--wrokers=3')
-  assert err == 'error: --wrokers: no such flag; did you mean --workers?\n'
+  assert err == (
+    'error: --wrokers: no such flag; did you mean --workers or '
+    '--workers_per_device?\n'
+  )
   _, _, err = scripts.call('train', '--quite_another=3')
   assert err.endswith('no such flag; --helpfull lists all flags\n')
   code, _, err = scripts.call('train', 'ga')
@@ -472,15 +493,13 @@ def fail(monkeypatch, capsys, error, **how):
     (ledger.NotFiniteError('batch 3 is not finite'), 'batch 3 is not finite'),
   ],
 )
-def test_what_cannot_be_computed_is_said_in_one_line(
-  monkeypatch, capsys, error, said
-):
+def test_errors_of_a_run_are_told_in_one_line(monkeypatch, capsys, error, said):
   ended, err = fail(monkeypatch, capsys, error)
   assert ended.code == 1
   assert err == f'error: {said}\n'
 
 
-def test_an_example_that_cannot_be_read_ends_workers_that_are_threads(
+def test_an_example_that_no_thread_can_read_is_told_in_one_line(
   monkeypatch, capsys
 ):
   def batch_of(batch_id):
@@ -505,7 +524,7 @@ def test_an_example_that_cannot_be_read_ends_workers_that_are_threads(
   assert err == 'error: n01440764/a.jpg is no image (all workers met it)\n'
 
 
-def test_mistakes_keep_their_traceback(monkeypatch, capsys):
+def test_bugs_keep_their_traceback(monkeypatch, capsys):
   bug = server.WorkersLostError(
     'Traceback\nZeroDivisionError: division by zero'
   )
