@@ -135,15 +135,18 @@ def test_lines_are_written_whole_or_not_at_all(tmp_path):
 
 
 def test_rows_are_written_whole_or_not_at_all(tmp_path):
-  path, size = str(tmp_path / 'trace.rows'), trace.EVENT_DTYPE.itemsize
+  path = str(tmp_path / 'trace.rows')
   writer = trace.TraceWriter(path)
   row = (0.0, 0, 0, -1, 0, -1, 0, 0, 0, 1.0, 0)
   writer.write([row])
+  size = os.path.getsize(path)
   with pytest.raises(OSError) as raised, Limited(size + 10):
     writer.write([row])
   assert raised.value.filename == path
   assert os.path.getsize(path) == size
+  writer.write([row])  # once there is room
   writer.close()
+  assert len(trace.read_rows(path)) == writer.num_rows == 2
 
 
 def test_a_whole_file_replaces_or_nothing_does(tmp_path):
