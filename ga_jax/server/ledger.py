@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax.guards import checks, exclusive, forms
+from ga_jax.guards import checks, exclusive, forms, memory
 from ga_jax.policies.parts import saved as states_lib
 from ga_jax.policies.parts.base import Action, Decision, Event, Kind, Policy
 from ga_jax.record import trace as trace_lib
@@ -52,9 +52,35 @@ class NotFiniteError(FloatingPointError):
   """The same batches gave no finite gradient again and again."""
 
 
+# A row of the record at the end of a run: its cells, and itself in the trace.
+_ROW_BYTES = 8 * _WIDTH + trace_lib.EVENT_DTYPE.itemsize
+_LARGEST = 2**31 - 1  # of a batch, a version and a worker: they are int32
+
+
+def check_record(
+  num_workers: int, num_batches: int = 0, batches_per_ticket: int = 1
+):
+  """Looks whether the record of a run fits into memory.
+
+  Args:
+    num_workers: workers, each of which joins.
+    num_batches: batches, whose tickets are issued and answered.
+    batches_per_ticket: of them.
+
+  Raises:
+    TooLargeError: it does not, for so many workers, or so many batches.
+  """
+  rows = {
+    'num_workers': (num_workers, num_workers),
+    'num_batches': (num_batches, 2 * -(-num_batches // batches_per_ticket)),
+  }
+  for name, (value, number) in rows.items():
+    memory.check(name, value, number * _ROW_BYTES, 'the record of the run')
+
+
 def check_worker_id(worker_id: int) -> int:
   """A worker's id; a ValueError where it is none that a trace can hold."""
-  return checks.integer('worker_id', worker_id, 0, 2**31 - 1)
+  return checks.integer('worker_id', worker_id, 0, _LARGEST)
 
 
 def _check_tickets(
@@ -121,7 +147,7 @@ class Ledger(exclusive.Exclusive):
 
     Args:
       policy: decides on every event.
-      num_batches: batches to apply, ids 0 to num_batches − 1; at least 1.
+      num_batches: batches to apply, from 1 to 2³¹ − 1; their ids count from 0.
       batches_per_ticket: how many consecutive batches a ticket holds; the last
         ticket of a run may hold fewer.
       depth: tickets that a worker may hold beside the one it computes; a policy
@@ -133,7 +159,7 @@ class Ledger(exclusive.Exclusive):
       ValueError: an argument is out of its range, or the policy allows no
         depth, or streams are to be issued several batches at a time.
     """
-    num_batches = checks.integer('num_batches', num_batches, 1)
+    num_batches = checks.integer('num_batches', num_batches, 1, _LARGEST)
     batches_per_ticket = checks.integer(
       'batches_per_ticket', batches_per_ticket, 1
     )
