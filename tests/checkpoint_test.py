@@ -479,6 +479,7 @@ def test_a_pickled_checkpoint_is_not_read_unless_that_is_asked_for(tmp_path):
   ('module', 'name'),
   [
     ('ga_jax.checkpoint', 'Leaf'),
+    ('ga_jax.saving', 'Leaf'),
     ('ga_jax.ledger', 'Ticket'),
     ('ga_jax.runtimes.live', 'Telemetry'),
   ],

@@ -25,6 +25,7 @@ _NAME = re.compile(r'(\d+)-step-(\d+)')  # serial, step
 # Where what checkpoints of 0.1 name stands now.
 _MOVED = {
   ('ga_jax.checkpoint', 'Leaf'): 'ga_jax.record.arrays',
+  ('ga_jax.saving', 'Leaf'): 'ga_jax.record.arrays',
   ('ga_jax.ledger', 'Ticket'): 'ga_jax.server.ledger',
   ('ga_jax.runtimes.live', 'Telemetry'): 'ga_jax.live.result',
 }
