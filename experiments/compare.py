@@ -24,6 +24,7 @@ from experiments.records import cells as cells_lib
 from experiments.records import folders, record
 from experiments.screens import progress
 from experiments.script import launch, name_flags, shared_flags
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import compare_page, rate_search
 
@@ -46,7 +47,7 @@ _MOMENTA = flags.DEFINE_list('momenta', [], 'sweep: momenta, each on its own')
 _BASELINE = name_flags.one(
   'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
 )
-_WORKDIR = flags.DEFINE_string('workdir', 'runs/compare', 'folder to write to')
+_WORKDIR = path_flags.one('workdir', 'runs/compare', 'folder to write to')
 _NOTE = flags.DEFINE_string('note', '', 'a line to stand under the table')
 
 
@@ -94,8 +95,7 @@ def _check_lists(workers):
   shared_flags.check_names('workers', [str(n) for n in workers], _WORKERS.value)
   shared_flags.check_names('methods', _METHODS.value, methods.METHODS)
   shared_flags.check_names('baseline', [_BASELINE.value], methods.METHODS)
-  if _SEEDS.value < 1:
-    raise settings_lib.SettingError('seeds', _SEEDS.value, 'must be at least 1')
+  shared_flags.check_seeds(_SEEDS.value)
 
 
 def _check_sweeps(rates, momenta):

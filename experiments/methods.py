@@ -16,6 +16,7 @@ from absl import flags
 
 from experiments.catalogue import methods
 from experiments.reporting import method_tables
+from experiments.running import accelerators
 from experiments.script import launch
 
 _MARKDOWN = flags.DEFINE_bool(
@@ -41,4 +42,4 @@ def main(_):
 
 
 if __name__ == '__main__':
-  launch.launch(main, lambda: None)
+  launch.launch(main, accelerators.check)

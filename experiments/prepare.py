@@ -21,6 +21,7 @@ from absl import flags
 
 from experiments.records import folders
 from experiments.script import failures, launch
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 from experiments.tasks import preparing
 from ga_jax import data
@@ -29,10 +30,10 @@ from ga_jax.data import prepared
 _DATASET = flags.DEFINE_string(
   'dataset', 'cifar10', '|'.join(preparing.ORIGINALS)
 )
-_DATA_PATH = flags.DEFINE_string(
+_DATA_PATH = path_flags.one(
   'data_path', '', 'where to (default ~/tensorflow_datasets)'
 )
-_ARCHIVE = flags.DEFINE_string(
+_ARCHIVE = path_flags.one(
   'archive', '', 'the published archive, or the folder of several'
 )
 _OVERWRITE = flags.DEFINE_bool(
@@ -42,12 +43,12 @@ _OVERWRITE = flags.DEFINE_bool(
 
 def prepare() -> preparing.Preparation:
   """Checks every flag."""
-  name, path = _DATASET.value, os.path.expanduser(_DATA_PATH.value)
+  name, path = _DATASET.value, _DATA_PATH.value
   if name not in preparing.ORIGINALS:
     raise settings_lib.SettingError(
       'dataset', name, f'must be one of {", ".join(preparing.ORIGINALS)}'
     )
-  archives = preparing.local_archives(name, os.path.expanduser(_ARCHIVE.value))
+  archives = preparing.local_archives(name, _ARCHIVE.value)
   plan = preparing.Preparation(name, path, archives, _OVERWRITE.value)
   try:
     import tensorflow  # noqa: F401  # TFDS says it later and at length

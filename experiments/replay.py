@@ -29,10 +29,11 @@ from experiments.records import folders, record
 from experiments.replaying import checks, computing, outcomes, what_if
 from experiments.running import devices, environment
 from experiments.script import launch, name_flags, shared_flags
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 
 shared_flags.define_run_flags(without=shared_flags.OF_ONE_RUN, live=False)
-_WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
+_WORKDIR = path_flags.one('workdir', '', 'of a finished run')
 _FAST = flags.DEFINE_bool(
   'fast', None, "as --executor=fast (--nofast: exact); without, the run's"
 )

@@ -13,23 +13,22 @@ commands that make it again. docs/report.md says what each part means.
 
 import os
 
-from absl import flags
-
 from experiments.catalogue import methods
 from experiments.records import finished as runs_lib
 from experiments.records import folders
 from experiments.reporting import figures, history, lines, page, timeline
 from experiments.script import launch, name_flags, shared_flags
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 
-_WORKDIR = flags.DEFINE_list(
-  'workdir', [], 'FOLDER,...: runs of train, compare, survey or reproduce'
+_WORKDIR = path_flags.several(
+  'workdir', 'FOLDER,...: runs of train, compare, survey or reproduce'
 )
-_OUTPUT = flags.DEFINE_string(
+_OUTPUT = path_flags.output(
   'output', '', 'file to write (default: report.html in the first folder)'
 )
-_FIGURES = flags.DEFINE_string(
+_FIGURES = path_flags.one(
   'figures', '', 'folder for every figure as PNG, SVG and PDF (none)'
 )
 _BASELINE = name_flags.one(
@@ -47,7 +46,7 @@ def prepare() -> tuple[lines.Comparison, str]:
   seen = [one for folder in named for one in runs_lib.load(folder)]
   comparison = lines.compared(seen, _BASELINE.value)
   output = _OUTPUT.value or os.path.join(named[0], 'report.html')
-  folders.writable('output', os.path.dirname(os.path.abspath(output)))
+  folders.writable_file('output', output)
   if _FIGURES.value:
     folders.writable('figures', _FIGURES.value)
   return comparison, output
@@ -58,9 +57,10 @@ def main(prepared):
   told = history.told(comparison, timeline.MOST)
   drawn = figures.of(comparison, told)
   text = page.page(comparison, told, drawn, launch.command())
-  with files.replacing(output) as partial, open(partial, 'w') as file:
-    file.write(text)
-  print(f'{len(comparison.seen):,} runs, {len(text.encode()) / 1e6:.2f} MB')
+  files.write_text(output, text)
+  print(
+    f'{len(comparison.seen):,} runs, {os.path.getsize(output) / 1e6:.2f} MB'
+  )
   if _FIGURES.value:
     figures.save(drawn, _FIGURES.value)
     print(f'figures written to {_FIGURES.value}')

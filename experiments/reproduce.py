@@ -22,6 +22,7 @@ from experiments.records import folders
 from experiments.running import train
 from experiments.screens import progress
 from experiments.script import flag_files, launch, name_flags, shared_flags
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 from experiments.studies import design, listing, papers, study_page
 from experiments.studies import processes as processes_lib
@@ -39,7 +40,7 @@ _CLOCKS = flags.DEFINE_list('clocks', [], "some of the table's (none: all)")
 _PROCESSES = flags.DEFINE_integer(
   'processes', 0, 'runs at a time (0: one per accelerator)'
 )
-_FOLDER = flags.DEFINE_string(
+_FOLDER = path_flags.one(
   'folder', '', 'folder to write to (default: results/TABLE, with the scale)'
 )
 _RATE = shared_flags.define('learning_rate', 'where the table sweeps none')
@@ -95,10 +96,11 @@ def prepare() -> study_lib.Study | None:
 
 def _check(table: design.Table):
   """Raises a SettingError where a flag has no meaning for a table."""
-  for flag, least in ((_SEEDS, 0), (_COLUMNS, 0), (_PROCESSES, 0)):
-    if flag.value < least:
+  shared_flags.check_seeds(_SEEDS.value, 0)
+  for flag in (_COLUMNS, _PROCESSES):
+    if flag.value < 0:
       raise settings_lib.SettingError(
-        flag.name, flag.value, f'must be at least {least}'
+        flag.name, flag.value, 'must be at least 0'
       )
   row = settings_lib.Settings.rows()['learning_rate']
   given = {one.lstrip('-').partition('=')[0] for one in sys.argv}

@@ -26,7 +26,7 @@ from experiments.running import control as control_lib
 from experiments.running import devices, setup, train
 from experiments.screens import following, tensorboard
 from experiments.script import failures, launch, shared_flags
-from experiments.settings import check
+from experiments.settings import check, path_flags
 from experiments.settings import table as settings_lib
 from ga_jax.live import server
 
@@ -34,7 +34,7 @@ shared_flags.define_run_flags()
 _TENSORBOARD = flags.DEFINE_bool(
   'tensorboard', False, f'write event files to WORKDIR/{setup.EVENTS}'
 )
-_WORKDIR = flags.DEFINE_string(
+_WORKDIR = path_flags.one(
   'workdir', '', 'folder to write to (default runs/METHOD-TIME)'
 )
 _OVERWRITE = flags.DEFINE_bool(

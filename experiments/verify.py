@@ -9,13 +9,12 @@ happened in a few lines, or what is wrong, with exit code 1.
 
 import sys
 
-from absl import flags
-
 import ga_jax
 from experiments.records import digests, folders, record, verification
 from experiments.script import launch
+from experiments.settings import path_flags
 
-_WORKDIR = flags.DEFINE_string('workdir', '', 'of a finished run')
+_WORKDIR = path_flags.one('workdir', '', 'of a finished run')
 
 
 def prepare():

@@ -12,6 +12,7 @@ from ga_jax import models, policies, programs, rules
 from ga_jax.executors import exact
 from ga_jax.live import threads
 from ga_jax.models.mlp import MLP
+from ga_jax.record import trace
 from ga_jax.workers import placement
 from tests import cases
 
@@ -128,12 +129,12 @@ def test_batches_that_cannot_be_shared_are_refused():
 
 def test_a_killed_run_is_recovered_on_the_workers_devices(tmp_path):
   """What its devices would give differs from what one of them gives."""
-  job, path = job_of('mlp'), str(tmp_path / 'rows')
+  job, path, part = job_of('mlp'), tmp_path / 'rows', tmp_path / 'part'
   options = {'num_workers': 2, 'num_batches': 60, 'devices_per_worker': 2}
-  part, live = str(tmp_path / 'part'), ga_jax.Live(trace_path=path)
+  live = ga_jax.Live(trace_path=str(path))
   whole = threads.Threads(job, live=live, **options).run()
-  whole.trace._replace(events=whole.trace.events[:90]).events.tofile(part)
-  live = ga_jax.Live(trace_path=part, recover=True)
+  part.write_bytes(path.read_bytes()[: 90 * trace.ROW_DTYPE.itemsize])
+  live = ga_jax.Live(trace_path=str(part), recover=True)
   rest = threads.Threads(job, live=live, **options).run()
   assert (rest.trace.events[:90] == whole.trace.events[:90]).all()
   again, metrics, _ = exact.execute(job, rest.trace, placement=shared(2))

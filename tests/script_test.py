@@ -236,7 +236,8 @@ TRAIN = [
   for text in (
     *('method=sgd', 'workers=0', 'seed=-1', 'learning_rate=0', 'momentum=2'),
     *('clock=x', 'clock=recorded', 'clock_times=/no', 'runtime=mpi'),
-    *('simulate_devices=x', 'devices=2', 'pipeline_depth=1', 'address=x'),
+    *('simulate_devices=x', 'simulate_devices=9999', 'devices=2'),
+    *('pipeline_depth=1', 'address=x'),
     *('server_shards=2', 'straggler=0:2', 'keep_checkpoints=0'),
     *('workers_per_device=2', 'wait_for_workers=9'),
     *('checkpoint_every=x', 'checkpoint_every=-5', 'checkpoint_every=0s'),
@@ -250,6 +251,7 @@ THREADS = [
   ('pipeline_depth', ['--pipeline_depth=-1']),
   ('devices', ['--devices=-1']),
   ('devices', ['--devices=64']),
+  ('devices', ['--devices=9999']),
   ('devices_per_worker', ['--devices_per_worker=0']),
   ('devices_per_worker', ['--devices_per_worker=3']),
   ('devices_per_worker', ['--devices_per_worker=32']),
@@ -274,6 +276,7 @@ GRIDS = [
   (text.split('=')[0], [f'--{text}'])
   for text in (
     *('methods=', 'methods=x', 'methods=ga,ga', 'seeds=-1', 'seeds=x'),
+    'seeds=10000000000000',
   )
 ]
 REFUSED = {

@@ -91,13 +91,15 @@ def own_flags(name: str):
         inside['__flags'][flag.name] = flag
         flags.FLAGS.register_flag_by_module(module, flag)
   try:
-    with flagsaver.flagsaver():
-      yield
+    with flagsaver.flagsaver():  # which forgets what is defined within it
+      try:
+        yield
+      finally:
+        for module in _IMPORTED:
+          for where in (by_module, before['__flags_by_module']):
+            if where.get(module):
+              _kept[module] = list(where[module])
   finally:
-    for module in _IMPORTED:
-      for where in (by_module, before['__flags_by_module']):
-        if where.get(module):
-          _kept[module] = list(where[module])
     for table in _TABLES:
       inside[table].clear()
       inside[table].update(before[table])

@@ -23,6 +23,7 @@ from absl import flags
 from experiments.bench import timing
 from experiments.reporting import tables
 from experiments.script import launch, shared_flags
+from experiments.settings import path_flags
 
 
 class Bench(NamedTuple):
@@ -59,7 +60,7 @@ BENCHES = (
   ),
 )
 
-_FOLDER = flags.DEFINE_string('folder', 'results/bench', 'of figures and page')
+_FOLDER = path_flags.one('folder', 'results/bench', 'of figures and page')
 _ONLY = flags.DEFINE_list('only', [], 'benchmarks to run, all by default')
 _RENDER = flags.DEFINE_bool('render', False, 'run nothing, make the page')
 
@@ -117,7 +118,7 @@ def page() -> str:
   measured = []
   for bench in BENCHES:
     if os.path.exists(path(bench)):
-      with open(path(bench)) as file:
+      with open(path(bench), encoding='utf-8') as file:
         measured.append((bench, json.load(file)))
   rows = [
     (bench.name, *verdict(target))
@@ -156,7 +157,7 @@ def section(bench: Bench, results: dict) -> str:
 def about(bench: Bench) -> tuple[str, str]:
   """A benchmark's first line, and its LIMITS; it is not imported."""
   source = importlib.util.find_spec(f'experiments.bench.{bench.name}').origin
-  with open(source) as file:
+  with open(source, encoding='utf-8') as file:
     module = ast.parse(file.read())
   texts = [
     ast.literal_eval(node.value)

@@ -147,7 +147,7 @@ def loss_fn(params, model_state, batch, key):
 
 def held() -> int:
   """Bytes of this process that are in memory now."""
-  with open('/proc/self/statm') as file:
+  with open('/proc/self/statm', encoding='utf-8') as file:
     return int(file.read().split()[1]) * PAGE
 
 

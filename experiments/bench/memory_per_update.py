@@ -89,7 +89,7 @@ def measured(way: str, updates: int) -> int:
   """Bytes at this process's peak above what it holds after a shorter run."""
   WAYS[way](WARM_UP)
   gc.collect()
-  with open('/proc/self/clear_refs', 'w') as file:
+  with open('/proc/self/clear_refs', 'w', encoding='utf-8') as file:
     file.write('5')  # the peak begins anew
   before = status('VmRSS')
   result = WAYS[way](updates)
@@ -100,7 +100,7 @@ def measured(way: str, updates: int) -> int:
 
 def status(name: str) -> int:
   """A line of this process's status, in bytes."""
-  with open('/proc/self/status') as file:
+  with open('/proc/self/status', encoding='utf-8') as file:
     lines = dict(line.split(':', 1) for line in file)
   return 1024 * int(lines[name].split()[0])
 

@@ -19,6 +19,7 @@ from absl import flags
 import ga_jax
 from experiments.bench import timing
 from experiments.script import launch, shared_flags
+from experiments.settings import path_flags
 from ga_jax import plots, policies
 
 _SECONDS = flags.DEFINE_float('gradient_seconds', 0.02, 'of a fast worker')
@@ -26,7 +27,7 @@ _FACTOR = flags.DEFINE_float('factor', 5.0, 'by which the straggler is slower')
 _WORKERS = flags.DEFINE_integer('workers', 4, 'one of them is the straggler', 2)
 _UPDATES = flags.DEFINE_integer('batches', 240, 'per run of all workers', 1)
 _ROUNDS = flags.DEFINE_integer('rounds', 5, 'runs of each', 1)
-_FIGURE = flags.DEFINE_string(
+_FIGURE = path_flags.output(
   'figure', '', 'also draw them here (.png, .svg, .pdf)'
 )
 

@@ -19,12 +19,12 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
-from absl import flags
 
 from experiments.running import accelerators
+from experiments.settings import path_flags
 from ga_jax.record import files
 
-_JSON = flags.DEFINE_string('json', '', 'also write the figures here')
+_JSON = path_flags.output('json', '', 'also write the figures here')
 _SAID: list[str] = []
 
 

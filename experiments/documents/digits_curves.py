@@ -67,7 +67,7 @@ def rounded(value: Any) -> Any:
 
 def best_rates(path: str = RATES) -> dict[tuple[str, str], float]:
   """{(clock, method): learning rate} of the survey's protocol *best*."""
-  with open(path) as file:
+  with open(path, encoding='utf-8') as file:
     found = json.load(file)
   return {
     (clock, method): runs[0]['learning_rate']

@@ -14,15 +14,14 @@ import subprocess
 import sys
 import tempfile
 
-from absl import flags
-
 from experiments.documents import method_pictures
 from experiments.records import folders
 from experiments.reporting import browser
 from experiments.script import launch
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 
-_FOLDER = flags.DEFINE_string('folder', 'docs/pictures', 'folder to write to')
+_FOLDER = path_flags.one('folder', 'docs/pictures', 'folder to write to')
 
 ROOT = pathlib.Path(__file__).parents[2]
 COMPARED = ('asgd', 'sa', 'ga')

@@ -6,23 +6,21 @@ trains for some seconds and writes the panel as it stood half-way, as a picture.
 """
 
 import io
-import os
 import re
 
 from absl import flags
 from rich import console as rich_console
 
-from experiments.records import folders
 from experiments.running import compilation, train
 from experiments.screens import panel as panel_lib
 from experiments.screens import progress
 from experiments.script import launch
-from experiments.settings import check
+from experiments.settings import check, path_flags
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 
 compilation.define_flag()
-_PICTURE = flags.DEFINE_string(
+_PICTURE = path_flags.output(
   'picture', 'docs/pictures/progress.svg', 'file to write'
 )
 _EPOCHS = flags.DEFINE_float('epochs', 1000.0, 'of the run')
@@ -35,7 +33,6 @@ def prepare() -> tuple[str, settings_lib.Settings]:
   path = _PICTURE.value
   if not path.endswith('.svg'):
     raise settings_lib.SettingError('picture', path, 'must end in .svg')
-  folders.writable('picture', os.path.dirname(os.path.abspath(path)))
   settings = settings_lib.Settings(
     method='ga',
     workers=16,
@@ -48,8 +45,7 @@ def prepare() -> tuple[str, settings_lib.Settings]:
 
 def main(prepared):
   path, settings = prepared
-  with files.replacing(path) as partial, open(partial, 'w') as file:
-    file.write(picture(settings))
+  files.write_text(path, picture(settings))
   print(f'written to {path}')
 
 

@@ -14,11 +14,12 @@ from absl import flags
 from experiments.records import folders
 from experiments.reporting import browser
 from experiments.script import launch, shared_flags
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 
 SECTIONS = ('question', 'settings', 'results', 'figures', 'timelines')
-_REPORT = flags.DEFINE_string('report', '', 'report.html to open')
-_PICTURE = flags.DEFINE_string('picture', 'report.png', 'PNG file to write')
+_REPORT = path_flags.one('report', '', 'report.html to open')
+_PICTURE = path_flags.output('picture', 'report.png', 'PNG file to write')
 _SECTION = flags.DEFINE_string('section', '', '|'.join(SECTIONS))
 _EVENT = flags.DEFINE_integer(
   'event', -1, 'of the first timeline, that is pointed at (none)'

@@ -156,6 +156,21 @@ def writable(flag: str, path: str) -> str:
   return path
 
 
+def writable_file(flag: str, path: str):
+  """Tries whether a file can be written, before what is to be in it is made.
+
+  Args:
+    flag: that named it.
+    path: of the file; the folder around it is made where it is not there.
+
+  Raises:
+    SettingError: it cannot.
+  """
+  writable(flag, os.path.dirname(os.path.abspath(path)))
+  if os.path.isdir(path):
+    raise settings_lib.SettingError(flag, path, 'must be a file, not a folder')
+
+
 def keep(path: str):
   """Has `check` look after a file, if it is there, in a folder of ours."""
   folder = os.path.dirname(os.path.abspath(path))

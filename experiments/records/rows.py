@@ -28,8 +28,8 @@ class Rows:
       kept: rows of before, which come first.
     """
     self._number = 0
-    with files.replacing(path) as partial, open(partial, 'w') as file:
-      file.writelines(f'{json.dumps(self._sealed(row))}\n' for row in kept)
+    lines = [f'{json.dumps(self._sealed(row))}\n' for row in kept]
+    files.write_text(path, ''.join(lines))
     self._log = files.JsonLines(path)
 
   def write(self, row: dict[str, Any]):

@@ -77,7 +77,7 @@ def train(settings: settings_lib.Settings, workdir: str) -> str:
 def of_grid(folder: str) -> list[str]:
   """The command that a grid's page says made it."""
   try:
-    with open(os.path.join(folder, _PAGE)) as file:
+    with open(os.path.join(folder, _PAGE), encoding='utf-8') as file:
       found = _MADE_BY.findall(file.read())
   except OSError:
     return []

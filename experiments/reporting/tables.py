@@ -69,7 +69,6 @@ def write(workdir: str, results, text: str):
 
 def write_page(path: str, text: str):
   """Writes a page, whole or not at all, and prints it."""
-  with files.replacing(path) as partial, open(partial, 'w') as file:
-    file.write(text)
+  files.write_text(path, text)
   print(text)
   print(f'Written to {path}')

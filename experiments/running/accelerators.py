@@ -27,6 +27,10 @@ _HOW = {
 }
 
 
+class NoDeviceError(RuntimeError):
+  """JAX_PLATFORMS asks for a device that is not here."""
+
+
 class ComputesWith(NamedTuple):
   """What JAX computes with in a process.
 
@@ -45,6 +49,29 @@ class ComputesWith(NamedTuple):
       return f'{self.platform}, {self.count} × {self.name}'
     several = f', as {self.count} devices' if self.count > 1 else ''
     return f'cpu, {self.name}{several}'
+
+
+def check():
+  """Looks whether there is what JAX_PLATFORMS asks for; starts JAX for it.
+
+  The CPU is there, and how many devices it has may be said later.
+
+  Raises:
+    NoDeviceError: it is not.
+  """
+  asked = jax.config.jax_platforms or ''
+  if asked.partition(',')[0] in ('', 'cpu'):
+    return
+  try:
+    jax.devices()
+  except (RuntimeError, AssertionError) as error:  # JAX asserts: no plugin
+    why, *_ = str(error).splitlines() or [
+      'no plugin of JAX is installed for it'
+    ]
+    raise NoDeviceError(
+      f'JAX_PLATFORMS={asked}: JAX finds no such device: {why}; without '
+      'JAX_PLATFORMS it takes what is here'
+    ) from error
 
 
 def here() -> ComputesWith:
@@ -103,7 +130,7 @@ def _has_tpu(root: str) -> bool:
 
 
 def _read(path: str) -> str:
-  with contextlib.suppress(OSError), open(path) as file:
+  with contextlib.suppress(OSError), open(path, encoding='utf-8') as file:
     return file.read().strip()
   return ''
 

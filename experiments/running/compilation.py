@@ -16,10 +16,10 @@ import warnings
 from typing import NamedTuple
 
 import jax
-from absl import flags
 from jax.experimental.compilation_cache import compilation_cache
 
 from experiments.running import environment
+from experiments.settings import path_flags
 from ga_jax.data import corpus
 
 FOLDER = 'JAX_COMPILATION_CACHE_DIR'
@@ -78,7 +78,7 @@ jax.monitoring.register_event_listener(_count)
 
 def define_flag():
   """Defines --compilation_cache."""
-  flags.DEFINE_string(
+  path_flags.one(
     'compilation_cache',
     None,
     'folder where compiled programs are kept for the next run, which only you '
@@ -106,7 +106,9 @@ def keep(given: str | None = None):
   if given is None:
     given = os.environ.get(FOLDER, default_folder())
   folder = ''
-  if given not in ('', NONE):
+  if path_flags.is_elsewhere(given):
+    _not_kept(given, 'it is none of this machine')
+  elif given not in ('', NONE):
     folder = _usable(os.path.abspath(os.path.expanduser(given)))
   os.environ[FOLDER] = folder
   if folder:
@@ -140,17 +142,21 @@ def _usable(folder: str) -> str:
   try:
     os.makedirs(folder, mode=0o700, exist_ok=True)
     probe = os.path.join(folder, f'.probe-{os.getpid()}')
-    with open(probe, 'w'):
+    with open(probe, 'w', encoding='utf-8'):
       pass
     os.unlink(probe)
   except OSError as error:
-    print(
-      f'note: compiled programs are not kept: {folder} cannot be written to '
-      f'({error.strerror}); --compilation_cache names another folder',
-      file=sys.stderr,
-    )
+    _not_kept(folder, error.strerror)
     return ''
   return folder
+
+
+def _not_kept(folder: str, why: str):
+  print(
+    f'note: compiled programs are not kept: {folder} cannot be written to '
+    f'({why}); --compilation_cache names another folder',
+    file=sys.stderr,
+  )
 
 
 def _watch(folder: str):

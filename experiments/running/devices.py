@@ -10,6 +10,8 @@ import jax
 from experiments.settings import table as settings_lib
 from ga_jax.workers import placement
 
+_MOST = 1024  # devices of a process: on the CPU each has threads of its own
+
 
 def use(settings: settings_lib.Settings):
   """Makes CPU devices for the workers, and checks that there are enough.
@@ -20,7 +22,7 @@ def use(settings: settings_lib.Settings):
   one device.
 
   Raises:
-    SettingError: there are fewer devices than asked for.
+    SettingError: there are fewer devices than asked for, or could be.
   """
   simulated = settings.runtime == 'simulate'
   if simulated and not settings.simulate_devices:
@@ -30,8 +32,11 @@ def use(settings: settings_lib.Settings):
   if settings.runtime != 'ray':
     workers = min(settings.workers, max(1, cores // each))
   wanted = settings.devices or workers * each
+  flag = 'devices'
   if settings.simulate_devices.isdecimal():
-    wanted = int(settings.simulate_devices)
+    flag, wanted = 'simulate_devices', int(settings.simulate_devices)
+  if wanted > _MOST:
+    raise settings_lib.SettingError(flag, wanted, f'must be at most {_MOST}')
   with contextlib.suppress(RuntimeError):  # JAX has started, with what it has
     jax.config.update('jax_num_cpu_devices', wanted)
   if simulated:

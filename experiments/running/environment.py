@@ -124,7 +124,10 @@ def _usable_cores() -> int:
 def _processor() -> dict[str, str]:
   """What Linux says of the first processor; {} elsewhere."""
   found = {}
-  with contextlib.suppress(OSError), open('/proc/cpuinfo') as file:
+  with (
+    contextlib.suppress(OSError),
+    open('/proc/cpuinfo', encoding='utf-8') as file,
+  ):
     for line in file:
       if not line.strip():
         break

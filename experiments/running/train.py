@@ -9,6 +9,7 @@ from experiments.running import (
   compilation,
   setup,
   simulated,
+  space,
   summaries,
   threads,
   watch,
@@ -59,6 +60,7 @@ def train(
   total = setup.total_batches(settings)
   method = setup.method_of(settings)
   job = setup.job_of(settings, method)
+  space.check(settings, keeping, job)
   messages = setup.message_bytes(the_task, method, job.params, job.model_state)
   rates = [None]  # the last one is the run's
 

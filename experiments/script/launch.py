@@ -1,5 +1,6 @@
 """How scripts are started."""
 
+import os
 import shlex
 import sys
 from collections.abc import Callable
@@ -9,8 +10,8 @@ from absl import app, flags, logging
 
 from experiments.records import folders
 from experiments.running import accelerators, compilation, control
-from experiments.script import failures, flag_files, shared_flags
-from experiments.settings import help_screens
+from experiments.script import failures, flag_files, shared_flags, streams
+from experiments.settings import help_screens, path_flags
 
 
 def launch(
@@ -54,14 +55,24 @@ def launch(
     del argv
     computes = 'compilation_cache' in flags.FLAGS
     if computes:
+      accelerators.check()
       compilation.keep(flags.FLAGS.compilation_cache)
+    for flag, path in path_flags.outputs().items():
+      folders.writable_file(flag, path)
     prepared = prepare()
     if computes and (found := device_fn(prepared)):
       accelerators.say(found, quiet=shared_flags.quiet())
     main(prepared)
 
   again = command() if goes_on else ''
-  with control.interruptible(), failures.told(again), folders.held():
+  # Figures are files: no window is opened, whatever backend there is.
+  os.environ['MPLBACKEND'] = 'agg'
+  with (
+    streams.held(),
+    control.interruptible(),
+    failures.told(again),
+    folders.held(),
+  ):
     app.run(checked, flags_parser=parse)
 
 

@@ -9,7 +9,7 @@ from absl import flags
 from experiments.catalogue import methods, parts
 from experiments.running import compilation
 from experiments.script import name_flags
-from experiments.settings import check, table
+from experiments.settings import check, path_flags, table
 
 _DEFINE = {
   float: flags.DEFINE_float,
@@ -18,6 +18,7 @@ _DEFINE = {
   str: flags.DEFINE_string,
   tuple: flags.DEFINE_list,
 }
+_MOST_SEEDS = 1_000_000
 # What a script with many runs sets itself, or leaves as it is by default.
 OF_ONE_RUN = (
   *('method', 'workers', 'learning_rate', 'momentum', 'seed'),
@@ -54,6 +55,7 @@ def define(name: str, about: str = '') -> flags.FlagHolder:
   default = list(row.default) if row.kind is tuple else row.default
   named = name in ('method', *methods.PARTS)
   make = name_flags.one if named else _DEFINE[row.kind]
+  make = path_flags.one if row.is_path else make
   return make(name, default, about or row.help())
 
 
@@ -129,6 +131,14 @@ def check_rates(rates: tuple[float, ...]):
   if rates and not flags.FLAGS.holdout:
     raise table.SettingError(
       'holdout', 0, '--learning_rates needs a validation split: at least 1'
+    )
+
+
+def check_seeds(seeds: int, least: int = 1):
+  """Raises a SettingError unless there can be so many runs per cell."""
+  if not least <= seeds <= _MOST_SEEDS:
+    raise table.SettingError(
+      'seeds', seeds, f'must be at least {least} and at most {_MOST_SEEDS}'
     )
 
 

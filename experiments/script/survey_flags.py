@@ -6,6 +6,7 @@ from absl import flags
 
 from experiments.catalogue import methods
 from experiments.script import name_flags, shared_flags
+from experiments.settings import path_flags
 from experiments.settings import table as settings_lib
 
 
@@ -26,7 +27,7 @@ def define():
   name_flags.one(
     'baseline', 'asgd', 'method whose single worker sets the unchanged rate'
   )
-  flags.DEFINE_string('workdir', 'runs/survey', 'folder to write to')
+  path_flags.one('workdir', 'runs/survey', 'folder to write to')
 
 
 def read() -> dict[str, Any]:
@@ -47,8 +48,7 @@ def read() -> dict[str, Any]:
     raise settings_lib.SettingError(
       'learning_rates', '', 'must name at least one'
     )
-  if values.seeds < 1:
-    raise settings_lib.SettingError('seeds', values.seeds, 'must be at least 1')
+  shared_flags.check_seeds(values.seeds)
   return {
     'names': values.methods,
     'clocks': values.clocks,

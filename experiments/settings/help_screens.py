@@ -5,7 +5,9 @@ flag of a setting stands, its row says (`table`); flags that no group has are
 the script's own.
 """
 
+import functools
 import inspect
+import io
 import itertools
 import sys
 import textwrap
@@ -76,14 +78,13 @@ def aliases() -> dict[str, str]:
 class _Help(flags.BooleanFlag):
   """A flag that prints the help and ends the process."""
 
-  def __init__(self, name: str, about: str, script, full: bool, short=None):
+  def __init__(self, name: str, about: str, text_fn, short=None):
     super().__init__(name, False, about, short, allow_override=True)
-    self._script, self._full = script, full
+    self._text_fn = text_fn
 
   def parse(self, arg):
     if self._parse(arg):
-      text = full(self._script) if self._full else short(self._script)
-      print(text, flush=True)  # | head may be gone
+      print(self._text_fn())
       sys.exit(0)
 
 
@@ -94,12 +95,23 @@ def define(script):
     script: its module.
   """
   app.define_help_flags()
-  flags.DEFINE_flag(_Help('help', 'show a screen of help', script, False, '?'))
-  flags.DEFINE_flag(_Help('helpshort', 'the same', script, False))
-  flags.DEFINE_flag(_Help('helpfull', 'show all flags', script, True))
+  brief = functools.partial(short, script)
+  for one in (
+    _Help('help', 'show a screen of help', brief, '?'),
+    _Help('helpshort', 'the same', brief),
+    _Help('helpfull', 'show all flags', functools.partial(full, script)),
+    _Help('helpxml', 'show all flags as XML', _xml),
+  ):
+    flags.DEFINE_flag(one)
   for alias, name in aliases().items():
     if name in flags.FLAGS and alias not in flags.FLAGS:
       flags.DEFINE_alias(alias, name)
+
+
+def _xml() -> str:
+  text = io.StringIO()
+  flags.FLAGS.write_help_in_xml_format(text)
+  return text.getvalue()
 
 
 def short(script) -> str:

@@ -24,6 +24,9 @@ _STORED = {
 }
 
 
+_LONGEST = 200  # characters of a value that a message shows
+
+
 class Range(NamedTuple):
   """Which values are accepted.
 
@@ -59,6 +62,7 @@ class Row(NamedTuple):
     read_by: the runtimes that read it; the others refuse it.
     of_model: whether it is an argument of the model, of those that take it.
     alias: another name of the flag; '' for none.
+    is_path: whether it names a file or a folder.
   """
 
   kind: type
@@ -72,6 +76,7 @@ class Row(NamedTuple):
   read_by: tuple[str, ...] = RUNTIMES
   of_model: bool = False
   alias: str = ''
+  is_path: bool = False
 
   def help(self) -> str:
     """What the flag says."""
@@ -90,6 +95,17 @@ def row(group: str, default: Any, about: str, **more: Any) -> Any:
   """A field of the table of settings; arguments as of `Row`."""
   known = Row(type(default), default, group, about, **more)
   return dataclasses.field(default=default, metadata={'row': known})
+
+
+def shown(text: str) -> str:
+  """What was given, in one line that is safe to print."""
+  cut = text if len(text) <= _LONGEST else f'{text[:_LONGEST]}...'
+  return printable(cut)
+
+
+def printable(text: str) -> str:
+  """A text without what a terminal would obey: it may be from any file."""
+  return ''.join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def text_of(value: Any) -> str:

@@ -49,7 +49,7 @@ class SettingError(ValueError):
   def __init__(self, flag: str, got: Any, accepted: str):
     if isinstance(got, (list, tuple)):
       got = setting.text_of(got)
-    super().__init__(f'--{flag}={got}: {accepted}')
+    super().__init__(f'--{flag}={setting.shown(str(got))}: {accepted}')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,6 +63,7 @@ class Settings:
     'data_dir of those that experiments.prepare prepares (default '
     '~/tensorflow_datasets)',
     often=2,
+    is_path=True,
   )
   holdout: int = _data(
     0, 'training examples held out for validation', accepts=_AT_LEAST_0
@@ -106,7 +107,10 @@ class Settings:
     'homogeneous', '{names}', often=1, names=CLOCKS, read_by=_SIMULATED
   )
   clock_times: str = _cluster(
-    '', 'trace.npz whose times --clock=recorded plays', read_by=_SIMULATED
+    '',
+    'trace.npz whose times --clock=recorded plays',
+    read_by=_SIMULATED,
+    is_path=True,
   )
   stalls: tuple[tuple[int, float, float], ...] = _cluster(
     (),

@@ -26,7 +26,7 @@ def listing() -> str:
 
 def _epochs(table: design.Table) -> float:
   """Of the preset, or the default."""
-  with open(table.preset_path()) as file:
+  with open(table.preset_path(), encoding='utf-8') as file:
     given = dict(
       line.strip().removeprefix('--').split('=', 1)
       for line in file

@@ -324,7 +324,7 @@ def steps_of(job: job_lib.Job, plan: slots.Plan, part: slice) -> Step:
     )
   ]
   return Step(
-    host_batches=jax.tree.map(lambda *leaves: np.stack(leaves), *batches),
+    host_batches=source.stacked(batches, rows['first_batch'].tolist()),
     first_batch=rows['first_batch'].astype(np.int32),
     attempt=rows['attempt'],
     worker_id=rows['worker_id'],

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from ga_jax.executors import blocks, lengths, saving, slots
-from ga_jax.guards import forms
+from ga_jax.guards import forms, memory
 from ga_jax.job import job as job_lib
 from ga_jax.job import metrics as metrics_lib
 from ga_jax.job import source
@@ -58,6 +58,7 @@ def execute(
   """
   source.expect(job.source, trace)
   plan = blocks.plan_of(job, trace)
+  _check_memory(job, plan, trace.num_workers)
   unrolled = lengths.unrolled_convolutions(job)
   length = block or lengths.block_length(unrolled, align)
   run_block = blocks.block_of(job, plan.reset.any(), unrolled)
@@ -78,6 +79,15 @@ def execute(
   if progress.done == len(held):
     state = blocks.left_at_end(state, plan)
   return state, progress.metrics(), progress.done
+
+
+def _check_memory(job: job_lib.Job, plan: slots.Plan, num_workers: int):
+  """Raises a TooLargeError where the versions alive at once do not fit."""
+  if jax.default_backend() == 'cpu':  # elsewhere they are in another memory
+    leaves = jax.tree.leaves((job.params, job.model_state))
+    needed = plan.rows * sum(getattr(leaf, 'nbytes', 0) for leaf in leaves)
+    what = f'holding {plan.rows} versions of the parameters'
+    memory.check('num_workers', num_workers, needed, what)
 
 
 class _Progress:

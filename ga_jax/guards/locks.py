@@ -145,7 +145,9 @@ def owner(folder: str) -> str:
   words = []
   with (
     contextlib.suppress(OSError),
-    open(os.path.join(folder, FILE), errors='replace') as file,
+    open(
+      os.path.join(folder, FILE), encoding='utf-8', errors='replace'
+    ) as file,
   ):
     words = file.read(500).split()
   if len(words) == 2 and words[0].isdecimal():

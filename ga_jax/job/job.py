@@ -17,7 +17,7 @@ from ga_jax.job import source as source_lib
 from ga_jax.policies.parts import base as policies
 from ga_jax.policies.parts.base import Policy
 from ga_jax.rules.parts import optimizer
-from ga_jax.server import compiled, statistics, update
+from ga_jax.server import compiled, ledger, statistics, update
 
 # Of what is larger JAX takes 32 bits: two seeds would be one.
 _LARGEST_SEED = 2**32 - 1
@@ -56,7 +56,8 @@ class Job:
       the parameters, in their order: `layer_penalties.names`) at every arrival.
 
   Raises:
-    ValueError: a number is out of its range, the program remembers other
+    ValueError: a number is out of its range, a parameter is not finite, the
+      program remembers other
       streams than the batches have, or the rule's penalties are not known by
       layer where they are asked for.
     TypeError: an argument is something else than it should be.
@@ -87,6 +88,7 @@ class Job:
 
   def __post_init__(self):
     policies.check(self.policy)
+    update.check_params(self.params)
     batches = source_lib.source_of(self.batches)
     params, model_state, resident, hparams = update.owned(
       (self.params, self.model_state, batches.resident, self.hparams)
@@ -136,8 +138,10 @@ class Job:
     Raises:
       ValueError: it is no integer of at least 1, or the rule does not fit so
         many.
+      TooLargeError: there is no memory for so many.
     """
     num_workers = checks.integer('num_workers', num_workers, 1)
+    ledger.check_record(num_workers)
     update.check_rule(
       self.rule_fn(self.hparams), self.accumulates, num_workers, self.params
     )

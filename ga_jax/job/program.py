@@ -28,10 +28,15 @@ def _check_loss(returned):
     raise TypeError(
       f'{form}: it must return two values; model_state is () without statistics'
     )
-  if jnp.shape(returned[0]):
+  loss, _ = returned
+  if jnp.shape(loss):
     raise TypeError(
-      f'{form}: the loss must be a scalar, got shape {jnp.shape(returned[0])}'
+      f'{form}: the loss must be a scalar, got shape {jnp.shape(loss)}'
     )
+  dtype = getattr(loss, 'dtype', type(loss))
+  if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
+    got = getattr(dtype, 'name', repr(loss))
+    raise TypeError(f'{form}: the loss must be a real number, got {got}')
 
 
 def work(key, host_batches, first_batch, attempt) -> programs.Work:

@@ -293,7 +293,8 @@ class LiveRun:
     if end is None:
       return self._inbox.get()
     try:
-      return self._inbox.get(timeout=max(0.0, end - self._clock.now()))
+      wait = min(max(0.0, end - self._clock.now()), threading.TIMEOUT_MAX)
+      return self._inbox.get(timeout=wait)
     except queue.Empty:
       return None
 

@@ -257,7 +257,8 @@ def replacing(path: str, what: str) -> Iterator[str]:
     _sync(folder)
   except Exception as error:  # Orbax raises a ValueError on a full disk
     shutil.rmtree(hidden, ignore_errors=True)
-    raise OSError(f'{what} cannot be saved in {folder}: {error}') from error
+    why = getattr(error, 'strerror', None) or error
+    raise OSError(f'{what} cannot be saved in {folder}: {why}') from error
 
 
 def write(
@@ -277,6 +278,9 @@ def write(
   import orbax.checkpoint as ocp
 
   os.mkdir(folder)
+  # Said here: Orbax says it at great length.
+  arrays = sum(array.nbytes for array in stored.values())
+  files_lib.check_space(folder, arrays + sum(map(len, files.values())))
   if stored:
     with ocp.PyTreeCheckpointer() as checkpointer:
       checkpointer.save(os.path.join(folder, ARRAYS), stored)
@@ -291,7 +295,7 @@ def write(
       _sync(path)
     _sync(parent)
   path = os.path.join(folder, MANIFEST)
-  with open(path, 'w') as file:
+  with open(path, 'w', encoding='utf-8') as file:
     json.dump({**about, 'files': hashes}, file, indent=2)
   _sync(path)
   _sync(folder)

@@ -6,11 +6,13 @@ nothing, and raises a `DamagedError` that names the file, whatever is in it.
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
 import math
 import os
+import shutil
 import stat
 import zipfile
 from typing import Any, BinaryIO
@@ -47,9 +49,19 @@ def to_json(value: Any) -> Any:
 
 def write_json(path: str, value: Any):
   """Writes a JSON file, whole or not at all."""
-  with replacing(path) as partial, open(partial, 'w') as file:
-    json.dump(to_json(value), file, indent=2)
-    file.write('\n')
+  write_text(path, json.dumps(to_json(value), indent=2) + '\n')
+
+
+def write_text(path: str, text: str):
+  """Writes a text as UTF-8, whole or not at all.
+
+  Args:
+    path: of the file.
+    text: what it holds; what a command line held that is none in the locale's
+      encoding is written as the bytes that it was.
+  """
+  with replacing(path) as partial, open(partial, 'wb') as file:
+    file.write(text.encode('utf-8', 'surrogateescape'))
 
 
 def write_arrays(path: str, arrays: dict[str, np.ndarray]):
@@ -70,18 +82,67 @@ def replacing(path: str):
   with contextlib.suppress(FileNotFoundError):  # it may be a link elsewhere
     os.unlink(partial)
   try:
-    yield partial
-    os.replace(partial, path)
+    with of_file(path):
+      yield partial
+      os.replace(partial, path)
   except BaseException:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(partial)
     raise
 
 
+@contextlib.contextmanager
+def of_file(path: str):
+  """Says of an OSError which file it was met at, where it does not say it.
+
+  A full disk is met by a write, which knows no name.
+  """
+  try:
+    yield
+  except OSError as error:
+    if error.filename is None:
+      error.filename = path
+    raise
+
+
+def check_space(folder: str, needed: int):
+  """Looks whether so much can be written, before it is begun.
+
+  Args:
+    folder: where.
+    needed: bytes.
+
+  Raises:
+    OSError: there is less room.
+  """
+  free = shutil.disk_usage(folder).free
+  if needed > free:
+    raise OSError(
+      errno.ENOSPC,
+      f'{needed / 1e6:,.1f} MB are to be written, and {free / 1e6:,.1f} MB are '
+      'free',
+      folder,
+    )
+
+
 def sha256(path: str) -> str:
   """The SHA-256 of a regular file, in hexadecimal."""
   with opened(path) as file:
     return hashlib.file_digest(file, 'sha256').hexdigest()
+
+
+def write_all(file: Any, data: bytes):
+  """Adds to an unbuffered file, all or nothing.
+
+  A disk that is nearly full takes a part of it at first.
+  """
+  start = file.seek(0, os.SEEK_END)
+  try:
+    while data:
+      data = data[file.write(data) :]
+  except OSError:
+    file.truncate(start)
+    raise
 
 
 def opened(path: str) -> BinaryIO:
@@ -246,11 +307,14 @@ class JsonLines:
   """Appends one JSON object per line, flushed as it is written."""
 
   def __init__(self, path: str):
-    self._file = open(path, 'a')  # noqa: SIM115 (closed by close)
+    self._path = path
+    # Unbuffered: what could not be written is not tried again by `close`.
+    self._file = open(path, 'ab', buffering=0)  # noqa: SIM115
 
   def write(self, row: dict[str, Any]):
-    self._file.write(json.dumps(to_json(row)) + '\n')
-    self._file.flush()
+    line = json.dumps(to_json(row)).encode() + b'\n'
+    with of_file(self._path):
+      write_all(self._file, line)
 
   def close(self):
     self._file.close()

@@ -225,12 +225,14 @@ class TraceWriter(exclusive.Exclusive):
   def write(self, rows: list[tuple]):
     """Adds rows, tuples in the order of `EVENT_DTYPE`'s fields."""
     written = np.array(rows, EVENT_DTYPE).tobytes()
-    self.num_rows += len(rows)
     if self._file is None:
       self._rows += written
     else:
-      self.check, sealed = _sealed(written, self.check)
-      self._file.write(sealed)
+      check, sealed = _sealed(written, self.check)
+      with files.of_file(self.path):
+        files.write_all(self._file, sealed)
+      self.check = check
+    self.num_rows += len(rows)
 
   @exclusive.locked
   def flush(self):

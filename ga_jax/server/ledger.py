@@ -13,38 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax.guards import checks, exclusive, forms
+from ga_jax.guards import checks, exclusive, memory
 from ga_jax.policies.parts import saved as states_lib
 from ga_jax.policies.parts.base import Action, Decision, Event, Kind, Policy
 from ga_jax.record import trace as trace_lib
+from ga_jax.server import saved_ledger
 from ga_jax.server import streams as streams_lib
 
 _WIDTH = len(trace_lib.EVENT_DTYPE.names)
-_COUNT = forms.integer(0)
-_WORKER = forms.integer(0, 2**31 - 1)
-_BATCHES = (_COUNT, forms.integer(1), _COUNT)  # first, number, attempt
-_FORM = forms.fields(
-  {
-    'num_batches': forms.integer(1),
-    'per_ticket': forms.integer(1),
-    'depth': _COUNT,
-    'version': _COUNT,
-    'rows': _COUNT,
-    'next_batch': _COUNT,
-    'next_ticket': _COUNT,
-    'in_round': _COUNT,
-    'refused': forms.mapped(_COUNT),
-    'ready': forms.listed(_WORKER),
-    'workers': forms.listed(_WORKER),
-    'returned': forms.listed(forms.row(*_BATCHES)),
-    'reserved': forms.listed(forms.row(_WORKER, *_BATCHES)),
-    'outstanding': forms.listed(forms.row(_COUNT, _WORKER, _COUNT, *_BATCHES)),
-    'revoked': forms.listed(_COUNT),
-    'not_finite': forms.listed(forms.row(_COUNT, _COUNT)),
-    'streams': forms.optional(streams_lib.FORM),
-    'policy_state': forms.anything,
-  }
-)  # of what `Ledger.save` returns
 MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
 
 
@@ -52,9 +28,35 @@ class NotFiniteError(FloatingPointError):
   """The same batches gave no finite gradient again and again."""
 
 
+# A row of the record at the end of a run: its cells, and itself in the trace.
+_ROW_BYTES = 8 * _WIDTH + trace_lib.EVENT_DTYPE.itemsize
+_LARGEST = 2**31 - 1  # of a batch, a version and a worker: they are int32
+
+
+def check_record(
+  num_workers: int, num_batches: int = 0, batches_per_ticket: int = 1
+):
+  """Looks whether the record of a run fits into memory.
+
+  Args:
+    num_workers: workers, each of which joins.
+    num_batches: batches, whose tickets are issued and answered.
+    batches_per_ticket: of them.
+
+  Raises:
+    TooLargeError: it does not, for so many workers, or so many batches.
+  """
+  rows = {
+    'num_workers': (num_workers, num_workers),
+    'num_batches': (num_batches, 2 * -(-num_batches // batches_per_ticket)),
+  }
+  for name, (value, number) in rows.items():
+    memory.check(name, value, number * _ROW_BYTES, 'the record of the run')
+
+
 def check_worker_id(worker_id: int) -> int:
   """A worker's id; a ValueError where it is none that a trace can hold."""
-  return checks.integer('worker_id', worker_id, 0, 2**31 - 1)
+  return checks.integer('worker_id', worker_id, 0, _LARGEST)
 
 
 def _check_tickets(
@@ -121,7 +123,7 @@ class Ledger(exclusive.Exclusive):
 
     Args:
       policy: decides on every event.
-      num_batches: batches to apply, ids 0 to num_batches − 1; at least 1.
+      num_batches: batches to apply, from 1 to 2³¹ − 1; their ids count from 0.
       batches_per_ticket: how many consecutive batches a ticket holds; the last
         ticket of a run may hold fewer.
       depth: tickets that a worker may hold beside the one it computes; a policy
@@ -133,7 +135,7 @@ class Ledger(exclusive.Exclusive):
       ValueError: an argument is out of its range, or the policy allows no
         depth, or streams are to be issued several batches at a time.
     """
-    num_batches = checks.integer('num_batches', num_batches, 1)
+    num_batches = checks.integer('num_batches', num_batches, 1, _LARGEST)
     batches_per_ticket = checks.integer(
       'batches_per_ticket', batches_per_ticket, 1
     )
@@ -438,18 +440,13 @@ class Ledger(exclusive.Exclusive):
     Raises:
       FormError: it is of another run, or of none.
     """
-    _FORM(saved, 'book')
-    ours = {
-      'num_batches': self.num_batches,
-      'per_ticket': self._per_ticket,
-      'depth': self._depth,
-    }
-    for name, value in ours.items():
-      if saved[name] != value:
-        raise forms.FormError(f'book.{name} is {saved[name]}, not {value}')
-    if (saved['streams'] is None) != (self._streams is None):
-      raise forms.FormError('book.streams is of other batches')
-    self._check_own(saved)
+    saved_ledger.check(
+      saved,
+      num_batches=self.num_batches,
+      per_ticket=self._per_ticket,
+      depth=self._depth,
+      has_streams=self._streams is not None,
+    )
     if self._streams:
       self._streams.restore(saved['streams'])
     self._policy_state = states_lib.from_saved(
@@ -468,23 +465,6 @@ class Ledger(exclusive.Exclusive):
     self._revoked = set(saved['revoked'])
     self._not_finite = collections.Counter(dict(saved['not_finite']))
     self._cells, self._forgotten = [], saved['rows']
-
-  def _check_own(self, saved):
-    """Raises a FormError where batches or workers are none of this run."""
-    tickets = [Ticket(*ticket) for ticket in saved['outstanding']]
-    held = [[t.first_batch, t.num_batches] for t in tickets]
-    held += [batches[:2] for batches in saved['returned']]
-    held += [batches[:2] for _, *batches in saved['reserved']]
-    if any(first + number > self.num_batches for first, number in held):
-      raise forms.FormError('book holds batches that are not of the run')
-    members = {*saved['ready'], *(ticket.worker_id for ticket in tickets)}
-    if not members <= set(saved['workers']):
-      raise forms.FormError('book has tickets of workers that are not there')
-    ids = [ticket.ticket_id for ticket in tickets]
-    if max(ids, default=-1) >= saved['next_ticket'] or (
-      max((t.version for t in tickets), default=0) > saved['version']
-    ):
-      raise forms.FormError('book has tickets that were never issued')
 
   @exclusive.locked
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:

@@ -83,11 +83,16 @@ class Server(exclusive.Exclusive):
         `submit` waits for a gradient to see whether it is, and refuses it.
 
     Raises:
-      ValueError: the rule and the policy do not go together.
-      TypeError: one of them is something else.
+      ValueError: the rule and the policy do not go together, or a parameter is
+        not finite.
+      TypeError: one of them is something else, or a parameter is no
+        floating-point array.
+      TooLargeError: there is no memory for so many workers.
     """
     num_workers = checks.integer('num_workers', num_workers, 1)
     policies.check(policy)
+    update.check_params(params)
+    ledger.check_record(num_workers)
     self._rule = optimizer.lift(rule)
     update.check_rule(self._rule, policy.accumulates, num_workers, params)
     compiled = compiled_lib.compiled(

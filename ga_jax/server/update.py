@@ -141,6 +141,33 @@ def owned(tree):
   )
 
 
+def check_params(params: Any):
+  """Refuses parameters that nothing can be trained from; names the leaf.
+
+  Args:
+    params: pytree of arrays.
+
+  Raises:
+    TypeError: there is none, or one is no floating-point number.
+    ValueError: one is not finite.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(params)
+  if not leaves:
+    raise TypeError(f'params must be a pytree of arrays, got {params!r}')
+  for path, leaf in leaves:
+    name = f'params{jax.tree_util.keystr(path)}'
+    dtype = getattr(leaf, 'dtype', type(leaf))
+    if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
+      held = getattr(dtype, 'name', getattr(dtype, '__name__', dtype))
+      raise TypeError(
+        f'{name} must hold floating-point numbers, got {held}: what is counted '
+        'belongs into model_state'
+      )
+    traced = isinstance(leaf, jax.core.Tracer)
+    if not traced and not np.isfinite(np.asarray(leaf)).all():
+      raise ValueError(f'{name} must be finite at the start of a run')
+
+
 def check_rule(
   rule: optimizer.AsyncOptimizer,
   accumulates: bool,

@@ -69,6 +69,7 @@ def simulate(
   Raises:
     ValueError: an argument is out of range, or rule and workers do not go
       together.
+    TooLargeError: there is no memory for so many workers or batches.
     OccupiedError: another process is saving where the checkpoints go.
     RecoveryError: the checkpoint is of another run.
 

@@ -48,8 +48,12 @@ def play(
   Raises:
     ValueError: the policy needs losses and there is no `loss_fn`, or all
       workers died before every batch was applied.
+    TooLargeError: there is no memory for the record of such a run.
   """
   num_workers = checks.integer('num_workers', num_workers, 1)
+  batches_per_ticket = checks.integer(
+    'batches_per_ticket', batches_per_ticket, 1
+  )
   _check(policy, clock, loss_fn)
   book = ledger.Ledger(
     policy,
@@ -58,6 +62,7 @@ def play(
     streams=streams,
   )
   machines = _Machines(clock, num_workers, overlaps)
+  ledger.check_record(num_workers, book.num_batches, batches_per_ticket)
   heap, now = machines.departures(), 0.0
   for worker_id in range(num_workers):
     book.join(worker_id, now)

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from ga_jax.guards import memory
 from ga_jax.job import compiled as compiled_lib
 from ga_jax.job import job as job_lib
 from ga_jax.job import source as source_lib
@@ -227,6 +228,9 @@ class Worker:
       computing: what it computes with.
       mailbox: a queue of `Order`s; None ends the thread.
       deliver: takes `Answer` and `Died`.
+
+    Raises:
+      TooLargeError: the system gives this process no more threads.
     """
     self.worker_id = worker_id
     self._mailbox = mailbox
@@ -237,7 +241,12 @@ class Worker:
       name=f'worker-{worker_id}',
       daemon=True,
     )
-    self.thread.start()
+    try:
+      self.thread.start()
+    except RuntimeError as error:
+      raise memory.TooLargeError(
+        f'worker {worker_id} cannot be started: {error}'
+      ) from error
 
   def give(self, order: Order):
     """Tells it what to compute next."""

@@ -107,7 +107,7 @@ def _make_token():
   path.parent.mkdir(mode=0o700, exist_ok=True)
   with contextlib.suppress(FileExistsError):
     flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY
-    with open(os.open(path, flags, 0o600), 'w') as file:
+    with open(os.open(path, flags, 0o600), 'w', encoding='utf-8') as file:
       file.write(secrets.token_hex(32))
 
 
