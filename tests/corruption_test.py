@@ -318,6 +318,16 @@ def test_settings_of_another_kind_are_refused_by_name(
     assert done.err.strip().isprintable()
 
 
+def test_a_report_plays_no_schedule_of_a_thousand_million_workers(copied):
+  for name in ('trace.npz', 'digests.json', 'began.json'):
+    (copied / name).unlink()
+  path = copied / 'config.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | {'workers': 10**9}))
+  assert scripts.call('report', f'--workdir={copied}').code == 0
+  page = (copied / 'report.html').read_text()
+  assert 'No timeline: too long to be played again' in page
+
+
 # What a record may set.
 
 
@@ -419,10 +429,12 @@ def test_a_damaged_row_of_metrics_is_left_out_and_told(run_of, tmp_path):
   for i, line in enumerate(damaged):
     path.write_text('\n'.join([*lines[:i], line, *lines[i + 1 :]]))
     kept, numbers = rows_lib.read(str(path))
-    assert (len(kept), numbers[0]) == (len(lines) - len(numbers), i + 1)
+    assert (len(kept), numbers) == (len(lines) - 1, [i + 1])
   done = resumed(folder)
   assert done.code == 0, done.err
-  assert f'note: {path} has damaged lines (2), which are left out' in done.err
+  assert (
+    f'note: {path} has rows that are damaged or lost (2): left out' in done.err
+  )
 
 
 def test_a_row_that_was_lost_is_told(tmp_path):

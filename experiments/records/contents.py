@@ -37,7 +37,7 @@ ROW_FIELDS = {
   **_SEEN,
   'time': _MEASURE,
   'batches_per_second': _MEASURE,
-  'check': forms.integer(0, 2**32 - 1),
+  'check': forms.text,
 }
 ROW = forms.fields(
   ROW_FIELDS, needed=('epoch', 'batches'), others=forms.anything

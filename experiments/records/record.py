@@ -87,7 +87,7 @@ def load_arrivals(workdir: str) -> dict[str, np.ndarray]:
   except OSError as error:
     raise _missing(workdir, 'arrivals.npz') from error
   except ValueError as error:
-    raise settings_lib.SettingError('workdir', workdir, str(error)) from error
+    raise _damaged(workdir, error) from error
 
 
 def arrivals_of(path: str) -> dict[str, np.ndarray]:
@@ -208,7 +208,7 @@ def load_json(workdir: str, name: str) -> dict[str, Any]:
   except OSError as error:
     raise _missing(workdir, name) from error
   except ValueError as error:
-    raise settings_lib.SettingError('workdir', workdir, str(error)) from error
+    raise _damaged(workdir, error) from error
 
 
 def read_json(path: str) -> dict[str, Any]:
@@ -246,6 +246,11 @@ def _tuples(value):
   if isinstance(value, list):
     return tuple(map(_tuples, value))
   return value
+
+
+def _damaged(workdir: str, error: ValueError) -> settings_lib.SettingError:
+  said = str(error).replace(os.path.join(workdir, ''), '')
+  return settings_lib.SettingError('workdir', workdir, said)
 
 
 def _missing(workdir: str, name: str) -> settings_lib.SettingError:

@@ -1,8 +1,9 @@
-"""metrics.jsonl of a run: a row per epoch, each with a check of those so far.
+"""metrics.jsonl of a run: a row per epoch, each with its number and a check.
 
-No digest is there before a run ends. So every row ends with 'check', the CRC-32
-of its other values as JSON and of the check before it: a row that was changed,
-and the one after a row that was lost, are told. Runs of before have none.
+No digest is there before a run ends. So every row ends with 'check': its
+number, the first is 1, and the CRC-32 of that and of its other values as JSON.
+A row that was changed, or lost between others, is told. Runs of before have
+none.
 """
 
 import json
@@ -26,7 +27,7 @@ class Rows:
       path: of the file.
       kept: rows of before, which come first.
     """
-    self._check = 0
+    self._number = 0
     lines = [f'{json.dumps(self._sealed(row))}\n' for row in kept]
     files.write_text(path, ''.join(lines))
     self._log = files.JsonLines(path)
@@ -40,13 +41,12 @@ class Rows:
     self._log.close()
 
   def _sealed(self, row):
-    row = {name: value for name, value in row.items() if name != _CHECK}
-    self._check = _check(row, self._check)
-    return {**row, _CHECK: self._check}
+    self._number += 1
+    return {**row, _CHECK: _check(self._number, row)}
 
 
 def read(path: str) -> tuple[list[dict[str, Any]], list[int]]:
-  """The rows of a file, and the numbers of the lines that are damaged.
+  """The rows of a file, and the numbers of those that are damaged or lost.
 
   Args:
     path: of the file; where it is not there it has no rows.
@@ -57,26 +57,24 @@ def read(path: str) -> tuple[list[dict[str, Any]], list[int]]:
   if not os.path.exists(path):
     return [], []
   lines, damaged = files.read_json_lines(path, contents.ROW)
-  numbers = range(1, len(lines) + len(damaged) + 1)
-  numbers = [i for i in numbers if i not in set(damaged)]
   if not any(_CHECK in row for row in lines):
     return lines, damaged
-  rows, before = [], 0
-  for number, row in zip(numbers, lines, strict=True):
-    check = row.pop(_CHECK, None)
-    if check == _check(row, before):
-      rows.append(row)
-    else:
-      damaged.append(number)
-    before = check or 0
-  return rows, sorted(damaged)
+  rows = {}
+  for row in lines:
+    check = row.pop(_CHECK, '')
+    number = check.partition('-')[0]
+    if number.isdecimal() and check == _check(int(number), row):
+      rows[int(number)] = row
+  last = max([len(lines) + len(damaged), *rows])
+  wrong = [number for number in range(1, last + 1) if number not in rows]
+  return [rows[number] for number in sorted(rows)], wrong
 
 
 def said(name: str, damaged: list[int]) -> str:
-  """What is said of damaged lines of a file."""
+  """What is said of damaged rows of a file."""
   shown = ', '.join(map(str, damaged[:5])) + ' ...' * (len(damaged) > 5)
-  return f'{name} has damaged lines ({shown}), which are left out'
+  return f'{name} has rows that are damaged or lost ({shown}): left out'
 
 
-def _check(row: dict[str, Any], before: int) -> int:
-  return zlib.crc32(json.dumps(row).encode(), before)
+def _check(number: int, row: dict[str, Any]) -> str:
+  return f'{number}-{zlib.crc32(f"{number} {json.dumps(row)}".encode()):08x}'

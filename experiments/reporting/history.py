@@ -21,6 +21,8 @@ from experiments.settings import table as settings_lib
 from ga_jax.policies.parts.base import Action, Kind
 from ga_jax.simulation import virtual_cluster
 
+_MOST_PLAYED = 10**6  # workers, and batches
+
 
 class History(NamedTuple):
   """What happened in a run.
@@ -146,6 +148,8 @@ def _played(one) -> History:
     raise UnknownHistoryError(
       'its settings were not recorded' if one.summary else 'unfinished'
     )
+  if max(s.workers, _total(one)) > _MOST_PLAYED:
+    raise UnknownHistoryError('too long to be played again')
   made = assembled(one)
   if made.policy.needs_loss:
     raise UnknownHistoryError(

@@ -72,7 +72,8 @@ class Trace(NamedTuple):
     try:
       data = files.read_arrays(path)
     except files.DamagedError as error:
-      raise TraceError(f'{path} cannot be read: {error}') from error
+      why = error.__cause__ or error
+      raise TraceError(f'{path} cannot be read: {why}') from error
     if set(data) != {'events', 'num_workers', 'num_batches'}:
       raise TraceError(f'{path} holds {list(data)}, which is no trace')
     numbers = data['num_workers'], data['num_batches']

@@ -13,38 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ga_jax.guards import checks, exclusive, forms, memory
+from ga_jax.guards import checks, exclusive, memory
 from ga_jax.policies.parts import saved as states_lib
 from ga_jax.policies.parts.base import Action, Decision, Event, Kind, Policy
 from ga_jax.record import trace as trace_lib
+from ga_jax.server import saved_ledger
 from ga_jax.server import streams as streams_lib
 
 _WIDTH = len(trace_lib.EVENT_DTYPE.names)
-_COUNT = forms.integer(0)
-_WORKER = forms.integer(0, 2**31 - 1)
-_BATCHES = (_COUNT, forms.integer(1), _COUNT)  # first, number, attempt
-_FORM = forms.fields(
-  {
-    'num_batches': forms.integer(1),
-    'per_ticket': forms.integer(1),
-    'depth': _COUNT,
-    'version': _COUNT,
-    'rows': _COUNT,
-    'next_batch': _COUNT,
-    'next_ticket': _COUNT,
-    'in_round': _COUNT,
-    'refused': forms.mapped(_COUNT),
-    'ready': forms.listed(_WORKER),
-    'workers': forms.listed(_WORKER),
-    'returned': forms.listed(forms.row(*_BATCHES)),
-    'reserved': forms.listed(forms.row(_WORKER, *_BATCHES)),
-    'outstanding': forms.listed(forms.row(_COUNT, _WORKER, _COUNT, *_BATCHES)),
-    'revoked': forms.listed(_COUNT),
-    'not_finite': forms.listed(forms.row(_COUNT, _COUNT)),
-    'streams': forms.optional(streams_lib.FORM),
-    'policy_state': forms.anything,
-  }
-)  # of what `Ledger.save` returns
 MAX_ATTEMPTS = 5  # of batches whose gradient is not finite
 
 
@@ -464,18 +440,13 @@ class Ledger(exclusive.Exclusive):
     Raises:
       FormError: it is of another run, or of none.
     """
-    _FORM(saved, 'book')
-    ours = {
-      'num_batches': self.num_batches,
-      'per_ticket': self._per_ticket,
-      'depth': self._depth,
-    }
-    for name, value in ours.items():
-      if saved[name] != value:
-        raise forms.FormError(f'book.{name} is {saved[name]}, not {value}')
-    if (saved['streams'] is None) != (self._streams is None):
-      raise forms.FormError('book.streams is of other batches')
-    self._check_own(saved)
+    saved_ledger.check(
+      saved,
+      num_batches=self.num_batches,
+      per_ticket=self._per_ticket,
+      depth=self._depth,
+      has_streams=self._streams is not None,
+    )
     if self._streams:
       self._streams.restore(saved['streams'])
     self._policy_state = states_lib.from_saved(
@@ -494,23 +465,6 @@ class Ledger(exclusive.Exclusive):
     self._revoked = set(saved['revoked'])
     self._not_finite = collections.Counter(dict(saved['not_finite']))
     self._cells, self._forgotten = [], saved['rows']
-
-  def _check_own(self, saved):
-    """Raises a FormError where batches or workers are none of this run."""
-    tickets = [Ticket(*ticket) for ticket in saved['outstanding']]
-    held = [[t.first_batch, t.num_batches] for t in tickets]
-    held += [batches[:2] for batches in saved['returned']]
-    held += [batches[:2] for _, *batches in saved['reserved']]
-    if any(first + number > self.num_batches for first, number in held):
-      raise forms.FormError('book holds batches that are not of the run')
-    members = {*saved['ready'], *(ticket.worker_id for ticket in tickets)}
-    if not members <= set(saved['workers']):
-      raise forms.FormError('book has tickets of workers that are not there')
-    ids = [ticket.ticket_id for ticket in tickets]
-    if max(ids, default=-1) >= saved['next_ticket'] or (
-      max((t.version for t in tickets), default=0) > saved['version']
-    ):
-      raise forms.FormError('book has tickets that were never issued')
 
   @exclusive.locked
   def trace(self, num_workers: int | None = None) -> trace_lib.Trace:
