@@ -55,9 +55,9 @@ def copied(run_of, tmp_path):
 @pytest.mark.parametrize(
   ('kind', 'runtime', 'forged', 'number'),
   [
-    ('finished', 'simulate', False, 4),
-    ('finished', 'simulate', True, 6),
-    ('finished', 'threads', True, 3),
+    ('finished', 'simulate', False, 2),
+    pytest.param('finished', 'simulate', True, 6, marks=pytest.mark.slow),
+    pytest.param('finished', 'threads', True, 3, marks=pytest.mark.slow),
     ('interrupted', 'simulate', False, 1),
     ('interrupted', 'threads', True, 1),
   ],

@@ -231,10 +231,12 @@ def finished(tmp_path_factory):
   [
     ('>/dev/full', 1, 'standard output cannot be written to (No space left'),
     ('>&-', 0, ''),
-    ('2>&-', 0, ''),
-    ('2>/dev/full', 0, ''),
-    ('>&- 2>&-', 0, ''),
-    ('| head -1; exit ${PIPESTATUS[0]}', 0, ''),
+    pytest.param('2>&-', 0, '', marks=pytest.mark.slow),
+    pytest.param('2>/dev/full', 0, '', marks=pytest.mark.slow),
+    pytest.param('>&- 2>&-', 0, '', marks=pytest.mark.slow),
+    pytest.param(
+      '| head -1; exit ${PIPESTATUS[0]}', 0, '', marks=pytest.mark.slow
+    ),
   ],
 )
 def test_streams_that_nobody_reads_stop_nothing(how, code, said, finished):
@@ -257,6 +259,7 @@ def test_a_wrong_flag_has_its_code_where_nobody_is_told(finished):
   assert ended.returncode == 2
 
 
+@pytest.mark.slow
 def test_a_run_ends_where_its_output_cannot_be_written(finished):
   for number, how in enumerate(('>&-', '>/dev/full')):
     folder = f'out-{number}'
@@ -279,6 +282,7 @@ def test_files_are_utf_8_whatever_the_locale(finished):
   assert 'é ±' in html
 
 
+@pytest.mark.slow
 def test_figures_are_drawn_whatever_the_backend(finished):
   ended = started(
     *('report', '--workdir=run', '--figures=figures'),
@@ -289,7 +293,9 @@ def test_figures_are_drawn_whatever_the_backend(finished):
   assert os.listdir(finished / 'figures')
 
 
-@pytest.mark.parametrize('platform', ['cuda', 'nonsense'])
+@pytest.mark.parametrize(
+  'platform', ['cuda', pytest.param('nonsense', marks=pytest.mark.slow)]
+)
 def test_a_device_that_is_not_here_is_said(platform, finished):
   for name in ('train', 'methods'):
     ended = started(name, cwd=finished, JAX_PLATFORMS=platform)

@@ -29,7 +29,7 @@ def _check_loss(returned):
       f'{form}: it must return two values; model_state is () without statistics'
     )
   loss, _ = returned
-  if jnp.shape(loss):
+  if loss is not None and jnp.shape(loss):
     raise TypeError(
       f'{form}: the loss must be a scalar, got shape {jnp.shape(loss)}'
     )

@@ -157,14 +157,14 @@ def check_params(params: Any):
   for path, leaf in leaves:
     name = f'params{jax.tree_util.keystr(path)}'
     dtype = getattr(leaf, 'dtype', type(leaf))
-    if dtype is not float and not jnp.issubdtype(dtype, jnp.floating):
+    if dtype not in (float, complex) and not jnp.issubdtype(dtype, jnp.inexact):
       held = getattr(dtype, 'name', getattr(dtype, '__name__', dtype))
       raise TypeError(
         f'{name} must hold floating-point numbers, got {held}: what is counted '
         'belongs into model_state'
       )
-    traced = isinstance(leaf, jax.core.Tracer)
-    if not traced and not np.isfinite(np.asarray(leaf)).all():
+    unknown = isinstance(leaf, (jax.core.Tracer, jax.ShapeDtypeStruct))
+    if not unknown and not np.isfinite(np.asarray(leaf)).all():
       raise ValueError(f'{name} must be finite at the start of a run')
 
 
