@@ -237,11 +237,14 @@ def test_a_run_whose_driver_died_goes_on(nodes, tmp_path, every):
   finally:
     training.kill()
     training.wait()
-  before = record.read_bytes()
+  before = rows(record)
+  address = f'--address={nodes.address}'
   done = ray_runs.script('train', '--resume', workdir)
+  assert (done.returncode, address in done.stderr) == (2, True)  # it is told
+  done = ray_runs.script('train', '--resume', workdir, address)
   assert done.returncode == 0, done.stdout + done.stderr
   saved = trace.Trace.load(str(tmp_path / 'trace.npz'))
-  assert saved.events.tobytes().startswith(whole_rows(before))
+  assert saved.events[: len(before)].tolist() == before
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line)['epoch'] for line in lines] == list(range(1, 7))
   assert ray_runs.script('verify', workdir).returncode == 0
