@@ -327,18 +327,10 @@ def test_the_last_state_observed_is_the_final_one(executor):
 
 
 def test_callers_parameters_survive_donation():
-  loss_fn, params, stats, batch_fn = cases.tiny_problem()
+  _, params, *_ = cases.tiny_problem()
   params = jax.tree.map(jnp.asarray, params)
   ga_jax.simulate(
-    ga_jax.Job(
-      loss_fn,
-      params,
-      batch_fn,
-      rules.asgd(0.1),
-      policies.asynchronous(),
-      model_state=stats,
-      stats_momentum=0.9,
-    ),
+    cases.tiny_job(rules.asgd(0.1), policies.asynchronous(), params=params),
     clocks.homogeneous(0),
     num_workers=2,
     num_batches=20,
@@ -396,15 +388,7 @@ def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
   assert lengths.convolutions(job) > 0
   results = [
     ga_jax.simulate(
-      ga_jax.Job(
-        loss_fn,
-        params,
-        image_batches,
-        rules.gap_aware(0.05),
-        policies.asynchronous(),
-        model_state=stats,
-        stats_momentum=0.9,
-      ),
+      job,
       clocks.homogeneous(0),
       num_workers=4,
       num_batches=5,

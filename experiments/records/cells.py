@@ -186,16 +186,12 @@ def read(path: str) -> dict[str, dict[str, Any]]:
 
 
 def append(path: str, row: dict[str, Any]):
-  """Appends a line in one write, so that several processes may."""
+  """Appends a line, whole or not at all; several processes may."""
   line = json.dumps(files.to_json(row)).encode() + b'\n'
-  file = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
-  try:
+  with files.of_file(path), open(path, 'ab+', buffering=0) as file:
     fcntl.flock(file, fcntl.LOCK_EX)
-    size = os.fstat(file).st_size
-    if size and os.pread(file, 1, size - 1) != b'\n':
-      line = b'\n' + line  # the line before was cut short
-    written = os.write(file, line)
-    if written < len(line):
-      raise OSError(f'{path}: only {written} of {len(line)} bytes were written')
-  finally:
-    os.close(file)
+    if file.seek(0, os.SEEK_END):
+      file.seek(-1, os.SEEK_END)
+      if file.read(1) != b'\n':
+        line = b'\n' + line  # the line before was cut short
+    files.write_all(file, line)

@@ -67,15 +67,16 @@ def connect(settings: settings_lib.Settings):
 
 def run(
   settings: settings_lib.Settings,
+  job: ga_jax.Job,
+  total: int,
   observe: Callable[[watch.Progress], None],
   evaluate_epochs: bool,
   keeping: run_lib.Keeping,
   control: control_lib.Control,
 ) -> tuple[ga_jax.LiveResult, dict[str, Any]]:
-  """Runs to the end; see `train.train` for the arguments."""
+  """Runs `total` batches of a job; see `train.train` for the others."""
   try:
-    known = inputs.of(settings)
-    execution.check_shards(_make(settings, known), settings.server_shards)
+    execution.check_shards(job, settings.server_shards)
   except ValueError as error:
     raise settings_lib.SettingError(
       'server_shards', settings.server_shards, str(error)
@@ -88,9 +89,9 @@ def run(
     data_path = os.path.abspath(settings.data_path)
     settings = dataclasses.replace(settings, data_path=data_path)
   setup = setup_lib.Setup(
-    make_fn=functools.partial(_make, settings, known),
+    make_fn=functools.partial(_make, settings, inputs.of(settings)),
     num_workers=settings.workers,
-    num_batches=run_lib.total_batches(settings),
+    num_batches=total,
     live=run_lib.live_of(settings, keeping),
     observe_fn=functools.partial(_following, settings, evaluate_epochs),
     block=run_lib.observed_every(settings),

@@ -75,7 +75,9 @@ def train(
   elif settings.runtime == 'ray':
     from experiments.running import ray  # Ray is an extra
 
-    result, own = ray.run(settings, seen, evaluate_epochs, keeping, control)
+    result, own = ray.run(
+      settings, job, total, seen, evaluate_epochs, keeping, control
+    )
   else:
     result, own = simulated.run(settings, job, total, messages, follow, keeping)
   if not result.metrics:

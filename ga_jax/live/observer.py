@@ -59,7 +59,8 @@ class Observer:
     self._batches += metrics['num_batches']
     # The last arrival's round may still be closed after it.
     if self._waiting >= self._block and self._batches < self._num_batches:
-      self._show(state_fn())
+      # Who holds the state has the next update copy it.
+      self._show(state_fn() if self._observe else None)
     elif len(self._open) >= _PIECE:
       self._hand_over()
 

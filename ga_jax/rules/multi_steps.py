@@ -53,7 +53,7 @@ def multi_steps(
 
   def init(params):
     inner = rule.init(params)
-    corrected = _corrected_like(rule, params, inner)
+    corrected = optimizer.corrected_like(rule, params, inner)
     zeros = jax.tree.map(numbers.accumulator_like, corrected)
     return MultiStepsState(jnp.zeros([], jnp.int32), zeros, inner)
 
@@ -81,14 +81,3 @@ def multi_steps(
     return updates, MultiStepsState((mini + 1) % every_k, mean, inner)
 
   return optax.GradientTransformationExtraArgs(init, update)
-
-
-def _corrected_like(rule: optimizer.AsyncOptimizer, params, state):
-  """Shapes of what `correct` makes of gradients, which are like params."""
-
-  def corrected(params, state):
-    zero = jnp.int32(0)
-    told = {'stale_params': params, 'staleness': zero, 'worker_id': zero}
-    return rule.correct(params, state, params, **told)[0]
-
-  return jax.eval_shape(corrected, params, state)

@@ -247,6 +247,20 @@ class ServerCore(Core):
     )
     self._publish()
 
+  def enter_part(self, arrival: update.Arrival, totals) -> jax.Array:
+    """A shard's part of the sum after `totals` that a gradient needs."""
+    return self._compiled.enter_part(
+      self._hparams, self._state, arrival, totals=totals
+    )
+
+  def close_part(self, totals) -> jax.Array:
+    """A shard's part of the sum after `totals` that closing needs."""
+    return self._compiled.close_part(self._hparams, self._state, totals=totals)
+
+  def sums(self) -> tuple[int, int]:
+    """Sums over all shards per gradient that enters, and per round's end."""
+    return self._compiled.sums(self._hparams, self._state)
+
   def arrival(self, entry: Entry) -> update.Arrival:
     """A gradient as `update` sees it."""
     ticket, sent = entry.ticket, entry.sent

@@ -40,17 +40,16 @@ class Shard:
       model_state: initial model statistics; () on all shards but the first.
       device: where the arrays are; by default JAX's default device.
     """
-    self._compiled = compiled_lib.compiled(rule_fn, fold_fn, accumulates)
-    self._hparams = hparams
+    compiled = compiled_lib.compiled(rule_fn, fold_fn, accumulates)
     self._accumulates = accumulates
     self._core = core_lib.ServerCore(
-      self._compiled, hparams, params, model_state, accumulates, device
+      compiled, hparams, params, model_state, accumulates, device
     )
     self._entry = None  # the gradient that is offered
 
   def sums(self) -> tuple[int, int]:
     """Sums over all shards per gradient that enters, and per round's end."""
-    return self._compiled.sums(self._hparams, self._core.state)
+    return self._core.sums()
 
   def state(self) -> update.ServerState:
     """All it knows."""
@@ -100,12 +99,7 @@ class Shard:
 
   def enter_part(self, totals) -> jax.Array:
     """Its part of the sum after `totals` that the offered gradient needs."""
-    return self._compiled.enter_part(
-      self._hparams,
-      self._core.state,
-      self._core.arrival(self._entry),
-      totals=totals,
-    )
+    return self._core.enter_part(self._core.arrival(self._entry), totals)
 
   def enter(self, totals) -> update.Metrics:
     """The offered gradient enters the round; without rounds it is applied."""
@@ -116,9 +110,7 @@ class Shard:
 
   def close_part(self, totals) -> jax.Array:
     """Its part of the sum after `totals` that closing the round needs."""
-    return self._compiled.close_part(
-      self._hparams, self._core.state, totals=totals
-    )
+    return self._core.close_part(totals)
 
   def close(self, totals):
     """Closes the open round."""
@@ -130,20 +122,14 @@ class Shard:
     entering, closing = self.sums()
     totals, close_totals = (), ()
     for _ in range(entering):
-      totals += self._as_total(
-        self._compiled.enter_part, arrival, totals=totals
-      )
+      part = self._core.enter_part(arrival, totals)
+      totals += (global_sums.total([part]),)
     for _ in range(closing):
-      close_totals += self._as_total(
-        self._compiled.close_part, totals=close_totals
-      )
+      part = self._core.close_part(close_totals)
+      close_totals += (global_sums.total([part]),)
     self._core.warm_up(
       grads, model_state, totals=totals, close_totals=close_totals
     )
-
-  def _as_total(self, part, *args, totals):
-    part = part(self._hparams, self._core.state, *args, totals=totals)
-    return (global_sums.total([part]),)
 
   def save(self):
     """All arrays, a pytree."""

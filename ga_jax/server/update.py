@@ -380,22 +380,8 @@ def _metrics(state: ServerState, arrival: Arrival, opt_state) -> Metrics:
 
 def _corrected_like(rule: optimizer.AsyncOptimizer, state: ServerState):
   """Shapes and dtypes of what `correct` makes of a gradient."""
-
-  def correct(params, opt_state):
-    fresh = jnp.zeros([], jnp.int32)
-    corrected, _ = rule.correct(
-      params,
-      opt_state,
-      params,
-      stale_params=params,
-      staleness=fresh,
-      worker_id=fresh,
-      count=fresh,
-    )
-    return corrected
-
   with global_sums.known(None):  # shapes only: these ask for nothing
-    return jax.eval_shape(correct, state.params, state.opt_state)
+    return optimizer.corrected_like(rule, state.params, state.opt_state)
 
 
 def _empty_round(rule: optimizer.AsyncOptimizer, state: ServerState) -> Round:

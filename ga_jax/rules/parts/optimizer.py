@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import optax
 
 
@@ -133,6 +134,25 @@ def lift(transformation: optax.GradientTransformation) -> AsyncOptimizer:
   return AsyncOptimizer(
     transformation.init, pass_through, transformation.update
   )
+
+
+def corrected_like(rule: AsyncOptimizer, params, opt_state):
+  """Shapes and dtypes of what a rule's `correct` makes of a gradient.
+
+  Args:
+    rule: the rule.
+    params: parameters, which gradients are like.
+    opt_state: the state of the rule.
+  """
+
+  def corrected(params, opt_state):
+    zero = jnp.zeros([], jnp.int32)
+    told = dict.fromkeys(('staleness', 'worker_id', 'count'), zero)
+    return rule.correct(params, opt_state, params, stale_params=params, **told)[
+      0
+    ]
+
+  return jax.eval_shape(corrected, params, opt_state)
 
 
 def correction(init, correct, num_workers=None) -> AsyncOptimizer:
