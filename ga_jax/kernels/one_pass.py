@@ -35,7 +35,6 @@ class _Part(NamedTuple):
   first: jax.Array
   second: jax.Array
   largest: jax.Array
-  done: jax.Array
 
 
 def sums(fn: Callable, *trees) -> Sums:
@@ -53,21 +52,28 @@ def sums(fn: Callable, *trees) -> Sums:
     `Sums`, whose `done` is a pytree like the first.
   """
   structure = jax.tree.structure(trees[0])
-  leaves = [map(jnp.asarray, jax.tree.leaves(tree)) for tree in trees]
-  rows = list(zip(*leaves, strict=True))
-  parts, done = [], [None] * len(rows)
-  for group in _groups(rows):
-    parts.append(_sums(fn, *_joined([rows[i] for i in group])))
-    for i in group:
-      done[i] = parts[-1].done
-  return Sums(
-    _added_up(part.first for part in parts),
-    _added_up(part.second for part in parts),
-    functools.reduce(
-      jnp.maximum, (_scalar(part.largest) for part in parts), _scalar(0.0)
-    ),
-    structure.unflatten(done),
-  )
+  columns = [map(jnp.asarray, jax.tree.leaves(tree)) for tree in trees]
+
+  def anywhere(*columns):
+    rows = list(zip(*columns, strict=True))
+    return _combined(
+      [_summed(*fn(*row)) for row in rows], [jnp.ones([], bool)] * len(rows)
+    )
+
+  def on_cpu(*columns):
+    rows = list(zip(*jax.lax.optimization_barrier(columns), strict=True))
+    parts, done = [], [None] * len(rows)
+    for group in _groups(rows):
+      part = _passed(fn, *_joined([rows[i] for i in group]))
+      parts.append(part)
+      unknown = jnp.isnan(part.first + part.second)
+      for i in group:
+        done[i] = (part.largest != 0) | unknown
+    return _combined(parts, done)
+
+  columns = [list(column) for column in columns]
+  found = jax.lax.platform_dependent(*columns, cpu=on_cpu, default=anywhere)
+  return found._replace(done=structure.unflatten(found.done))
 
 
 def total(fn: Callable, *trees) -> jax.Array:
@@ -100,6 +106,21 @@ def _added_up(scalars) -> jax.Array:
   return sum(map(_scalar, scalars), start=_scalar(0.0))
 
 
+def _summed(x, y) -> _Part:
+  return _Part(jnp.sum(x), jnp.sum(y), jnp.max(y, initial=0.0))
+
+
+def _combined(parts: list[_Part], done) -> Sums:
+  """The sums over all groups."""
+  largest = (_scalar(part.largest) for part in parts)
+  return Sums(
+    _added_up(part.first for part in parts),
+    _added_up(part.second for part in parts),
+    functools.reduce(jnp.maximum, largest, _scalar(0.0)),
+    done,
+  )
+
+
 def _groups(rows) -> list[list[int]]:
   """Indices of leaves: large ones alone, small ones of a kind together.
 
@@ -124,20 +145,6 @@ def _joined(rows):
   )
 
 
-def _sums(fn, *row) -> _Part:
-  def anywhere(*row):
-    x, y = fn(*row)
-    added = jnp.sum(x), jnp.sum(y)
-    return _Part(*added, jnp.max(y, initial=0.0), jnp.ones([], bool))
-
-  def on_cpu(*row):
-    found = _passed(fn, *jax.lax.optimization_barrier(row))
-    unknown = jnp.isnan(found.first + found.second)
-    return found._replace(done=(found.largest != 0) | unknown)
-
-  return jax.lax.platform_dependent(*row, cpu=on_cpu, default=anywhere)
-
-
 def _passed(fn, *row) -> _Part:
   """The sums of one leaf in one pass over it."""
   parts = []
@@ -157,7 +164,6 @@ def _passed(fn, *row) -> _Part:
     sum(map(jnp.sum, first)),
     added,
     jnp.where(jnp.isnan(added), added, most),  # `_fold` may lose a NaN
-    jnp.ones([], bool),
   )
 
 

@@ -100,8 +100,14 @@ def after(measured, before, values):
     before: pytree of arrays.
     values: pytree like it, what takes its place.
   """
-  if jax.default_backend() != 'cpu':
-    return values
-  return jax.tree.map(
-    lambda old, new: jnp.where(measured < 0, old, new), before, values
+
+  def later(measured, before, values):
+    return jax.tree.map(
+      lambda old, new: jnp.where(measured < 0, old, new), before, values
+    )
+
+  return jax.lax.platform_dependent(
+    *(measured, before, values),
+    cpu=later,
+    default=lambda measured, before, values: values,
   )

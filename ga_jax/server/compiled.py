@@ -76,10 +76,12 @@ def compiled(
     return update.snapshot(rule_fn(hparams), state)
 
   def one(hparams, state, arrival):
-    return update.apply(rule_fn(hparams), state, arrival, fold_fn)
+    rule = rule_fn(hparams)
+    return update.apply(rule, state, arrival, fold_fn, in_place=False)
 
   def add(hparams, state, arrival):
-    return update.accumulate(rule_fn(hparams), state, arrival, fold_fn)
+    rule = rule_fn(hparams)
+    return update.accumulate(rule, state, arrival, fold_fn, in_place=False)
 
   def measure(hparams, state, arrival):
     return update.layer_metrics(rule_fn(hparams), state, arrival)

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from ga_jax.kernels import fused
 from ga_jax.rules.parts import gap as gap_lib
 from ga_jax.rules.parts import (
   global_sums,
@@ -254,15 +255,38 @@ def apply(
   state: ServerState,
   arrival: Arrival,
   fold_fn: statistics.FoldFn,
+  *,
+  in_place: bool = True,
 ) -> tuple[ServerState, Metrics]:
-  """One gradient is a whole round: correct, step, new version."""
-  extra = _extra(state, arrival)
-  updates, opt_state = rule.update(
-    arrival.grads, state.opt_state, state.params, **extra
+  """One gradient is a whole round: correct, step, new version.
+
+  Args:
+    rule: the server rule.
+    state: with the optimiser state that will be overwritten.
+    arrival: the gradient.
+    fold_fn: how model statistics are folded.
+    in_place: whether the parameters will be overwritten too.
+
+  Returns:
+    The next state and what it did.
+  """
+
+  def new(opt_state, params, state, arrival):
+    state = state._replace(params=params, opt_state=opt_state)
+    updates, opt_state = rule.update(
+      arrival.grads, opt_state, params, **_extra(state, arrival)
+    )
+    metrics = _metrics(state, arrival, opt_state)
+    return opt_state, optax.apply_updates(params, updates), metrics
+
+  opt_state, params, metrics = fused.fused(
+    new,
+    *(state.opt_state, state.params, state._replace(params=(), opt_state=())),
+    arrival,
+    overwrites=1 + in_place,
   )
-  metrics = _metrics(state, arrival, opt_state)
   state = state._replace(
-    params=optax.apply_updates(state.params, updates),
+    params=params,
     opt_state=opt_state,
     model_state=_fold(state, arrival, fold_fn),
     version=state.version + 1,
@@ -276,18 +300,41 @@ def accumulate(
   state: ServerState,
   arrival: Arrival,
   fold_fn: statistics.FoldFn,
+  *,
+  in_place: bool = True,
 ) -> tuple[ServerState, Metrics]:
-  """One gradient is corrected and joins the open round."""
-  corrected, opt_state = rule.correct(
-    arrival.grads, state.opt_state, state.params, **_extra(state, arrival)
-  )
+  """One gradient is corrected and joins the open round.
+
+  Args:
+    rule: the server rule.
+    state: after the last arrival.
+    arrival: the gradient.
+    fold_fn: how model statistics are folded.
+    in_place: whether the optimiser state and the round will be overwritten.
+
+  Returns:
+    The next state and what it did.
+  """
+
+  def new(opt_state, total, state, arrival):
+    state = state._replace(opt_state=opt_state)
+    corrected, opt_state = rule.correct(
+      arrival.grads, opt_state, state.params, **_extra(state, arrival)
+    )
+    total = jax.tree.map(
+      lambda t, c: t + arrival.weight.astype(t.dtype) * c.astype(t.dtype),
+      total,
+      corrected,
+    )
+    return opt_state, total, _metrics(state, arrival, opt_state)
+
   total, weight, batches = state.round
-  total = jax.tree.map(
-    lambda t, c: t + arrival.weight.astype(t.dtype) * c.astype(t.dtype),
-    total,
-    corrected,
+  opt_state, total, metrics = fused.fused(
+    new,
+    *(state.opt_state, total, state._replace(round=None, opt_state=())),
+    arrival,
+    overwrites=2 * in_place,
   )
-  metrics = _metrics(state, arrival, opt_state)
   state = state._replace(
     opt_state=opt_state,
     model_state=_fold(state, arrival, fold_fn),

@@ -128,7 +128,7 @@ def per_parameter(params, stale_params, moments, scale, active):
   def squares_and_ratios(p, ps, s):
     gap = distance(p, ps)
     ratio = gap / scale(s)
-    return gap * gap, ratio
+    return numbers.abs_sq(gap), ratio
 
   sums = one_pass.sums(squares_and_ratios, params, stale_params, moments)
   by = jax.tree.map(

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ga_jax.kernels import fused
 from ga_jax.rules.parts import numbers
 
 
@@ -98,7 +99,7 @@ def part(fn: Callable) -> Callable:
   """`(*args, totals) -> part`: of the sum that `fn` asks for after `totals`."""
 
   def next_part(*args, totals):
-    with known(totals) as asked:
+    with fused.formula(), known(totals) as asked:
       fn(*args)
     return asked[len(totals)]
 
@@ -113,7 +114,7 @@ def count_sums(fn: Callable, *args) -> int:
   """
 
   def parts(*args):
-    with known(()) as asked:
+    with fused.formula(), known(()) as asked:
       fn(*args)
     return asked
 

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from ga_jax.kernels import fused
 from ga_jax.rules.parts import numbers
 
 _TOLD = contextvars.ContextVar('told', default=None)  # None: nobody asks
@@ -51,7 +52,8 @@ def asked() -> Iterator[list[dict[str, jax.Array]]]:
   told = []
   token = _TOLD.set(told)
   try:
-    yield told
+    with fused.formula():
+      yield told
   finally:
     _TOLD.reset(token)
 

@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from ga_jax.kernels import fused
+
 
 def pass_through(grads, state, params=None, **extra):
   """A `correct` or a `step` that changes nothing."""
@@ -73,8 +75,13 @@ class AsyncOptimizer(optax.GradientTransformationExtraArgs):
     averages=None,
   ):
     def update(grads, state, params=None, **extra):
-      corrected, state = correct(grads, state, params, **extra)
-      return step(corrected, state, params, **extra)
+      def new(state, grads, params, extra):
+        corrected, state = correct(grads, state, params, **extra)
+        updates, state = step(corrected, state, params, **extra)
+        return state, updates
+
+      state, updates = fused.fused(new, state, grads, params, extra)
+      return updates, state
 
     self = super().__new__(cls, init, update)
     self.correct = correct

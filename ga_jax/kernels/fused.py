@@ -1,0 +1,174 @@
+"""An update in one pass over its arrays, by a kernel of its own.
+
+The function that is given here is the formula, and stays it: differentiated,
+mapped, on a CPU and on what is not known it is computed as it is. Where it is
+compiled for an NVIDIA GPU or a TPU, what of it is element-wise, with the sums
+over it and the rows that it replaces, becomes a kernel per leaf: XLA would read
+the parameters once more for the sums.
+"""
+
+import contextlib
+import contextvars
+import functools
+import os
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.extend.core as jex
+from jax.interpreters import batching, mlir
+
+from ga_jax.kernels import mosaic, passes, triton
+
+VARIABLE = 'GA_JAX_KERNELS'
+_COMPILERS = {'cuda': triton, 'tpu': mosaic}
+_INTERPRETED = {'interpret-triton': 'cuda', 'interpret-mosaic': 'tpu'}
+CHOICES = ('auto', 'reference', *_INTERPRETED)
+
+
+def choice() -> str:
+  """What GA_JAX_KERNELS says.
+
+  Returns:
+    'auto' for kernels where they are compiled for, 'reference' for the formula
+    everywhere, 'interpret-triton' or 'interpret-mosaic' for the kernels of GPU
+    or TPU computed step by step on any device, which is slow.
+
+  Raises:
+    ValueError: it says something else.
+  """
+  said = os.environ.get(VARIABLE, 'auto')
+  if said not in CHOICES:
+    raise ValueError(
+      f'{VARIABLE} must be one of {", ".join(CHOICES)}, got {said!r}'
+    )
+  return said
+
+
+def fused(fn: Callable[..., Any], *args, overwrites: int = 1) -> Any:
+  """`fn(*args)`, with kernels where they are compiled for.
+
+  Args:
+    fn: a pure function from pytrees of arrays to a tuple of such.
+    *args: what it is called with.
+    overwrites: of how many arguments, the first ones, a leaf may be written
+      over by the same leaf of the same result.
+
+  Returns:
+    What `fn` returns.
+  """
+  said = choice()
+  traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
+  if said == 'reference' or _FORMULA.get() or not traced:
+    return fn(*args)
+  with formula():  # it may call what is fused itself
+    closed, made = jax.make_jaxpr(fn, return_shape=True)(*args)
+  if closed.effects:
+    return fn(*args)
+  flat = [*closed.consts, *jax.tree.leaves(args)]
+  params = {
+    'jaxpr': closed.jaxpr,
+    'consts': len(closed.consts),
+    'pairs': _pairs(args[:overwrites], made[:overwrites], len(closed.consts)),
+  }
+  if said in _INTERPRETED:
+    out = _kernels(_INTERPRETED[said], *flat, **params, interpret=True)
+  else:
+    out = _call(params)(*flat)
+  return jax.tree.unflatten(jax.tree.structure(made), out)
+
+
+@contextlib.contextmanager
+def formula() -> Iterator[None]:
+  """What is traced within is not fused."""
+  token = _FORMULA.set(True)
+  try:
+    yield
+  finally:
+    _FORMULA.reset(token)
+
+
+def _pairs(old, new, first: int) -> tuple[tuple[int, int], ...]:
+  """Positions of leaves alike in arguments and results."""
+  if jax.tree.structure(old) != jax.tree.structure(new):
+    return ()
+  return tuple((first + i, i) for i in range(len(jax.tree.leaves(old))))
+
+
+def _closed(args, jaxpr, consts):
+  """A jaxpr with its constants, and the arguments that are left."""
+  return jex.ClosedJaxpr(jaxpr, args[:consts]), args[consts:]
+
+
+def _formula(*args, jaxpr, consts, pairs):
+  del pairs
+  closed, args = _closed(args, jaxpr, consts)
+  return jex.jaxpr_as_fun(closed)(*args)
+
+
+def program(platform, *, jaxpr, consts, pairs) -> passes.Program:
+  """What is computed on a platform, 'cuda' or 'tpu', and by which kernels.
+
+  The other arguments are the parameters of an equation of `fused` in a jaxpr.
+  """
+  del consts
+  compiler = _COMPILERS[platform]
+  return passes.program(
+    jaxpr,
+    platform,
+    pairs,
+    fits=compiler.fits,
+    small=compiler.SMALL,
+    most=compiler.TOGETHER,
+  )
+
+
+def _kernels(platform, *args, interpret=False, **params):
+  run = functools.partial(_COMPILERS[platform].run, interpret=interpret)
+  return passes.run(program(platform, **params), args, run)
+
+
+_FORMULA = contextvars.ContextVar('formula', default=False)
+
+_fused = jex.Primitive('fused')
+_fused.multiple_results = True
+_fused.def_impl(_formula)
+
+
+@_fused.def_abstract_eval
+def _(*avals, jaxpr, consts, pairs):
+  del avals, consts, pairs
+  return [var.aval for var in jaxpr.outvars]
+
+
+def _call(params):
+  """What is compiled with kernels, and differentiated as the formula."""
+  of_formula = functools.partial(_formula, **params)
+
+  @jax.custom_jvp
+  def call(*args):
+    return _fused.bind(*args, **params)
+
+  @call.defjvp
+  def _(primals, tangents):
+    return jax.jvp(of_formula, primals, tangents)
+
+  return call
+
+
+def _batched(args, dims, **params):
+  of_one = functools.partial(_formula, **params)
+  out = jax.vmap(of_one, in_axes=dims)(*args)
+  return out, [0] * len(out)
+
+
+batching.primitive_batchers[_fused] = _batched
+mlir.register_lowering(_fused, mlir.lower_fun(_formula, multiple_results=True))
+for _platform in _COMPILERS:
+  mlir.register_lowering(
+    _fused,
+    mlir.lower_fun(
+      functools.partial(_kernels, _platform), multiple_results=True
+    ),
+    platform=_platform,
+  )

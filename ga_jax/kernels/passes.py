@@ -1,0 +1,489 @@
+"""What a function computes, cut into passes over its arrays.
+
+A jaxpr is flattened into nodes. Those that are element-wise on arrays of one
+shape, with the rows that they read and write and the sums over them, make a
+*pass*: a kernel can do it block by block, reading every array once and writing
+every result once. What is left, scalars mostly, stays with XLA, and so does
+what XLA makes one pass of by itself: element-wise, without sums or rows.
+"""
+
+import collections
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.extend.core as jex
+import jax.numpy as jnp
+import numpy as np
+
+
+class Reduction(NamedTuple):
+  """How numbers are brought together to one."""
+
+  of: Callable[..., jax.Array]  # all numbers of an array
+  add: Callable[..., jax.Array]  # two of them
+  nothing: float  # what changes no other
+
+
+REDUCTIONS = {
+  'reduce_sum': Reduction(jnp.sum, jnp.add, 0.0),
+  'reduce_max': Reduction(jnp.max, jnp.maximum, -math.inf),
+  'reduce_min': Reduction(jnp.min, jnp.minimum, math.inf),
+}
+_CALLS = ('jit', 'pjit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call')
+_RESHAPES = ('broadcast_in_dim', 'expand_dims', 'reshape', 'squeeze')
+# fmt: off
+_ELEMENTWISE = frozenset((
+  'abs', 'add', 'and', 'convert_element_type', 'copy', 'div', 'eq', 'exp',
+  'expm1', 'ge', 'gt', 'integer_pow', 'is_finite', 'le', 'log', 'log1p', 'lt',
+  'max', 'min', 'mul', 'ne', 'neg', 'not', 'or', 'pow', 'rsqrt', 'select_n',
+  'sign', 'sqrt', 'square', 'sub', 'tanh', 'xor',
+))
+# fmt: on
+_DTYPES = ('float32', 'bfloat16', 'float16', 'int32', 'bool')
+_MOST_RECOMPUTED = 2  # arrays that an output may be computed from outside
+
+
+class Node(NamedTuple):
+  """One operation. Its values are numbered.
+
+  The kind is 'scalar', 'element' (of arrays alike, or scalars), 'same' (the
+  array as it is), 'read' (a row of a buffer: buffer, index), 'write' (buffer,
+  row, index), 'sum' (of all of an array) or 'other'.
+  """
+
+  kind: str
+  primitive: jex.Primitive
+  params: dict[str, Any]
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+
+
+class Pass(NamedTuple):
+  """What is done to arrays of `shape`, block by block."""
+
+  shape: tuple[int, ...]
+  nodes: tuple[Node, ...]  # element, same and read, in their order
+  arrays: tuple[int, ...]  # that are read
+  scalars: tuple[int, ...]  # that are read
+  outputs: tuple[int, ...]  # arrays that are written
+  writes: tuple[Node, ...]  # rows that are written
+  sums: tuple[Node, ...]
+  over: dict[int, int]  # output: the array that it may be written over
+
+  @property
+  def buffers(self) -> tuple[int, ...]:
+    """Arrays of rows [n, *shape] of which one is read or written."""
+    reads = [node for node in self.nodes if node.kind == 'read']
+    return tuple(dict.fromkeys(n.inputs[0] for n in (*reads, *self.writes)))
+
+  @property
+  def size(self) -> int:
+    """How many numbers an array holds."""
+    return math.prod(self.shape)
+
+  @property
+  def made(self) -> tuple[int, ...]:
+    """Values that it makes: arrays, buffers, sums."""
+    nodes = self.writes + self.sums
+    return self.outputs + tuple(node.outputs[0] for node in nodes)
+
+
+class Group(NamedTuple):
+  """Passes that are alike but for their arrays: one kernel does them."""
+
+  members: tuple[Pass, ...]
+
+  @property
+  def given(self) -> tuple[int, ...]:
+    """Values that it needs: the scalars, then arrays and buffers by member."""
+    own = (one.arrays + one.buffers for one in self.members)
+    return sum(own, start=self.members[0].scalars)
+
+  @property
+  def made(self) -> tuple[int, ...]:
+    """Values that it makes, by member: arrays, buffers, sums."""
+    return sum((one.made for one in self.members), start=())
+
+
+class Program(NamedTuple):
+  """A function as nodes, and the passes among them."""
+
+  avals: list[Any]  # shape and dtype, by value
+  constants: dict[int, Any]  # by value
+  nodes: list[Node]
+  inputs: tuple[int, ...]
+  outputs: tuple[int, ...]
+  groups: tuple[Group, ...] = ()
+
+
+def program(
+  jaxpr: jex.Jaxpr,
+  platform: str,
+  pairs: Iterable[tuple[int, int]],
+  *,
+  fits: Callable[[Pass], bool],
+  small: int = 0,
+  most: int = 1,
+) -> Program:
+  """Cuts a jaxpr into passes.
+
+  Args:
+    jaxpr: of the function; its constants come before its inputs.
+    platform: for which `jax.lax.platform_dependent` is decided.
+    pairs: (input, output) positions: arrays that may be written over, and what
+      is to be written over them.
+    fits: whether there is a kernel for a pass.
+    small: passes over at most so many numbers are done together where they are
+      alike, those of similar size with each other.
+    most: so many at a time.
+  """
+  flat = _Flat(platform)
+  given = (*jaxpr.constvars, *jaxpr.invars)
+  inputs = tuple(flat.new(var.aval) for var in given)
+  outputs = tuple(flat.add(jaxpr, dict(zip(given, inputs, strict=True))))
+  found = Program(flat.avals, flat.constants, flat.nodes, inputs, outputs)
+  over = {outputs[o]: inputs[i] for i, o in pairs}
+  groups = _alike(found, filter(fits, _passes(found, over)), small, most)
+  return found._replace(groups=tuple(groups))
+
+
+def run(program: Program, args: Sequence[jax.Array], run_group: Callable):
+  """The outputs of a function.
+
+  Args:
+    program: of the function.
+    args: its inputs.
+    run_group: `run_group(program, group, values) -> values`, from
+      `Group.given` to `Group.made`.
+  """
+  values = dict(zip(program.inputs, args, strict=True)) | program.constants
+  makers = {out: node for node in program.nodes for out in node.outputs}
+  makers |= {out: group for group in program.groups for out in group.made}
+  wanted = list(program.outputs)
+  while wanted:
+    if wanted[-1] in values:
+      wanted.pop()
+      continue
+    maker = makers[wanted[-1]]
+    node = isinstance(maker, Node)
+    given = maker.inputs if node else maker.given
+    missing = [i for i in given if i not in values]
+    if missing:
+      wanted.extend(missing)
+      continue
+    told = [values[i] for i in given]
+    if not node:
+      values.update(
+        zip(maker.made, run_group(program, maker, told), strict=True)
+      )
+      continue
+    out = maker.primitive.bind(*told, **maker.params)
+    if not maker.primitive.multiple_results:
+      out = [out]
+    values.update(zip(maker.outputs, out, strict=True))
+  return [values[i] for i in program.outputs]
+
+
+def core(shape: Sequence[int]) -> tuple[int, ...]:
+  """A shape without axes of length 1, along which nothing is ordered."""
+  return tuple(d for d in shape if d != 1)
+
+
+class _Flat:
+  """The nodes of nested jaxprs, each once."""
+
+  def __init__(self, platform: str):
+    self.avals, self.constants, self.nodes = [], {}, []
+    self._platform = platform
+    self._branches = {}  # index of a platform: the branch of this one
+    self._known = {}  # what is computed: its outputs
+    self._written = {}  # buffer with a new row: (row, index)
+
+  def new(self, aval) -> int:
+    """Numbers a value."""
+    self.avals.append(aval)
+    return len(self.avals) - 1
+
+  def add(self, jaxpr: jex.Jaxpr, names: dict[Any, int]) -> list[int]:
+    """Adds the equations of a jaxpr; returns its outputs."""
+
+    def name(atom):
+      if isinstance(atom, jex.Literal):
+        return self._constant(atom.aval, atom.val)
+      return names[atom]
+
+    for eqn in jaxpr.eqns:
+      outputs = self._added(eqn, tuple(map(name, eqn.invars)))
+      names.update(zip(eqn.outvars, outputs, strict=True))
+    return [name(atom) for atom in jaxpr.outvars]
+
+  def _inner(self, closed: jex.ClosedJaxpr, inputs: Sequence[int]) -> list[int]:
+    jaxpr = closed.jaxpr
+    names = dict(zip(jaxpr.invars, inputs, strict=True))
+    for var, value in zip(jaxpr.constvars, closed.consts, strict=True):
+      names[var] = self._constant(var.aval, value)
+    return self.add(jaxpr, names)
+
+  def _constant(self, aval, value) -> int:
+    key = len(self.avals)
+    if aval.size == 1 and not isinstance(value, jax.core.Tracer):
+      key = str(aval), np.asarray(value).tobytes()
+    if key not in self._known:
+      self._known[key] = self.new(aval)
+      self.constants[self._known[key]] = value
+    return self._known[key]
+
+  def _added(self, eqn, inputs) -> Sequence[int]:
+    name, params = eqn.primitive.name, eqn.params
+    if name in _CALLS:
+      inner = params['jaxpr'] if 'jaxpr' in params else params['call_jaxpr']
+      return self._inner(inner, inputs)
+    if name == 'cond' and inputs[0] in self._branches:
+      inner = params['branches'][self._branches[inputs[0]]]
+      return self._inner(inner, inputs[1:])
+    kind = self._kind(eqn, inputs)
+    spread = kind == 'same' and all(self.avals[i].size == 1 for i in inputs)
+    if kind == 'other' or spread:  # of functions; what leaves would share
+      return self._computed(kind, eqn, inputs)
+    key = eqn.primitive, repr(sorted(params.items())), inputs
+    if key not in self._known:
+      self._known[key] = self._computed(kind, eqn, inputs)
+    return self._known[key]
+
+  def _computed(self, kind, eqn, inputs) -> Sequence[int]:
+    if kind == 'read' and inputs[0] in self._written:
+      row, *index = self._written[inputs[0]]
+      if tuple(index) == inputs[1:]:
+        return (row,)  # the one that was just written
+    outputs = tuple(self.new(var.aval) for var in eqn.outvars)
+    if kind == 'write':
+      self._written[outputs[0]] = inputs[1:]
+    if eqn.primitive.name == 'platform_index':
+      self._branches[outputs[0]] = next(
+        i
+        for i, some in enumerate(eqn.params['platforms'])
+        if some is None or self._platform in some
+      )
+    self.nodes.append(Node(kind, eqn.primitive, eqn.params, inputs, outputs))
+    return outputs
+
+  def _kind(self, eqn, inputs) -> str:
+    name, out = eqn.primitive.name, eqn.outvars[0].aval
+    avals = [self.avals[i] for i in inputs]
+    arrays = [aval for aval in avals if aval.size > 1]
+    if not arrays and not any(v.aval.size > 1 for v in eqn.outvars):
+      return 'scalar'
+    if any(str(aval.dtype) not in _DTYPES for aval in (*avals, out)):
+      return 'other'
+    cores = {core(aval.shape) for aval in arrays}
+    if name in REDUCTIONS:
+      return 'sum' if out.size == 1 else 'other'
+    if name in ('dynamic_slice', 'dynamic_update_slice'):
+      writes = name == 'dynamic_update_slice'
+      part = avals[1] if writes else out
+      if part.size == avals[0].size:
+        return 'same'
+      rest = inputs[2 + writes :]
+      whole = part.size > 1 and part.shape == (1, *avals[0].shape[1:])
+      if whole and all(self.constants.get(i) == 0 for i in rest):
+        return 'write' if writes else 'read'
+      return 'other'
+    if name in _RESHAPES and cores <= {core(out.shape)}:
+      return 'same'
+    if name in _ELEMENTWISE and cores == {core(out.shape)}:
+      return 'element'
+    return 'other'
+
+
+def source(node: Node) -> int:
+  """The array that a node of kind 'same' hands on."""
+  return node.inputs[node.primitive.name == 'dynamic_update_slice']
+
+
+def _passes(program: Program, over: dict[int, int]) -> Iterator[Pass]:
+  """The passes that are worth a kernel."""
+  nodes = _alive(program)
+  makers = {out: node for node in nodes for out in node.outputs}
+  groups = _groups(program, nodes, makers)
+  for outputs, writes, sums in groups:
+    outputs = _not_recomputed(program, makers, outputs, over)
+    if not (outputs or writes) or not (sums or writes):
+      continue
+    inside = _before(
+      program,
+      makers,
+      (*outputs, *(n.inputs[1] for n in writes), *(n.inputs[0] for n in sums)),
+    )
+    own = tuple(node for node in nodes if node.outputs[0] in inside)
+    read = {}
+    for node in own:
+      some = node.inputs
+      if node.kind == 'same':
+        some = (source(node),)
+      if node.kind == 'read':
+        some = (node.inputs[1],)
+      read |= dict.fromkeys(some)
+    read |= dict.fromkeys(node.inputs[2] for node in writes)
+    read |= dict.fromkeys(outputs)  # which may be inputs
+    read = [i for i in read if i not in inside]
+    arrays = tuple(i for i in read if program.avals[i].size > 1)
+    first = writes[0].inputs[1] if writes else (*outputs, *arrays)[0]
+    yield Pass(
+      shape=core(program.avals[first].shape),
+      nodes=own,
+      arrays=arrays,
+      scalars=tuple(
+        i
+        for i in read
+        if program.avals[i].size == 1 and i not in program.constants
+      ),
+      outputs=outputs,
+      writes=writes,
+      sums=sums,
+      over={o: i for o, i in over.items() if o in outputs and i in arrays},
+    )
+
+
+def _alike(program, found: Iterable[Pass], small, most) -> Iterator[Group]:
+  """Groups of passes, in no order."""
+  alike = collections.defaultdict(list)
+  for one in found:
+    if one.size > small:
+      yield Group((one,))
+    else:
+      alike[one.size.bit_length(), _signature(program, one)].append(one)
+  for same in alike.values():
+    for start in range(0, len(same), most):
+      yield Group(tuple(same[start : start + most]))
+
+
+def _signature(program: Program, one: Pass):
+  """What a pass does, whatever its arrays are."""
+  numbers = {i: i for i in one.scalars}
+
+  def number(i):
+    if i in program.constants:
+      return i
+    return numbers.setdefault(i, -1 - len(numbers))
+
+  def written(node: Node):
+    params = repr(sorted(node.params.items())) if node.kind == 'element' else ''
+    inputs = (source(node),) if node.kind == 'same' else node.inputs
+    return node.primitive, params, *map(number, inputs + node.outputs)
+
+  arrays = one.arrays + one.buffers + one.outputs
+  return (
+    one.scalars,
+    tuple((number(i), str(program.avals[i].dtype)) for i in arrays),
+    tuple(map(written, one.nodes + one.writes + one.sums)),
+    tuple((number(o), number(i)) for o, i in one.over.items()),
+  )
+
+
+def _alive(program: Program) -> list[Node]:
+  """The nodes that an output needs."""
+  wanted, alive = set(program.outputs), []
+  for node in reversed(program.nodes):
+    if wanted.intersection(node.outputs):
+      wanted.update(node.inputs)
+      alive.append(node)
+  return alive[::-1]
+
+
+_INSIDE = ('element', 'same', 'read')
+
+
+def _groups(program: Program, nodes, makers):
+  """(outputs, writes, sums) of what can be done in one pass.
+
+  What waits for a sum is in another pass than the sum, which is counted as a
+  level.
+  """
+  several = [aval.size > 1 for aval in program.avals]
+  root = list(range(len(several)))
+
+  def find(i):
+    while root[i] != i:
+      root[i] = i = root[root[i]]
+    return i
+
+  level = dict.fromkeys((*program.inputs, *program.constants), 0)
+  wanted = set(program.outputs)
+  for node in nodes:
+    own = max((level[i] for i in node.inputs), default=0)
+    waits = node.kind in ('sum', 'other')
+    level.update(dict.fromkeys(node.outputs, own + waits))
+    if node.kind in ('element', 'same'):
+      for i in node.inputs:
+        if several[i]:
+          root[find(i)] = find(node.outputs[0])
+    elif node.kind in ('read', 'write'):
+      wanted.add(node.inputs[0])
+    elif node.kind == 'other':
+      wanted.update(node.inputs)
+  awaited = set()  # what arrays are computed from
+  for node in reversed(nodes):
+    if node.kind == 'same' and wanted.intersection(node.outputs):
+      wanted.add(source(node))  # a reshape costs nothing outside
+    if node.kind in _INSIDE or awaited.intersection(node.outputs):
+      awaited.update(node.inputs)
+  groups = collections.defaultdict(lambda: ([], [], []))
+  for node in nodes:
+    if node.kind in ('element', 'read') and wanted.intersection(node.outputs):
+      out = node.outputs[0]
+      groups[find(out), level[out]][0].append(out)
+    if node.kind == 'write':
+      row = node.inputs[1]
+      groups[find(row), level[node.outputs[0]]][1].append(node)
+  last = {}
+  for of, own in groups:
+    last[of] = max(own, last.get(of, 0))
+  for node in nodes:
+    if node.kind == 'sum':
+      of, own = find(node.inputs[0]), level[node.inputs[0]]
+      if not awaited.intersection(node.outputs):  # it has time
+        own = last.get(of, own)
+      groups[of, own][2].append(node)
+  return [tuple(map(tuple, group)) for group in groups.values()]
+
+
+def _before(program, makers, wanted, until=()) -> set[int]:
+  """What is computed inside a pass on the way to some values."""
+  found, waiting = set(), list(wanted)
+  while waiting:
+    i = waiting.pop()
+    node = makers.get(i)
+    if i in found or node is None or node.kind not in _INSIDE or i in until:
+      continue
+    if program.avals[i].size == 1:
+      continue
+    found.add(i)
+    if node.kind == 'element':
+      waiting.extend(node.inputs)
+    if node.kind == 'same':
+      waiting.append(source(node))
+  return found
+
+
+def _not_recomputed(program, makers, outputs, over) -> tuple[int, ...]:
+  """The outputs without those that the other ones tell.
+
+  To write an array and read it again costs more than to compute it again where
+  it is read: the updates of an optimiser, say, from its new moments.
+  """
+  kept = list(outputs)
+  for out in outputs:
+    if out in over:
+      continue
+    others = set(kept) - {out}
+    inside = _before(program, makers, [out], until=others)
+    read = set()
+    for i in inside:
+      node = makers[i]
+      read.update([source(node)] if node.kind == 'same' else node.inputs)
+    read = {i for i in read - inside if program.avals[i].size > 1}
+    if read <= others and len(read) <= _MOST_RECOMPUTED:
+      kept.remove(out)
+  return tuple(kept)

@@ -1,0 +1,246 @@
+"""Update kernels, interpreted on the CPU: the numbers of the formula."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from ga_jax import rules
+from ga_jax.kernels import fused, mosaic
+from ga_jax.server import update
+from tests import cases, method_cases
+
+INTERPRETED = ['interpret-triton', 'interpret-mosaic']
+SHAPES = {
+  'nothing': (0,),
+  'number': (),
+  'one': (1,),
+  'odd': (127,),
+  'blocks': (2049,),
+  'matrix': (300, 40),
+  'filter': (3, 3, 5, 16),
+  'rows': (4, 1, 7),
+}
+RULES = ['ga', 'dana_ga']
+SLOW = sorted(set(method_cases.RULES) - set(RULES))
+
+
+def params_of(shapes, dtype=jnp.float32):
+  rng = np.random.default_rng(0)
+  return {
+    name: jnp.asarray(rng.normal(size=shape), dtype)
+    for name, shape in shapes.items()
+  }
+
+
+def trained(rule, params, steps):
+  """Parameters, state and metrics after updates of random staleness."""
+  rng = np.random.default_rng(1)
+  state = update.init(rule, params)
+
+  @jax.jit
+  def arrive(state, sent, staleness, worker_id):
+    arrival = update.any_arrival(state)._replace(
+      grads=jax.tree.map(lambda p: jnp.sin(3 * p), sent.params),
+      sent=sent,
+      staleness=staleness,
+      worker_id=worker_id,
+    )
+    state, metrics = update.apply(rule, state, arrival, lambda *args: args[0])
+    return state, metrics, update.snapshot(rule, state)
+
+  sent = [update.snapshot(rule, state)]
+  seen = []
+  for step in range(steps):
+    staleness = int(rng.integers(0, min(step, 5) + 1))
+    state, metrics, snapshot = arrive(
+      state,
+      sent[-1 - staleness],
+      jnp.int32(staleness),
+      jnp.int32(rng.integers(0, method_cases.WORKERS)),
+    )
+    sent = [*sent[-6:], snapshot]
+    seen.append(metrics)
+  return state, seen
+
+
+def assert_close(found, expected, rtol, atol):
+  for one, other in zip(*map(jax.tree.leaves, (found, expected)), strict=True):
+    np.testing.assert_allclose(
+      np.float64(one), np.float64(other), rtol=rtol, atol=atol
+    )
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize('said', INTERPRETED)
+@pytest.mark.parametrize(
+  'name', [*RULES, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+)
+def test_fifty_updates_are_those_of_the_formula(monkeypatch, name, said):
+  rule, params = cases.RULES[name](0.05), params_of(SHAPES)
+  monkeypatch.setenv(fused.VARIABLE, 'reference')
+  expected = trained(rule, params, 50)
+  monkeypatch.setenv(fused.VARIABLE, said)
+  with jax.debug_nans(True):
+    found = trained(rule, params, 50)
+  assert_close(found, expected, 2e-4, 2e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize('said', INTERPRETED)
+@pytest.mark.parametrize('name', ['ga', 'ga_adam', 'dana_ga'])
+@pytest.mark.parametrize('dtype', [jnp.float32, jnp.bfloat16])
+def test_long_and_many_leaves(monkeypatch, name, said, dtype):
+  shapes = {str(i): (1 + 3 * i,) for i in range(160)}
+  params = params_of(shapes | {'long': (128 * 1024 + 1,)}, dtype)
+  rule = cases.RULES[name](0.05)
+  monkeypatch.setenv(fused.VARIABLE, 'reference')
+  expected = trained(rule, params, 4)
+  monkeypatch.setenv(fused.VARIABLE, said)
+  tolerances = (2e-4, 2e-5) if dtype == jnp.float32 else (0.05, 0.05)
+  assert_close(trained(rule, params, 4), expected, *tolerances)
+
+
+@pytest.mark.parametrize('said', INTERPRETED)
+def test_a_fresh_gradient_makes_the_update_of_optax(monkeypatch, said):
+  monkeypatch.setenv(fused.VARIABLE, said)
+  rule, sgd = rules.ga(0.1), optax.sgd(0.1, 0.9)
+  params = plain = params_of(SHAPES)
+  state, plain_state = rule.init(params), sgd.init(params)
+
+  @jax.jit
+  def update_ga(grads, state, params):
+    return rule.update(grads, state, params, stale_params=params)
+
+  update_sgd = jax.jit(sgd.update)
+  for _ in range(4):
+    grads = jax.tree.map(jnp.sin, params)
+    updates, state = update_ga(grads, state, params)
+    plain_updates, plain_state = update_sgd(grads, plain_state, plain)
+    jax.tree.map(np.testing.assert_array_equal, updates, plain_updates)
+    params = optax.apply_updates(params, updates)
+    plain = optax.apply_updates(plain, plain_updates)
+  assert rules.gap_metrics(state).max_penalty == 1
+
+
+def groups_in(jaxpr, platform):
+  """The kernels of the one call of `fused` in a jaxpr."""
+  (eqn,) = (e for e in jaxpr.eqns if e.primitive.name == 'custom_jvp_call')
+  (eqn,) = eqn.params['call_jaxpr'].eqns
+  return fused.program(platform, **eqn.params).groups
+
+
+def groups(name, platform, shapes):
+  """The kernels of one arrival."""
+  rule, params = cases.RULES[name](0.05), params_of(shapes)
+  state = update.init(rule, params)
+
+  def arrive(state):
+    arrival = update.any_arrival(state)
+    return update.apply(rule, state, arrival, lambda *args: args[0])
+
+  return groups_in(jax.make_jaxpr(arrive)(state).jaxpr, platform)
+
+
+@pytest.mark.optax_promotes
+@pytest.mark.parametrize('name', ['asgd', 'ga', 'ga_adam', 'dana_ga'])
+def test_every_leaf_has_a_kernel(name):
+  large = {'matrix': (300, 40), 'filter': (3, 3, 64, 64)}
+  for platform in 'cuda', 'tpu':
+    assert len(groups(name, platform, large)) == 2
+  small = {str(i): (50 + i % 3,) for i in range(20)}
+  assert [len(g.members) for g in groups(name, 'cuda', small)] == [8, 8, 4]
+  on_tpu = groups(name, 'tpu', small)  # rows of vectors share tiles there
+  assert len(on_tpu) == (0 if name == 'dana_ga' else 20)
+
+
+def test_a_kernel_reads_and_writes_each_array_once():
+  (group,) = groups('ga', 'cuda', {'w': (300, 40)})
+  (one,) = group.members
+  assert len(one.arrays) == 5  # θ, θs, s, m, g
+  assert len(one.outputs) == len(one.over) == 3  # θ, s, m in their places
+  (group,) = groups('dana_ga', 'cuda', {'w': (300, 40)})
+  (one,) = group.members
+  assert (len(one.arrays), len(one.buffers)) == (5, 1)  # θ, θs, s, S, g; v
+  assert (len(one.outputs), len(one.writes)) == (3, 1)
+
+
+def test_updates_are_left_to_who_applies_them():
+  """They follow from the new momentum: a pass would write them for nothing."""
+  rule, params = rules.ga(0.1), params_of({'w': (300, 40)})
+  state = rule.init(params)
+  jaxpr = jax.make_jaxpr(functools.partial(rule.update, stale_params=params))(
+    params, state, params
+  )
+  (group,) = groups_in(jaxpr.jaxpr, 'cuda')
+  (one,) = group.members
+  assert len(one.outputs) == 2
+
+
+@pytest.mark.parametrize(
+  ('shape', 'axes'),
+  [
+    ((2048, 1000), (1, 0)),
+    ((7, 7, 3, 64), (0, 2, 1, 3)),
+    ((3, 3, 64, 64), (0, 1, 2, 3)),
+    ((256, 64), (1, 0)),
+    ((5, 7), (0, 1)),
+    ((10, 64, 3), (0, 2, 1)),
+    ((784, 300), (1, 0)),
+    ((3, 3, 3, 16), (0, 1, 2, 3)),
+  ],
+)
+def test_a_leaf_is_seen_as_the_compiler_of_the_tpu_lays_it_out(shape, axes):
+  """As its compiler said for a parameter of this shape."""
+  view = mosaic.view_of(shape)
+  assert view.axes == axes
+  if len(shape) > 2:
+    assert all(
+      b == n or b % unit == 0
+      for b, n, unit in zip(view.block, view.shape, (1, 8, 128), strict=True)
+    )
+
+
+@pytest.mark.parametrize('of', [jax.grad, jax.jacfwd])
+def test_derivatives_are_those_of_the_formula(monkeypatch, of):
+  rule, params = rules.ga(0.1), params_of({'w': (5, 3), 'b': (3,)})
+
+  def loss(params, stale):
+    now, state = params, rule.init(params)
+    for _ in range(2):
+      grads = jax.tree.map(jnp.sin, now)
+      updates, state = rule.update(grads, state, now, stale_params=stale)
+      now = optax.apply_updates(now, updates)
+    return sum(jnp.sum(x**2) for x in jax.tree.leaves(now))
+
+  stale = jax.tree.map(lambda x: x + 0.1, params)
+  monkeypatch.setenv(fused.VARIABLE, 'reference')
+  expected = jax.jit(of(loss))(params, stale)
+  monkeypatch.setenv(fused.VARIABLE, 'auto')
+  found = jax.jit(of(loss))(params, stale)
+  assert_close(found, expected, 1e-6, 1e-7)
+
+
+def test_a_mapped_update_is_the_formula_mapped(monkeypatch):
+  rule = rules.ga(0.1)
+  params = params_of({'w': (4, 5, 3)})['w']
+
+  def one(params, worker):
+    state = rule.init(params)
+    stale = params + worker
+    return rule.update(jnp.sin(params), state, params, stale_params=stale)
+
+  workers = jnp.arange(4.0)
+  found = jax.jit(jax.vmap(one))(params, workers)
+  monkeypatch.setenv(fused.VARIABLE, 'reference')
+  assert_close(found, jax.jit(jax.vmap(one))(params, workers), 1e-6, 0)
+
+
+def test_what_the_variable_may_say(monkeypatch):
+  monkeypatch.setenv(fused.VARIABLE, 'pallas')
+  with pytest.raises(ValueError, match=r"reference, .* got 'pallas'"):
+    fused.choice()
