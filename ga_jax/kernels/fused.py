@@ -10,12 +10,14 @@ the parameters once more for the sums.
 import contextlib
 import contextvars
 import functools
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import jax.extend.core as jex
+import numpy as np
 from jax.interpreters import batching, mlir
 
 from ga_jax.kernels import mosaic, passes, triton
@@ -58,19 +60,35 @@ def fused(fn: Callable[..., Any], *args, overwrites: int = 1) -> Any:
     What `fn` returns.
   """
   said = choice()
-  traced = any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(args))
-  if said == 'reference' or _FORMULA.get() or not traced:
+  leaves, structure = jax.tree.flatten(args)
+  if (
+    said == 'reference'
+    or _FORMULA.get()
+    or not any(isinstance(x, jax.core.Tracer) for x in leaves)
+  ):
     return fn(*args)
+  is_array = [isinstance(x, (jax.Array, np.ndarray)) for x in leaves]
+  arrays = list(itertools.compress(leaves, is_array))
+
+  def of_arrays(*arrays):
+    told = iter(arrays)
+    both = zip(leaves, is_array, strict=True)
+    return fn(*structure.unflatten(next(told) if a else x for x, a in both))
+
   with formula():  # it may call what is fused itself
-    closed, made = jax.make_jaxpr(fn, return_shape=True)(*args)
+    closed, made = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
   if closed.effects:
     return fn(*args)
-  flat = [*closed.consts, *jax.tree.leaves(args)]
+  position = itertools.accumulate(is_array, initial=len(closed.consts))
+  position = structure.unflatten(list(position)[:-1])[:overwrites]
+  alike = jax.tree.structure(position) == jax.tree.structure(made[:overwrites])
+  old = jax.tree.leaves(position) if alike else []
   params = {
     'jaxpr': closed.jaxpr,
     'consts': len(closed.consts),
-    'pairs': _pairs(args[:overwrites], made[:overwrites], len(closed.consts)),
+    'pairs': tuple((i, o) for o, i in enumerate(old) if is_array[o]),
   }
+  flat = [*closed.consts, *arrays]
   if said in _INTERPRETED:
     out = _kernels(_INTERPRETED[said], *flat, **params, interpret=True)
   else:
@@ -86,13 +104,6 @@ def formula() -> Iterator[None]:
     yield
   finally:
     _FORMULA.reset(token)
-
-
-def _pairs(old, new, first: int) -> tuple[tuple[int, int], ...]:
-  """Positions of leaves alike in arguments and results."""
-  if jax.tree.structure(old) != jax.tree.structure(new):
-    return ()
-  return tuple((first + i, i) for i in range(len(jax.tree.leaves(old))))
 
 
 def _closed(args, jaxpr, consts):
