@@ -17,6 +17,8 @@ import numpy as np
 from experiments.records import digests, record
 from experiments.replaying import computing
 from experiments.reporting import figures
+from experiments.running import setup
+from ga_jax.executors import lengths
 from ga_jax.record import arrays, files
 from tests import scripts
 
@@ -267,20 +269,31 @@ def results_of(folder: pathlib.Path):
 
 @contextlib.contextmanager
 def quick():
-  """Computes what was computed already only once, and draws no figures."""
-  computed, kept = computing.computed, {}
-
-  def remembered(settings, trace, *args, **more):
-    key = repr((settings, trace.events.tobytes(), args))
-    if key not in kept:
-      kept[key] = computed(settings, trace, *args, **more)
-    return kept[key]
-
-  with (
-    mock.patch.object(computing, 'computed', remembered),
-    mock.patch.object(figures, 'of', return_value=[]),
-  ):
+  """Computes and traces only once what is the same, and draws no figures."""
+  with contextlib.ExitStack() as stack:
+    for module, name, key_fn in (
+      (computing, 'computed', lambda s, t, *a, **_: (s, t.events.tobytes(), a)),
+      (setup, 'initial', lambda settings: settings),
+      (setup, 'job_of', lambda settings, method: settings),
+      (lengths, 'unrolled_convolutions', id),
+    ):
+      once = _once(getattr(module, name), key_fn)
+      stack.enter_context(mock.patch.object(module, name, once))
+    stack.enter_context(mock.patch.object(figures, 'of', return_value=[]))
     yield
+
+
+def _once(made_fn, key_fn):
+  """A function that remembers what it returned, and its arguments."""
+  kept = {}
+
+  def remembered(*args, **more):
+    key = repr(key_fn(*args, **more))
+    if key not in kept:
+      kept[key] = made_fn(*args, **more), args
+    return kept[key][0]
+
+  return remembered
 
 
 def campaign(trial: Trial, number: int, seed: int, forged: bool = False):
