@@ -172,6 +172,7 @@ def test_a_run_goes_on_when_its_data_were_moved(root):
   configure(root, data_path=str(root / 'moved.npz'))
   ended = resume(root)
   assert ended.code == 0, ended.err
+  assert ended.err.splitlines() == [EDITED]
 
 
 def test_resume_refuses_other_data_behind_the_same_path(root):

@@ -200,7 +200,7 @@ class Trial:
     for command, *more in commands:
       done = scripts.call(command, *more, workdir)
       told = bool(done.code or done.err)
-      if done.code not in (0, 1, 2) or self._prints_traceback(done.err):
+      if done.code not in (0, 1, 2) or 'Traceback' in done.err:
         raise AssertionError(f'{command}: exit code {done.code}: {done.err}')
       if command == 'report' and not done.code:
         result, missing = self._page()
@@ -209,17 +209,6 @@ class Trial:
         result = self._result(done, command)
       found[command] = result, told
     return found
-
-  @staticmethod
-  def _prints_traceback(err: str) -> bool:
-    """Whether one was printed; not what Orbax's threads say on their own.
-
-    They do where what they read is no array and yet has the hash that its
-    manifest says; the last line is ours then.
-    """
-    lines = err.strip().splitlines() or ['']
-    of_orbax = 'cannot be read: ' in lines[-1] or '/asyncio/' in err
-    return 'Traceback' in err and not of_orbax
 
   def _page(self) -> tuple[str, str]:
     """What a report shows, and what it says is not there or was changed."""

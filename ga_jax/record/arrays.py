@@ -182,7 +182,10 @@ def load_named(
   with distrusted(folder):
     if numbers:
       with ocp.PyTreeCheckpointer() as checkpointer:
-        _check_sizes(checkpointer.metadata(path).item_metadata.tree, numbers)
+        found = checkpointer.metadata(path).item_metadata
+        if found is None:
+          raise ValueError(f'{ARRAYS} does not say what it holds')
+        _check_sizes(found.tree, numbers)
         stored = checkpointer.restore(path)
     return {
       name: _placed(leaf, stored.get(str(i)), like[name])
@@ -213,8 +216,9 @@ def _quiet() -> Iterator[None]:
 
   It logs errors before it raises them. And where one array cannot be read it
   closes its event loop before the threads that read the others have answered:
-  each of them then prints a traceback, some after the block has ended. Their
-  answers are dropped. What is logged in a block that ends well is shown then.
+  each of them then prints a traceback, some after the block has ended, and so
+  does a second one that fails. Their answers are dropped. What is logged in a
+  block that ends well is shown then.
   """
   logger, held, new_loop = logging.getLogger('absl'), [], asyncio.new_event_loop
 
@@ -247,7 +251,12 @@ def _dropping(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
       if not loop.is_closed():
         raise
 
+  def told_if_open(_, context):
+    if not loop.is_closed():
+      loop.default_exception_handler(context)
+
   loop.call_soon_threadsafe = answer_if_open
+  loop.set_exception_handler(told_if_open)
   return loop
 
 
