@@ -61,6 +61,20 @@ def strict_promotion(request):
     yield
 
 
+@pytest.fixture(scope='module')
+def quick_compiler():
+  """Compiles the programs of a file in less time, with fewer optimisations.
+
+  For files that compare with tolerances, or not what is computed: the same
+  operations are. A file that asks for equal bits, for what the compiler may do,
+  or how long something takes, has the compiler that users have.
+  """
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+  jax.clear_caches()  # another file must not be given these programs
+
+
 @pytest.fixture
 def x64():
   """Runs a test in double precision."""
