@@ -18,12 +18,13 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 4)  # for the threads runtime
 
 LONGEST = (  # files that take longest come first, so that none ends alone
-  *('ray_test', 'executors_test', 'experiments_test', 'rules_test'),
-  *('ray_faults_test', 'launch_ray_test', 'threads_test', 'replay_script_test'),
-  *('gap_aware_test', 'programs_test', 'sharding_test', 'reproduce_test'),
-  *('transformer_xl_test', 'stopping_test', 'docs_test', 'stream_test'),
-  *('resume_test', 'threads_recovery_test', 'began_test', 'leaving_test'),
-  *('models_test', 'server_update_test'),
+  *('ray_test', 'experiments_test', 'rules_test', 'executors_test'),
+  *('ray_faults_test', 'launch_ray_test', 'sharding_test', 'same_bits_test'),
+  *('replay_script_test', 'threads_test', 'gap_aware_test', 'programs_test'),
+  *('reproduce_test', 'docs_test', 'began_test', 'resume_test'),
+  *('stopping_test', 'stream_test', 'transformer_xl_test', 'leaving_test'),
+  *('threads_recovery_test', 'arguments_test', 'server_update_test'),
+  *('checkpoint_test', 'models_test'),
 )
 
 

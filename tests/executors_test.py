@@ -290,7 +290,7 @@ def test_convolutions_are_unrolled_on_the_cpu_and_agree(make):
       job,
       clocks.homogeneous(0),
       num_workers=4,
-      num_batches=5,
+      num_batches=4,
       executor=executor,
       block=2 if executor == 'fast' else None,
     )

@@ -259,7 +259,7 @@ def test_sums_are_float32_for_bfloat16_parameters(name):
   assert {x.dtype.name for x in jax.tree.leaves(state)} <= {'float32', 'int32'}
 
 
-@every_rule
+@each_kind_of_rule
 def test_second_call_compiles_nothing(name):
   params, state = after_one_update(name)
   _, update = jitted(name)
@@ -282,7 +282,7 @@ def test_unknown_extra_arguments_are_tolerated(name):
   assert program(loss=1.0, nonsense='x') == program()
 
 
-@every_rule
+@each_kind_of_rule
 def test_state_pickles_and_maps(name):
   _, state = after_one_update(name)
   rule, _ = jitted(name)
@@ -296,7 +296,7 @@ def test_state_pickles_and_maps(name):
   assert grows > 0.1
 
 
-@every_rule
+@each_kind_of_rule
 def test_the_state_can_be_saved_by_orbax(name, tmp_path):
   _, state = after_one_update(name)
   with ocp.StandardCheckpointer() as checkpointer:
