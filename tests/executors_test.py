@@ -24,7 +24,7 @@ PLAIN_BATCHES = 20  # nothing is compiled there
 # gradient; every way in which a policy treats late ones.
 DEFAULT = [
   *((rule, 'asynchronous') for rule in ('ga', 'dana_slim', 'ormo')),
-  *((rule, 'synchronous') for rule in ('ga', 'ormo')),
+  ('ga', 'synchronous'),
   ('ga', 'k_sync'),
 ]
 PAIRS = [

@@ -131,7 +131,9 @@ def test_more_epochs_learn_more():
   assert many['test_error'] < 0.15 < few['test_error']
 
 
-@pytest.mark.parametrize('epochs', [3.0, 0.25])
+@pytest.mark.parametrize(
+  'epochs', [3.0, pytest.param(0.25, marks=pytest.mark.slow)]
+)
 def test_a_huge_learning_rate_diverges(epochs):
   settings = settings_of(epochs=epochs, learning_rate=1e8, method='asgd')
   summary = train.train(settings).summary
@@ -179,7 +181,7 @@ def test_the_seed_reaches_keys_parameters_and_clock(monkeypatch):
   ('method', 'model'),
   [
     ('ga', 'mlp'),
-    ('ssgd', 'mlp'),
+    pytest.param('ssgd', 'mlp', marks=pytest.mark.slow),
     pytest.param('ga', 'mlp_bn', marks=pytest.mark.slow),
   ],
 )
@@ -661,6 +663,7 @@ def test_a_rate_that_cannot_be_scaled_is_refused(method, why):
     settings_of(method=method, workers=4, scale_lr=True)
 
 
+@pytest.mark.slow
 def test_compare_sweeps_learning_rates(tmp_path):
   workdir = str(tmp_path)
   code, _, err = scripts.call(

@@ -220,7 +220,9 @@ def test_masked_and_partition_give_the_rule_its_own_parameters():
   ('factory', 'static'),
   [
     (ga_jax.gap_aware, ('weight_decay_mask',)),
-    (ga_jax.gap_aware_adam, ('weight_decay_mask',)),
+    pytest.param(
+      ga_jax.gap_aware_adam, ('weight_decay_mask',), marks=pytest.mark.slow
+    ),
     (ga_jax.penalize_gap, ()),
   ],
 )

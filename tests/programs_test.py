@@ -286,7 +286,15 @@ def remembering(loss_fn):
   return programs.recurrent(with_memory, lambda: jnp.zeros(()), streams=1)
 
 
-@pytest.mark.parametrize('name', [*programs.PROGRAMS, 'recurrent'])
+@pytest.mark.parametrize(
+  'name',
+  [
+    name
+    if name in ('gradient', 'easgd', 'recurrent')
+    else pytest.param(name, marks=pytest.mark.slow)
+    for name in (*programs.PROGRAMS, 'recurrent')
+  ],
+)
 def test_complex_parameters_go_downhill(name):
   """As their real and imaginary parts do, simulated and on threads."""
   own = {'dana_slim': {'momentum': 0.5}, 'easgd': {'elasticity': 0.9}}

@@ -617,10 +617,8 @@ def test_batches_are_prepared_while_the_device_computes():
   assert (stolen.first_batch, stolen.attempt) == (2, 1)
 
 
-@pytest.mark.parametrize(
-  'policy_name',
-  ['asynchronous', pytest.param('abs', marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('policy_name', ['asynchronous', 'abs'])
 def test_a_stopped_run_goes_on_where_it_was(policy_name, tmp_path):
   policy = policies.make(policy_name, WORKERS)
   job = cases.tiny_job(
