@@ -20,7 +20,7 @@ import sys
 from absl import flags
 
 from experiments import tasks
-from experiments.records import began, folders, record, run_folder
+from experiments.records import began, folders, reached, record, run_folder
 from experiments.reporting import ended
 from experiments.running import control as control_lib
 from experiments.running import devices, setup, train
@@ -64,6 +64,8 @@ def prepare() -> tuple[settings_lib.Settings, setup.Keeping]:
   devices.use(settings)
   if _RESUME.value:
     began.restore_environment(workdir)
+    for one in reached.lost(workdir):
+      print(f'note: {one}', file=sys.stderr)
   tasks.source_of(settings)  # reads the data, or says why it cannot
   about = began.of(settings)
   if _RESUME.value:

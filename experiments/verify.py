@@ -10,7 +10,7 @@ happened in a few lines, or what is wrong, with exit code 1.
 import sys
 
 import ga_jax
-from experiments.records import digests, folders, record, verification
+from experiments.records import digests, folders, reached, record, verification
 from experiments.script import launch
 from experiments.settings import path_flags
 
@@ -23,12 +23,13 @@ def prepare():
   folders.look('workdir', workdir)
   settings = record.load_settings(workdir)
   summary = record.load_json(workdir, 'summary.json')
-  return workdir, settings, summary, digests.compare(workdir)
+  compared, lost = digests.compare(workdir), reached.lost(workdir)
+  return workdir, settings, summary, compared, lost
 
 
 def main(prepared):
-  workdir, settings, summary, compared = prepared
-  wrong = [] if compared is None else compared.wrong
+  workdir, settings, summary, compared, lost = prepared
+  wrong = lost if compared is None else [*compared.wrong, *lost]
   try:
     trace = record.load_trace(workdir)
     stopped = summary['batches'] < trace.num_batches

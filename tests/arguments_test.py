@@ -9,6 +9,8 @@ from ga_jax.guards import memory
 from ga_jax.job import source as source_lib
 from ga_jax.workers import worker
 
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 
 def run(**wrong):
   given = {

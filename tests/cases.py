@@ -8,9 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import ga_jax
+from ga_jax import models
+from ga_jax.models.cnn import CNN
+from ga_jax.models.mlp import MLP
 from tests import method_cases
 
 WORKERS = method_cases.WORKERS
@@ -34,11 +38,17 @@ fast_jit = functools.partial(jax.jit, compiler_options=FAST)
 # name -> rule(learning_rate).
 RULES = {name: case.make for name, case in method_cases.RULES.items()}
 ADAMS = ('adam', 'ga_adam')  # optax.scale_by_adam needs implicit promotion
-EVERY_RULE = [
-  pytest.param(name, marks=pytest.mark.optax_promotes)
-  if name in ADAMS
-  else name
-  for name in RULES
+
+
+def _marked(name: str, slow: bool):
+  """A rule as a parameter of a test."""
+  marks = [pytest.mark.optax_promotes] * (name in ADAMS)
+  return pytest.param(name, marks=marks + [pytest.mark.slow] * slow)
+
+
+EVERY_RULE = [_marked(name, slow=False) for name in RULES]
+EACH_KIND_OF_RULE = [
+  _marked(name, name not in OF_ITS_OWN_KIND) for name in RULES
 ]
 
 
@@ -83,6 +93,31 @@ def tiny_problem(dtype=np.float32):
     return inputs[rows], targets[rows]
 
   return loss_fn, params, stats, batch_fn
+
+
+def image_batches(batch_id):
+  rng = np.random.default_rng([5, batch_id])
+  images = rng.normal(size=(16, 8, 8, 1)).astype(np.float32)
+  return images, rng.integers(0, 10, 16).astype(np.int32)
+
+
+@functools.cache
+def classifier(model_name):
+  """A small model of `image_batches`: (model, params, stats, loss_fn)."""
+  module = {
+    'mlp_bn': MLP(10, (32,), batch_norm=True),
+    'cnn_bn': CNN(10, (8, 8), batch_norm=True),
+  }[model_name]
+  model = models.base.from_linen(module)
+  inputs = jnp.zeros((1, 8, 8, 1))
+  params, stats = fast_jit(model.init)(jax.random.key(0), inputs)
+
+  def loss_fn(params, model_state, batch, key=None):
+    logits, model_state = model.apply(params, model_state, batch[0], True)
+    losses = optax.softmax_cross_entropy_with_integer_labels(logits, batch[1])
+    return losses.mean(), model_state
+
+  return model, params, stats, loss_fn
 
 
 def tiny_job(rule, policy, dtype=np.float32, **own) -> ga_jax.Job:

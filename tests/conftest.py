@@ -18,12 +18,13 @@ jax.config.update('jax_numpy_rank_promotion', 'raise')
 jax.config.update('jax_num_cpu_devices', 4)  # for the threads runtime
 
 LONGEST = (  # files that take longest come first, so that none ends alone
-  *('ray_test', 'executors_test', 'experiments_test', 'rules_test'),
-  *('ray_faults_test', 'launch_ray_test', 'threads_test', 'replay_script_test'),
-  *('gap_aware_test', 'programs_test', 'sharding_test', 'reproduce_test'),
-  *('transformer_xl_test', 'stopping_test', 'docs_test', 'stream_test'),
-  *('resume_test', 'threads_recovery_test', 'began_test', 'leaving_test'),
-  *('models_test', 'server_update_test'),
+  *('ray_test', 'experiments_test', 'rules_test', 'executors_test'),
+  *('ray_faults_test', 'launch_ray_test', 'sharding_test', 'same_bits_test'),
+  *('replay_script_test', 'threads_test', 'gap_aware_test', 'programs_test'),
+  *('reproduce_test', 'docs_test', 'began_test', 'resume_test'),
+  *('stopping_test', 'stream_test', 'transformer_xl_test', 'leaving_test'),
+  *('threads_recovery_test', 'arguments_test', 'server_update_test'),
+  *('checkpoint_test', 'models_test'),
 )
 
 
@@ -59,6 +60,20 @@ def strict_promotion(request):
   relaxed = request.node.get_closest_marker('optax_promotes')
   with jax.numpy_dtype_promotion('standard' if relaxed else 'strict'):
     yield
+
+
+@pytest.fixture(scope='module')
+def quick_compiler():
+  """Compiles the programs of a file in less time, with fewer optimisations.
+
+  For files that compare with tolerances, or not what is computed: the same
+  operations are. A file that asks for equal bits, for what the compiler may do,
+  or how long something takes, has the compiler that users have.
+  """
+  jax.config.update('jax_disable_most_optimizations', True)
+  yield
+  jax.config.update('jax_disable_most_optimizations', False)
+  jax.clear_caches()  # another file must not be given these programs
 
 
 @pytest.fixture

@@ -17,6 +17,8 @@ import numpy as np
 from experiments.records import digests, record
 from experiments.replaying import computing
 from experiments.reporting import figures
+from experiments.running import setup
+from ga_jax.executors import lengths
 from ga_jax.record import arrays, files
 from tests import scripts
 
@@ -198,7 +200,7 @@ class Trial:
     for command, *more in commands:
       done = scripts.call(command, *more, workdir)
       told = bool(done.code or done.err)
-      if done.code not in (0, 1, 2) or self._prints_traceback(done.err):
+      if done.code not in (0, 1, 2) or 'Traceback' in done.err:
         raise AssertionError(f'{command}: exit code {done.code}: {done.err}')
       if command == 'report' and not done.code:
         result, missing = self._page()
@@ -207,17 +209,6 @@ class Trial:
         result = self._result(done, command)
       found[command] = result, told
     return found
-
-  @staticmethod
-  def _prints_traceback(err: str) -> bool:
-    """Whether one was printed; not what Orbax's threads say on their own.
-
-    They do where what they read is no array and yet has the hash that its
-    manifest says; the last line is ours then.
-    """
-    lines = err.strip().splitlines() or ['']
-    of_orbax = 'cannot be read: ' in lines[-1] or '/asyncio/' in err
-    return 'Traceback' in err and not of_orbax
 
   def _page(self) -> tuple[str, str]:
     """What a report shows, and what it says is not there or was changed."""
@@ -267,20 +258,31 @@ def results_of(folder: pathlib.Path):
 
 @contextlib.contextmanager
 def quick():
-  """Computes what was computed already only once, and draws no figures."""
-  computed, kept = computing.computed, {}
-
-  def remembered(settings, trace, *args, **more):
-    key = repr((settings, trace.events.tobytes(), args))
-    if key not in kept:
-      kept[key] = computed(settings, trace, *args, **more)
-    return kept[key]
-
-  with (
-    mock.patch.object(computing, 'computed', remembered),
-    mock.patch.object(figures, 'of', return_value=[]),
-  ):
+  """Computes and traces only once what is the same, and draws no figures."""
+  with contextlib.ExitStack() as stack:
+    for module, name, key_fn in (
+      (computing, 'computed', lambda s, t, *a, **_: (s, t.events.tobytes(), a)),
+      (setup, 'initial', lambda settings: settings),
+      (setup, 'job_of', lambda settings, method: settings),
+      (lengths, 'unrolled_convolutions', id),
+    ):
+      once = _once(getattr(module, name), key_fn)
+      stack.enter_context(mock.patch.object(module, name, once))
+    stack.enter_context(mock.patch.object(figures, 'of', return_value=[]))
     yield
+
+
+def _once(made_fn, key_fn):
+  """A function that remembers what it returned, and its arguments."""
+  kept = {}
+
+  def remembered(*args, **more):
+    key = repr(key_fn(*args, **more))
+    if key not in kept:
+      kept[key] = made_fn(*args, **more), args
+    return kept[key][0]
+
+  return remembered
 
 
 def campaign(trial: Trial, number: int, seed: int, forged: bool = False):

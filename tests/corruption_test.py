@@ -5,6 +5,7 @@ The table of the whole campaign, a few hours on two cores:
   python -m pytest -m slow -s tests/corruption_test.py
 """
 
+import gc
 import io
 import json
 import os
@@ -20,7 +21,7 @@ import pytest
 from experiments.records import rows as rows_lib
 from experiments.running import environment, restored
 from ga_jax.guards import forms
-from ga_jax.record import arrays, checkpoints, files, trace
+from ga_jax.record import arrays, checkpoints, files, params, trace
 from tests import corruption, scripts
 
 CASES = [
@@ -471,6 +472,121 @@ def test_a_cluster_is_joined_only_by_its_address_on_the_command_line(
   done = resumed(folder)
   assert (done.code, done.out) == (2, '')
   assert 'add --address=evil.example:6379' in done.err
+
+
+def report_on(folder):
+  done = scripts.call('report', f'--workdir={folder}')
+  assert (done.code, done.err) == (0, '')
+  page = (folder / 'report.html').read_text()
+  return page.partition('<section id="missing">')[2]
+
+
+@pytest.mark.parametrize(
+  ('name', 'value'),
+  [('address', 'lokal'), ('data_path', '/elsewhere'), ('clock_times', 'x.npz')],
+)
+def test_another_place_in_the_settings_is_told(run_of, tmp_path, name, value):
+  folder = shutil.copytree(run_of('interrupted', 'threads'), tmp_path / 'run')
+  path = folder / 'config.json'
+  told = 'config.json was changed after the run began'
+  assert told not in report_on(folder)
+  path.write_text(json.dumps(json.loads(path.read_text()) | {name: value}))
+  assert told in report_on(folder)
+  done = resumed(folder)
+  assert (done.code, done.out) == (2, '')
+  assert f'error: --{name}={value}: ' in done.err
+
+
+def cut(path, rows, size=None):
+  """Leaves the first rows of a file: lines, or pieces of so many bytes."""
+  content = path.read_bytes()
+  pieces = content.splitlines(keepends=True)
+  if size:
+    pieces = [content[i : i + size] for i in range(0, len(content), size)]
+  assert rows < len(pieces)
+  path.write_bytes(b''.join(pieces[:rows]))
+
+
+@pytest.mark.parametrize('runtime', ['simulate', 'threads'])
+@pytest.mark.parametrize('rows', [0, 1])
+def test_rows_that_a_checkpoint_knows_are_missed(
+  run_of, tmp_path, runtime, rows
+):
+  folder = shutil.copytree(run_of('interrupted', runtime), tmp_path / 'run')
+  told = 'was saved after its row of'
+  assert told not in report_on(folder)
+  cut(folder / 'metrics.jsonl', rows)
+  assert told in report_on(folder)
+  done = resumed(folder)
+  assert done.code == 0, done.err
+  assert 'note: metrics.jsonl ends after ' in done.err
+  assert told in done.err
+
+
+def test_a_record_that_is_shorter_than_the_metrics_is_told(run_of, tmp_path):
+  """Also where there is no checkpoint; what came after them nobody knows."""
+  folder = shutil.copytree(run_of('interrupted', 'threads'), tmp_path / 'run')
+  shutil.rmtree(folder / 'checkpoints')
+  whole = len(trace.read_rows(str(folder / 'trace.rows')))
+  cut(folder / 'trace.rows', whole - 1, trace.ROW_DTYPE.itemsize)
+  assert 'trace.rows ends' in report_on(folder)
+  cut(folder / 'trace.rows', 12, trace.ROW_DTYPE.itemsize)
+  assert 'trace.rows ends' in report_on(folder)
+  cut(folder / 'metrics.jsonl', 0)
+  assert 'trace.rows ends' not in report_on(folder)
+
+
+def test_verify_misses_rows_of_a_record_that_was_kept(run_of, tmp_path):
+  folder = tmp_path / 'run'
+  done = scripts.call(
+    'train',
+    *corruption.SMALL,
+    *('--runtime=threads', '--checkpoint_every=4', f'--workdir={folder}'),
+  )
+  assert done.code == 0, done.err
+  assert scripts.call('verify', f'--workdir={folder}').code == 0
+  cut(folder / 'trace.rows', 9, trace.ROW_DTYPE.itemsize)
+  done = scripts.call('verify', f'--workdir={folder}')
+  assert done.code == 1
+  assert 'WRONG: trace.rows ends after ' in done.out
+
+
+@pytest.mark.parametrize('command', ['verify', 'replay'])
+def test_no_states_are_made_of_workers_that_never_came(copied, command):
+  """All files agree, and a rule has a momentum of each of them."""
+  number = 10**9
+  path = str(copied / 'trace.npz')
+  trace.Trace.load(path)._replace(num_workers=number).save(path)
+  for name, where in (('config.json', ()), ('began.json', ('settings',))):
+    found = json.loads((copied / name).read_text())
+    settings = found
+    for key in where:
+      settings = settings[key]
+    settings |= {'workers': number, 'method': 'multi_asgd'}
+    (copied / name).write_text(json.dumps(found))
+  corruption.forge(copied, 'trace.npz')
+  done = scripts.call(command, f'--workdir={copied}')
+  assert done.code == {'verify': 1, 'replay': 2}[command]
+  said = 'workers: trace.npz is of 1000000000, of which 2 came; summary.json'
+  assert said in done.out + done.err
+  assert len((done.out + done.err).splitlines()) == 1
+
+
+def test_what_orbax_raises_it_does_not_print_too(run_of, tmp_path, capfd):
+  """Its threads would print tracebacks, some of them later."""
+  folder = run_of('finished') / 'params'
+  for i in range(8):
+    copy = shutil.copytree(folder, tmp_path / str(i))
+    for path in (copy / 'arrays').glob('**/d/*'):  # the values
+      content = path.read_bytes()
+      path.write_bytes(content[: len(content) * i // 8])
+    corruption.forge(copy, 'leaves.json')
+    with pytest.raises(ValueError, match='cannot be read: ') as error:
+      params.load_params(str(copy))
+    assert len(str(error.value).splitlines()) == 1
+  del error
+  gc.collect()  # what was raised and nobody has asked for is printed by now
+  assert capfd.readouterr().err == ''
 
 
 def test_changed_rows_of_a_record_are_told(run_of, tmp_path):

@@ -22,6 +22,8 @@ from experiments import tasks
 from experiments.script import launch as launch_lib
 from tests import scripts
 
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {
   path.relative_to(ROOT).as_posix(): path.read_text()

@@ -21,7 +21,9 @@ from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.studies import rate_search
 from ga_jax.policies.parts.base import Kind
-from tests import cases, scripts
+from tests import scripts
+
+pytestmark = pytest.mark.usefixtures('quick_compiler')
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUMMARY_KEYS = {
@@ -129,7 +131,9 @@ def test_more_epochs_learn_more():
   assert many['test_error'] < 0.15 < few['test_error']
 
 
-@pytest.mark.parametrize('epochs', [3.0, 0.25])
+@pytest.mark.parametrize(
+  'epochs', [3.0, pytest.param(0.25, marks=pytest.mark.slow)]
+)
 def test_a_huge_learning_rate_diverges(epochs):
   settings = settings_of(epochs=epochs, learning_rate=1e8, method='asgd')
   summary = train.train(settings).summary
@@ -155,16 +159,6 @@ def test_train_says_that_it_diverged(train_script, tmp_path):
   ga_jax.Trace.load(str(tmp_path / 'trace.npz')).verify(complete=False)
 
 
-def test_a_run_can_be_repeated():
-  settings = settings_of(method='ga', workers=3, clock='heterogeneous', seed=2)
-  first, again = train.train(settings), train.train(settings)
-  assert untimed(first.summary) == untimed(again.summary)
-  np.testing.assert_array_equal(
-    first.result.trace.events, again.result.trace.events
-  )
-  assert cases.same_bits(first.result.params, again.result.params)
-
-
 def test_the_seed_reaches_keys_parameters_and_clock(monkeypatch):
   seeds, simulate = [], ga_jax.simulate
 
@@ -187,7 +181,7 @@ def test_the_seed_reaches_keys_parameters_and_clock(monkeypatch):
   ('method', 'model'),
   [
     ('ga', 'mlp'),
-    ('ssgd', 'mlp'),
+    pytest.param('ssgd', 'mlp', marks=pytest.mark.slow),
     pytest.param('ga', 'mlp_bn', marks=pytest.mark.slow),
   ],
 )
@@ -658,26 +652,6 @@ def test_cells_of_other_settings_have_other_names():
   assert all('/' not in name for name in names)
 
 
-def test_with_one_worker_the_methods_give_the_same_result():
-  summaries = [
-    train.train(settings_of(method=method, epochs=0.5)).summary
-    for method in ('asgd', 'sa', 'ga')
-  ]
-  assert len({s['test_error'] for s in summaries}) == 1
-  assert len({s['train_loss'] for s in summaries}) == 1
-
-
-def test_the_rate_is_scaled_by_the_gradients_of_a_round():
-  base = settings_of(method='ssgd', workers=4, epochs=1.0, learning_rate=0.02)
-  scaled = dataclasses.replace(base, scale_lr=True)
-  larger = dataclasses.replace(base, learning_rate=0.08)
-  losses = [
-    train.train(s).result.metrics['loss'] for s in (scaled, larger, base)
-  ]
-  np.testing.assert_array_equal(losses[0], losses[1])
-  assert not np.array_equal(losses[0], losses[2])
-
-
 @pytest.mark.parametrize(
   ('method', 'why'),
   [('abs', 'rounds change in size'), ('local_sgd', 'steps of its own')],
@@ -689,18 +663,7 @@ def test_a_rate_that_cannot_be_scaled_is_refused(method, why):
     settings_of(method=method, workers=4, scale_lr=True)
 
 
-def test_methods_share_schedule_and_first_batch():
-  runs = [
-    train.train(settings_of(method=method, workers=3)).result
-    for method in ('asgd', 'sa', 'ga')
-  ]
-  for result in runs[1:]:
-    np.testing.assert_array_equal(result.trace.events, runs[0].trace.events)
-  losses = np.array([result.metrics['loss'] for result in runs])
-  assert len(set(losses[:, 0])) == 1  # same parameters, same batch
-  assert len(set(losses[:, -1])) == 3  # and then the methods differ
-
-
+@pytest.mark.slow
 def test_compare_sweeps_learning_rates(tmp_path):
   workdir = str(tmp_path)
   code, _, err = scripts.call(

@@ -14,6 +14,7 @@ import numpy as np
 import optax
 
 from ga_jax import clocks, compression, programs, rules
+from ga_jax.compression import base as compression_base
 from tests.oracles import compression as compression_oracles
 from tests.oracles import programs as program_oracles
 from tests.oracles import rules as oracles
@@ -328,6 +329,11 @@ PROGRAMS = {
     programs.dana_slim, _part(program_oracles.DANASlim, 0.9)
   ),
 }
+
+
+def compressed(program, stage: compression.Compression):
+  """The factory of a program whose submissions are sent through a stage."""
+  return lambda loss_fn: compression_base.compressed(program(loss_fn), stage)
 
 
 class CompressionCase(NamedTuple):

@@ -3,6 +3,7 @@
 import functools
 import os
 import signal
+import socket
 import stat
 import threading
 
@@ -317,6 +318,43 @@ def test_a_folder_that_leads_elsewhere_is_refused(home, monkeypatch):
   (home / f'ga_ray-{os.getuid()}').symlink_to(home / 'theirs')
   with pytest.raises(cluster.AccessError, match='belongs to somebody else'):
     cluster.connect('local', 1)
+
+
+@pytest.mark.parametrize('exists', [False, True])
+def test_a_cluster_that_is_not_there_leaves_no_folder(exists, home):
+  listening = socket.socket()
+  listening.bind(('127.0.0.1', 0))  # and nobody listens
+  address = f'127.0.0.1:{listening.getsockname()[1]}'
+  if exists:
+    (home / 'run').mkdir()
+  ended = scripts.call(
+    'train',
+    *('--runtime=ray', f'--address={address}', f'--workdir={home}/run'),
+  )
+  listening.close()
+  assert (ended.code, ended.out) == (2, '')
+  assert len(ended.err.splitlines()) == 1
+  assert f'error: --address={address}: nothing answers at ' in ended.err
+  assert (home / 'run').exists() == exists
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_another_token_is_told_at_once(one_gpu, tmp_path, monkeypatch):
+  wrong = tmp_path / 'wrong'
+  wrong.write_text(64 * '0')
+  wrong.chmod(0o600)
+  monkeypatch.setenv('RAY_AUTH_TOKEN_PATH', str(wrong))
+  done = ray_runs.script(
+    'train',
+    *('--runtime=ray', f'--address={one_gpu.address}'),
+    f'--workdir={tmp_path / "run"}',
+  )
+  assert done.returncode == 2
+  [ray_says, line] = done.stderr.splitlines()
+  assert 'InvalidAuthToken' in ray_says
+  assert 'does not take the token of this process' in line
+  assert not (tmp_path / 'run').exists()
 
 
 # --- signals

@@ -14,14 +14,18 @@ import time
 import jax
 import numpy as np
 import pytest
+from absl import flags
 
+from experiments import tasks
 from experiments.records import cells
 from experiments.reporting import statistics, tables
 from experiments.running import setup, train
+from experiments.script import launch as launch_lib
 from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.studies import design, papers, rate_search, study_page
 from experiments.studies import study as study_lib
+from ga_jax import plots
 from tests import idx_files, scripts
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -49,47 +53,43 @@ def call(*arguments, **how):
 # --- tables
 
 
-EVERY_CELL = """
-import sys
-from absl import flags
-from experiments import reproduce, tasks
-from experiments.script import launch
-from experiments.studies import papers, study
-
-tasks.source_of = lambda settings: None  # the data is not here
-for name, table in papers.TABLES.items():
-  for scale in reproduce.SCALES:
-    sys.argv = ['x', f'--table={name}', f'--scale={scale}', '--data_path=']
-    flags.FLAGS.unparse_flags()
-    for flag in flags.FLAGS:
-      flags.FLAGS[flag].unparse()
-    flags.FLAGS(sys.argv)
-    study = reproduce.prepare()
-    plan = next(iter(study.plans.values()))
-    cells = {s for p in study.plans.values() for s in p.settings.values()}
-    print(name, scale, len(cells), len(plan.lines()), len(plan.columns))
-"""
-
-
-def test_every_cell_of_every_table_has_a_meaning(tmp_path):
-  done = subprocess.run(
-    [sys.executable, '-c', EVERY_CELL],
-    capture_output=True,
-    text=True,
-    cwd=tmp_path,
-    env={**os.environ, 'PYTHONPATH': ROOT},
-    check=False,
+def instead_of_launching(monkeypatch, does):
+  """Makes a script do `does(prepare)`, without the data of its tables."""
+  monkeypatch.setattr(tasks, 'source_of', lambda settings: None)
+  monkeypatch.setattr(
+    launch_lib, 'launch', lambda main, prepare, **options: does(prepare)
   )
-  assert done.returncode == 0, done.stderr
-  rows = [line.split() for line in done.stdout.splitlines()]
+
+
+def test_every_cell_of_every_table_has_a_meaning(tmp_path, monkeypatch):
+  rows = []
+
+  def read_all(prepare):
+    for name in papers.TABLES:
+      for scale in prepare.__globals__['SCALES']:
+        sys.argv = ['x', f'--table={name}', f'--scale={scale}', '--data_path=']
+        flags.FLAGS.unparse_flags()
+        for flag in flags.FLAGS:
+          flags.FLAGS[flag].unparse()
+        flags.FLAGS(sys.argv)
+        plans = prepare().plans.values()
+        plan, *_ = plans
+        cells = {s for p in plans for s in p.settings.values()}
+        rows.append(
+          (name, scale, len(cells), len(plan.lines()), len(plan.columns))
+        )
+
+  instead_of_launching(monkeypatch, read_all)
+  monkeypatch.chdir(tmp_path)
+  assert scripts.call('reproduce').code == 0
   assert {row[0] for row in rows} == set(papers.TABLES)
   for name, scale, found, lines, columns in rows:
     table = papers.TABLES[name]
     wanted = len(table.lines) * len(table.columns) * len(table.clocks)
-    assert int(lines) == len(table.lines)
+    assert lines == len(table.lines)
     if scale == 'full':
-      assert int(columns) == len(table.columns)
-      assert int(found) == wanted  # all of them differ
+      assert columns == len(table.columns)
+      assert found == wanted  # all of them differ
 
 
 def test_published_figures_belong_to_a_cell():
@@ -104,9 +104,9 @@ def test_published_figures_belong_to_a_cell():
 
 
 def test_the_list_names_every_table():
-  done = call('--list')
-  assert done.returncode == 0, done.stderr
-  rows = {line.split('|')[1].strip() for line in done.stdout.splitlines()[2:-2]}
+  code, out, err = scripts.call('reproduce', '--list')
+  assert code == 0, err
+  rows = {line.split('|')[1].strip() for line in out.splitlines()[2:-2]}
   assert rows == set(papers.TABLES)
 
 
@@ -421,33 +421,6 @@ def test_the_time_to_a_target_is_when_an_error_first_reaches_it():
   assert statistics.time_to(summary(None), target) is None
 
 
-AGAIN = """
-import os, shlex, sys
-from absl import flags
-from experiments import reproduce, tasks
-from experiments.running import train
-from experiments.script import launch
-from experiments.studies import study_page
-from ga_jax import plots
-
-folder, here, *sys.argv = sys.argv[1:]
-for name in ('error_over_workers', 'error_over_rates', 'curves', 'save'):
-  setattr(plots, name, lambda *args, **kwargs: None)  # compared by eye
-tasks.source_of = lambda settings: None  # the data is not here
-
-def never(*args, **kwargs):
-  raise AssertionError('a run is missing')
-
-def again(study):
-  train.train = never
-  command = shlex.join(a for a in sys.argv[1:] if a != here)
-  command = f'python -m experiments.reproduce {command}'
-  study_page.write(study._replace(folder=folder), command)
-
-launch.launch(again, reproduce.prepare)
-"""
-
-
 def committed():
   for name in papers.TABLES:
     if os.path.exists(os.path.join(ROOT, 'results', name, 'table.md')):
@@ -463,12 +436,13 @@ def committed():
     for name in committed()
   ],
 )
-def test_committed_tables_are_those_of_their_runs(name, tmp_path):
+def test_committed_tables_are_those_of_their_runs(name, tmp_path, monkeypatch):
   """The page is made again from metrics.jsonl by the command in its head."""
   there = os.path.join(ROOT, 'results', name)
   shutil.copytree(there, tmp_path / name)
-  with open(os.path.join(there, 'table.md')) as file:
-    text = file.read()
+  page = tmp_path / name / 'table.md'
+  text = page.read_text()
+  page.unlink()
   command = shlex.split(text.split('`')[1])
   assert command[:3] == ['python', '-m', 'experiments.reproduce']
   given = [x for x in command if x.startswith('--data_path=')]
@@ -479,20 +453,23 @@ def test_committed_tables_are_those_of_their_runs(name, tmp_path):
     data = tmp_path / os.path.basename(given[0].partition('=')[2])
     data.touch()
     given = [f'--data_path={data}']
-  done = subprocess.run(
-    [
-      *(sys.executable, '-c', AGAIN, tmp_path / name, ''.join(given)),
-      *command[2:],
-      *given,
-    ],
-    capture_output=True,
-    text=True,
-    cwd=tmp_path,
-    env={**os.environ, 'PYTHONPATH': ROOT},
-    check=False,
-  )
-  assert done.returncode == 0, done.stderr
-  assert (tmp_path / name / 'table.md').read_text() == text
+  launch = launch_lib.launch
+
+  def again(study):
+    arguments = shlex.join(x for x in sys.argv[1:] if x not in given)
+    study_page.write(
+      study._replace(folder=str(tmp_path / name)),
+      f'python -m experiments.reproduce {arguments}',
+    )
+
+  instead_of_launching(monkeypatch, lambda prepare: launch(again, prepare))
+  for figure in ('error_over_workers', 'error_over_rates', 'curves', 'save'):
+    monkeypatch.setattr(plots, figure, lambda *args, **how: None)  # by eye
+  monkeypatch.setattr(train, 'train', None)  # no run is missing
+  monkeypatch.chdir(tmp_path)
+  code, _, err = scripts.call('reproduce', *command[3:], *given)
+  assert code == 0, err
+  assert page.read_text() == text
 
 
 def test_there_are_committed_tables():

@@ -17,7 +17,11 @@ from ga_jax import rules
 from ga_jax.server import update as update_lib
 from tests import cases, method_cases
 
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 every_rule = pytest.mark.parametrize('name', cases.EVERY_RULE)
+# Where each rule has a program of its own to compile: the others are slow.
+each_kind_of_rule = pytest.mark.parametrize('name', cases.EACH_KIND_OF_RULE)
 RATE = method_cases.RATE
 BY_DEFAULT = [(name, 'random') for name in cases.OF_ITS_OWN_KIND]
 
@@ -44,7 +48,7 @@ def params_of(dtype):
 def jitted(name):
   """A rule at rate 0.1 and its update, compiled once for all tests."""
   rule = cases.RULES[name](0.1)
-  return rule, cases.fast_jit(rule.update)
+  return rule, jax.jit(rule.update)
 
 
 def after_one_update(name):
@@ -71,7 +75,7 @@ def test_equals_the_formula_by_hand(name, x64):
   params = jnp.asarray(theta)
   state = rule.init(params)
 
-  @cases.fast_jit
+  @jax.jit
   def arrive(g, state, params, **extra):
     updates, state = rule.update(g, state, params, **extra)
     params = optax.apply_updates(params, updates)
@@ -130,7 +134,7 @@ def trajectory(rule, gradient, start, steps):
     newest = rule.lookahead(params, state)
     return (params, state, jnp.stack([newest, *history[:3]])), None
 
-  @cases.fast_jit
+  @jax.jit
   def run(tau):
     state = rule.init(start)
     history = jnp.stack([rule.lookahead(start, state)] * 4)
@@ -230,12 +234,12 @@ def test_keeps_dtype_and_tree(name, dtype):
     assert jax.tree.map(lambda x: (x.shape, x.dtype), new) == before
 
 
-@every_rule
+@each_kind_of_rule
 def test_is_finite_in_bfloat16(name):
   params = params_of('bfloat16')
   rule = cases.RULES[name](0.1)
 
-  @cases.fast_jit
+  @jax.jit
   def run(params, state):
     updates, state = rule.update(params, state, params, **extras(params))
     return updates, state, rule.lookahead(params, state)
@@ -255,7 +259,7 @@ def test_sums_are_float32_for_bfloat16_parameters(name):
   assert {x.dtype.name for x in jax.tree.leaves(state)} <= {'float32', 'int32'}
 
 
-@every_rule
+@each_kind_of_rule
 def test_second_call_compiles_nothing(name):
   params, state = after_one_update(name)
   _, update = jitted(name)
@@ -278,7 +282,7 @@ def test_unknown_extra_arguments_are_tolerated(name):
   assert program(loss=1.0, nonsense='x') == program()
 
 
-@every_rule
+@each_kind_of_rule
 def test_state_pickles_and_maps(name):
   _, state = after_one_update(name)
   rule, _ = jitted(name)
@@ -292,7 +296,7 @@ def test_state_pickles_and_maps(name):
   assert grows > 0.1
 
 
-@every_rule
+@each_kind_of_rule
 def test_the_state_can_be_saved_by_orbax(name, tmp_path):
   _, state = after_one_update(name)
   with ocp.StandardCheckpointer() as checkpointer:
@@ -303,7 +307,7 @@ def test_the_state_can_be_saved_by_orbax(name, tmp_path):
   assert cases.same_tree(again, state)
 
 
-@every_rule
+@each_kind_of_rule
 def test_stands_in_an_optax_chain(name):
   params = params_of('float32')
   rule = cases.RULES[name](0.1)
@@ -323,13 +327,13 @@ def test_stands_in_an_optax_chain(name):
   assert cases.distance(first, whole) < 1e-6
 
 
-@every_rule
+@each_kind_of_rule
 def test_vmapped_updates_equal_single_ones(name):
   params = params_of('float32')
   rule, update = jitted(name)
   stack = jax.tree.map(lambda x: jnp.stack([x, 2 * x]), params)
 
-  @cases.fast_jit
+  @jax.jit
   @jax.vmap
   def twice(p):
     _, state = rule.update(p, rule.init(p), p, **extras(p))
@@ -388,7 +392,7 @@ def test_a_traced_momentum_equals_a_fixed_one_zero_too(name):
     updates, state = rule.update(params, state, params, **extras(params))
     return updates, rule.lookahead(params, state)
 
-  traced = cases.fast_jit(twice)
+  traced = jax.jit(twice)
   for momentum in (0.0, 0.9):
     fixed = twice(momentum)
     assert cases.distance(traced(jnp.float32(momentum)), fixed) < 1e-6
@@ -491,7 +495,7 @@ def sent_to(rule, workers):
   start = jnp.ones(6)
   state = rule.init(start)
   held = jnp.stack([rule.lookahead(start, state)] * cases.WORKERS)
-  _, sent = cases.fast_jit(lambda x: jax.lax.scan(advance, x, workers))(
+  _, sent = jax.jit(lambda x: jax.lax.scan(advance, x, workers))(
     (start, state, held)
   )
   return sent
@@ -558,7 +562,7 @@ def end_states(rule, seeds, number=40, workers=4):
     updates, state = rule.update(gradient, state, params, staleness=tau)
     return (optax.apply_updates(params, updates), state), None
 
-  @cases.fast_jit
+  @jax.jit
   def run(order, staleness):
     start = jnp.zeros(5)
     carry = start, rule.init(start)
@@ -609,9 +613,7 @@ def test_multi_steps_averages_corrected_gradients(name):
   corrected = []
   for worker in range(2):
     extra = extras(params, worker, worker)
-    updates, state = cases.fast_jit(steps.update)(
-      params, state, params, **extra
-    )
+    updates, state = jax.jit(steps.update)(params, state, params, **extra)
     one, inner = rule.correct(params, inner, params, **extra)
     corrected.append(one)
   mean = jax.tree.map(lambda a, b: (a + b) / 2, *corrected)
@@ -635,7 +637,7 @@ def test_a_hidden_look_ahead_is_refused(name):
       update_lib.init(hidden, params)
 
 
-@every_rule
+@each_kind_of_rule
 def test_turning_complex_parameters_turns_their_updates(name):
   """What is turned by i goes the same way, turned by i."""
   rule = cases.RULES[name](0.1)

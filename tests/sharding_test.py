@@ -518,7 +518,9 @@ def test_all_shards_have_the_same_version_and_snapshots():
       shard.hold(4)
 
 
-@pytest.mark.parametrize('accumulates', [False, True])
+@pytest.mark.parametrize(
+  'accumulates', [False, pytest.param(True, marks=pytest.mark.slow)]
+)
 def test_a_saved_run_goes_on_to_the_same_bits(accumulates):
   rule = cases.rule('ga', 0.02)
   through = Run(core(rule, 2, accumulates=accumulates), accumulates).arrive(7)

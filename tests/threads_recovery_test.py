@@ -157,7 +157,15 @@ def assert_replays(life, result):
 @pytest.mark.parametrize(
   'every_updates', [pytest.param(None, marks=pytest.mark.slow), 15]
 )
-@pytest.mark.parametrize('name', CASES)
+@pytest.mark.parametrize(
+  'name',
+  [  # losses and restarts: one case has both
+    pytest.param(name, marks=pytest.mark.slow)
+    if name in ('restarts', 'losses')
+    else name
+    for name in CASES
+  ],
+)
 def test_killed_runs_go_on_with_every_row(name, every_updates, tmp_path):
   life = Life(name, tmp_path, every_updates)
   written = []

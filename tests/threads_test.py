@@ -86,7 +86,7 @@ def test_there_is_a_device_for_each_worker():
   'name',
   [
     name
-    if name in ('asynchronous', 'synchronous', 'k_async', 'abs', 'ringmaster')
+    if name in ('asynchronous', 'synchronous', 'abs', 'ringmaster')
     else pytest.param(name, marks=pytest.mark.slow)
     for name in policies.POLICIES
   ],
@@ -457,6 +457,7 @@ def digits_job(policy):
   return job, error
 
 
+@pytest.mark.slow
 @pytest.mark.optax_promotes
 def test_under_chaos_a_run_is_exact_and_learns_as_well():
   policy = policies.asynchronous()
@@ -616,10 +617,8 @@ def test_batches_are_prepared_while_the_device_computes():
   assert (stolen.first_batch, stolen.attempt) == (2, 1)
 
 
-@pytest.mark.parametrize(
-  'policy_name',
-  ['asynchronous', pytest.param('abs', marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize('policy_name', ['asynchronous', 'abs'])
 def test_a_stopped_run_goes_on_where_it_was(policy_name, tmp_path):
   policy = policies.make(policy_name, WORKERS)
   job = cases.tiny_job(

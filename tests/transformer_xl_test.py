@@ -18,6 +18,8 @@ from ga_jax.models.transformer_xl import (  # its module has a model's name
 )
 from tests import cases
 
+pytestmark = pytest.mark.usefixtures('quick_compiler')
+
 CLASSES, LENGTH, ROWS = 31, 6, 3
 TINY = {
   'num_classes': CLASSES,

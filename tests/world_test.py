@@ -176,6 +176,8 @@ def test_a_run_that_does_not_fit_is_refused(tmp_path, monkeypatch):
   keep = setup.Keeping(str(tmp_path), every_updates=10, keep=2)
   known = space.needed(settings, keep, job)
   assert list(known) == ['parameters', '2 checkpoints', 'events']
+  tickets = setup.total_batches(settings)
+  assert known['events'] == 2 * tickets * trace.ROW_DTYPE.itemsize
   assert known['2 checkpoints'] >= 4 * known['parameters']  # θ, v, s
   space.check(settings, keep, job)
   usage = files.shutil.disk_usage(tmp_path)

@@ -16,8 +16,8 @@ from ga_jax.guards import forms
 from ga_jax.record import checkpoints, files
 
 FILE = 'began.json'
-_UNCHANGING = ('versions.json', 'environment.json')
-# Where something is says nothing of what it is: inputs are known by content.
+# Where something is says nothing of what it is: inputs are known by content,
+# and who moves them edits config.json. That it was edited is told all the same.
 _WHEREABOUTS = ('data_path', 'clock_times', 'address')
 
 
@@ -45,26 +45,32 @@ def chosen(settings: settings_lib.Settings) -> dict[str, Any]:
   return files.to_json({**named, **parameters})
 
 
-def save(workdir: str, about: dict[str, Any]):
-  """Writes began.json: `about`, as `of`, and digests of what was written."""
+def save(workdir: str, about: dict[str, Any], batches_per_row: int):
+  """Writes began.json.
+
+  Args:
+    workdir: of the run; what else it begins with is written already.
+    about: as `of`.
+    batches_per_row: see `setup.batches_per_row`; for `reached`.
+  """
   digests = {
-    name: files.sha256(os.path.join(workdir, name)) for name in _UNCHANGING
+    name: files.sha256(os.path.join(workdir, name)) for name in record.BEGINNING
   }
-  files.write_json(os.path.join(workdir, FILE), {**about, 'sha256': digests})
+  more = {'batches_per_row': batches_per_row, 'sha256': digests}
+  files.write_json(os.path.join(workdir, FILE), {**about, **more})
 
 
 def changed_files(workdir: str) -> list[str]:
   """The files that a run began with and that are others now, in words.
 
   Args:
-    workdir: of a run that has not ended; config.json may name other places of
-      the data than it did, see `check_settings`.
+    workdir: of a run that has not ended.
 
   Raises:
     SettingError: began.json is damaged.
   """
   was, wrong = (load(workdir) or {}).get('sha256', {}), []
-  for name in _UNCHANGING:
+  for name in record.BEGINNING:
     path = os.path.join(workdir, name)
     if name in was and not os.path.isfile(path):
       wrong.append(f'{name} is missing')
@@ -99,9 +105,20 @@ def saved(workdir: str) -> dict[str, dict[str, Any]]:
   """
   was = load(workdir)
   found = {os.path.join(workdir, FILE): was} if was else {}
+  last = newest(workdir)
+  about = last and _about_of(last)
+  return {**found, last.path: about} if about else found
+
+
+def newest(workdir: str) -> checkpoints.Checkpoint | None:
+  """The newest whole checkpoint of a run; None where there is none.
+
+  Raises:
+    SettingError: version 0.1 saved it.
+  """
   store = checkpoints.CheckpointStore(os.path.join(workdir, setup.CHECKPOINTS))
   try:
-    newest = store.newest(warn=lambda text: None)  # told where it is used
+    return store.newest(warn=lambda text: None)  # told where it is used
   except checkpoints.PickledError as error:
     version = record.load_json(workdir, 'versions.json').get('ga_jax')
     raise settings_lib.SettingError(
@@ -110,20 +127,18 @@ def saved(workdir: str) -> dict[str, dict[str, Any]]:
       f'{workdir} has checkpoints of ga_jax {version}, which are pickled and '
       'may run anything when they are read: go on with that version',
     ) from error
-  about = newest and _about_of(newest)
-  return {**found, newest.path: about} if about else found
 
 
-def _about_of(newest: checkpoints.Checkpoint) -> dict[str, Any] | None:
+def _about_of(last: checkpoints.Checkpoint) -> dict[str, Any] | None:
   """What a checkpoint says of the beginning, if it does."""
-  about = newest.host.get('about') if isinstance(newest.host, dict) else None
+  about = last.host.get('about') if isinstance(last.host, dict) else None
   if about is None:
     return None
   try:
     contents.BY_NAME[FILE](about, 'about')
   except forms.FormError as error:
     raise settings_lib.SettingError(
-      'resume', True, f'{newest.path} is of no run that can go on: {error}'
+      'resume', True, f'{last.path} is of no run that can go on: {error}'
     ) from error
   return about
 

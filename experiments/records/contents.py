@@ -94,7 +94,12 @@ BY_NAME = {
   'versions.json': _TEXTS,
   'environment.json': forms.mapped(_SCALAR),
   'began.json': forms.fields(
-    {'settings': _NAMED, 'inputs': _TEXTS, 'sha256': _TEXTS},
+    {
+      'settings': _NAMED,
+      'inputs': _TEXTS,
+      'batches_per_row': forms.integer(1),
+      'sha256': _TEXTS,
+    },
     needed=('settings', 'inputs'),
   ),
   'summary.json': SUMMARY,

@@ -12,7 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import ga_jax
-from experiments.records import began, contents, digests, folders, record
+from experiments.records import (
+  began,
+  contents,
+  digests,
+  folders,
+  reached,
+  record,
+)
 from experiments.records import cells as cells_lib
 from experiments.records import rows as rows_lib
 from experiments.settings import table as settings_lib
@@ -119,14 +126,14 @@ def _trained(folder: str) -> SavedRun:
 
 
 def _changed(folder: str) -> list[str]:
-  """What the digests say of the files of a run, in words."""
+  """What its files say of each other, in words."""
   try:
     compared = digests.compare(folder)
     if compared:
-      return compared.wrong
+      return [*compared.wrong, *reached.lost(folder)]
     settings = record.load_settings(folder)
     began.check_settings(began.saved(folder), settings)
-    return began.changed_files(folder)
+    return [*began.changed_files(folder), *reached.lost(folder)]
   except settings_lib.SettingError as error:
     return [str(error)]
 

@@ -14,6 +14,7 @@ from ga_jax.guards import locks
 from ga_jax.record import files
 
 _held = []  # locks of this process
+_made = []  # folders that were not there before
 # How the names of all that runs write begin.
 _WRITTEN = ('config.', 'versions.', 'environment.', 'began.', 'metrics.')
 _WRITTEN += ('trace.', 'arrivals.', 'params', 'summary.', 'digests.')
@@ -76,6 +77,7 @@ def new(path: str) -> str:
     name = path if number == 1 else f'{path}-{number}'
     try:
       os.makedirs(name)
+      _made.append(name)
     except FileExistsError:
       continue
     except OSError as error:
@@ -191,7 +193,7 @@ def check():
 
 @contextlib.contextmanager
 def held():
-  """Lets go of the folders at the end.
+  """Lets go of the folders at the end; those it made and left empty are gone.
 
   Raises:
     LostError: one of them was lost meanwhile, also where the block failed.
@@ -206,12 +208,17 @@ def held():
   finally:
     while _held:
       _held.pop().release()
+    while _made:
+      with contextlib.suppress(OSError):  # something is in it
+        os.rmdir(_made.pop())
 
 
 def _take(flag, path, shared):
   regular(flag, path)
   try:
-    os.makedirs(path, exist_ok=True)
+    if not os.path.isdir(path):
+      os.makedirs(path, exist_ok=True)
+      _made.append(path)
     _held.append(locks.FolderLock(path, shared=shared))
   except locks.OccupiedError as error:
     raise _occupied(flag, path) from error

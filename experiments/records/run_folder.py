@@ -78,7 +78,8 @@ def begin(settings: settings_lib.Settings, keep: setup.Keeping):
   else:
     _clear(keep.folder, (*FINISHED, *GOING_ON))
     record.save_config(keep.folder, settings)
-    began.save(keep.folder, keep.about)
+    every = setup.batches_per_row(settings)
+    began.save(keep.folder, keep.about, every)
   for name in (*record.BEGINNING, began.FILE):
     folders.keep(os.path.join(keep.folder, name))
 

@@ -30,6 +30,7 @@ def check(
   Raises:
     TraceError: naming what they say differently.
   """
+  check_workers(trace, summary)
   per_epoch = record.batches_per_epoch(summary)
   said = [
     ('workers', 'config.json', settings.workers, trace.num_workers),
@@ -57,6 +58,29 @@ def check(
   for name, file, wanted, got in said:
     if wanted != got:
       raise ga_jax.TraceError(f'{name}: {file} says {wanted}, trace.npz {got}')
+
+
+def check_workers(trace: ga_jax.Trace, summary: dict[str, Any]):
+  """Checks that every worker has come, or is said not to have.
+
+  What is computed again holds states of all of them: then no more of it is
+  allocated than a file of this size can ask for.
+
+  Args:
+    trace: right in itself.
+    summary: of the run.
+
+  Raises:
+    TraceError: there are others.
+  """
+  events = trace.events
+  came = len(np.unique(events['worker_id'][events['event'] == Kind.JOIN]))
+  missing = len(summary.get('missing_workers', ()))
+  if trace.num_workers > came + missing:
+    raise ga_jax.TraceError(
+      f'workers: trace.npz is of {trace.num_workers}, of which {came} came; '
+      f'summary.json says that {missing} were missing'
+    )
 
 
 def report(

@@ -1,7 +1,7 @@
 """Whether a record is whole, and its files and data are as the run had them."""
 
 import ga_jax
-from experiments.records import began, digests, record
+from experiments.records import began, digests, record, verification
 from experiments.running import environment, inputs, setup
 from experiments.settings import table as settings_lib
 
@@ -23,6 +23,8 @@ def trace_of(workdir: str, settings: settings_lib.Settings) -> ga_jax.Trace:
   try:
     trace = record.load_trace(workdir)
     trace.verify(complete=False)
+    summary = record.load_json(workdir, 'summary.json')
+    verification.check_workers(trace, summary)
   except ga_jax.TraceError as error:
     raise settings_lib.SettingError(
       'workdir', workdir, f'trace.npz is wrong: {error}'

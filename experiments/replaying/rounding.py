@@ -48,7 +48,7 @@ def differing(saved: Any, now: Any) -> list[DifferentArray]:
     bits = f'u{a.dtype.itemsize}'
     count = int(np.sum(a.view(bits) != b.view(bits)))
     if count:
-      far = np.abs(a.astype(np.float64) - b.astype(np.float64)).max()
+      far = np.abs(_float64(a) - _float64(b)).max()
       name = jax.tree_util.keystr(path, simple=True, separator='/')
       found.append(DifferentArray(name, count, a.size, float(far)))
   return found
@@ -61,11 +61,14 @@ def distance(saved: Any, now: Any) -> float:
     squares = (np.sum(np.square(x)) for x in trees)
     return float(np.sqrt(sum(squares)))
 
-  a, b = (
-    [np.asarray(x, np.float64) for x in jax.tree.leaves(tree)]
-    for tree in (saved, now)
-  )
+  a, b = ([_float64(x) for x in jax.tree.leaves(tree)] for tree in (saved, now))
   return norm(x - y for x, y in zip(a, b, strict=True)) / norm(a)
+
+
+def _float64(x) -> np.ndarray:
+  """An array in double precision; NumPy warns of some NaNs, which may be."""
+  with np.errstate(invalid='ignore'):
+    return np.asarray(x, np.float64)
 
 
 def nudged(params):

@@ -63,7 +63,7 @@ def needed(
     found[f'{number} checkpoints'] = number * (kept.params + kept.state)
   if settings.runtime != 'simulate':
     tickets = total // job.worker_program.num_batches
-    found['events'] = 2 * tickets * trace.EVENT_DTYPE.itemsize
+    found['events'] = 2 * tickets * trace.ROW_DTYPE.itemsize
   return found
 
 

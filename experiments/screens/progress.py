@@ -17,9 +17,9 @@ from experiments import tasks
 from experiments.running import compilation, watch
 from experiments.screens import panel as panel_lib
 from experiments.settings import table as settings_lib
+from ga_jax.live.ray import signals
 
 PER_SECOND = 5  # times that the panel is drawn; a drawing takes some ms
-STOPPING = 'stopping after the update in hand; once more stops at once'
 
 
 def terminal() -> rich_console.Console:
@@ -83,9 +83,9 @@ class TrainingProgress:
   def stopping(self):
     """Says that the run is about to stop; for a signal's handler."""
     if self._live:
-      self._panel.note = STOPPING
+      self._panel.note = signals.STOPPING
     else:
-      os.write(sys.stderr.fileno(), f'\n{STOPPING}\n'.encode())
+      os.write(sys.stderr.fileno(), f'\n{signals.STOPPING}\n'.encode())
 
   def _print(self, line: str):
     if not self._quiet:

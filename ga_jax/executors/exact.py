@@ -102,6 +102,7 @@ class Run:
     self._losses = array.array('d')
     self._asked = 0  # how many of them by this process
     self._rows = 0  # processed
+    self._observed = 0  # batches, by this process
     self._digest = hashlib.sha256()  # of them
     self._saved = checkpoints and checkpoints.resume(run)
     if self._saved:
@@ -130,13 +131,14 @@ class Run:
         continue
       log.append(metrics)
       batches += metrics['num_batches']
-      if self._checkpoints and self._checkpoints.due(execution.version):
-        self._save()
       full = len(log) % (block or 1) == 0
       if observe and full and batches < num_batches:
         fresh, observed = log.part(observed), len(log)
         if observe(batches, execution.state, fresh):
           break
+        self._observed = batches
+      if self._checkpoints and self._checkpoints.due(execution.version):
+        self._save()
     if self._saved:
       raise recovery.RecoveryError(
         f'the checkpoint {self._saved.path} is of another run: it was saved '
@@ -145,7 +147,8 @@ class Run:
       )
     # Only now: after the last arrival its round may still have been closed.
     if observe and batches == num_batches and observed < len(log):
-      observe(batches, execution.state, log.part(observed))
+      ended = observe(batches, execution.state, log.part(observed))
+      self._observed = self._observed if ended else batches
     if self._checkpoints and self._rows:
       self._save()
     return execution.state, log.part(), len(log)
@@ -183,4 +186,6 @@ class Run:
       'workers': sorted(arrays['workers']),
       'holders': [list(pair) for pair in self._execution.holders().items()],
     }
-    self._checkpoints.save(self._execution.version, arrays, host)
+    self._checkpoints.save(
+      self._execution.version, arrays, host, self._observed
+    )

@@ -71,8 +71,10 @@ def execute(
       carry, steps, job.hparams, job.source.resident, key
     )
     batches = progress.add(metrics, part)
-    if observe and observe(batches, carry.state, metrics):
-      break
+    if observe:
+      if observe(batches, carry.state, metrics):
+        break
+      progress.observed = batches
     progress.save_where_due(carry)
   progress.save(carry)
   state = carry.state
@@ -95,10 +97,11 @@ class _Progress:
 
   Attributes:
     done: arrivals that are computed.
+    observed: batches that were, by this process.
   """
 
   def __init__(self, plan: slots.Plan, checkpoints: saving.Checkpoints | None):
-    self.done = 0
+    self.done = self.observed = 0
     self._plan = plan
     self._checkpoints = checkpoints
     self._log = metrics_lib.Log()  # of all blocks but the newest
@@ -140,7 +143,7 @@ class _Progress:
     """Saves the run where there is something new."""
     if self._checkpoints and self.done > self._saved:
       host = {'done': self.done, 'metrics': self.metrics()}
-      self._checkpoints.save(self._version(), carry, host)
+      self._checkpoints.save(self._version(), carry, host, self.observed)
       self._saved = self.done
 
   def metrics(self) -> dict[str, np.ndarray]:

@@ -17,7 +17,11 @@ _SHORT = 40  # characters of a value that a message shows
 
 _NAMED = forms.mapped(forms.anything)
 _FORM = forms.fields(
-  {'run': _NAMED, 'about': forms.optional(_NAMED)},
+  {
+    'run': _NAMED,
+    'about': forms.optional(_NAMED),
+    'observed': forms.integer(0),
+  },
   needed=(),
   others=forms.anything,
 )  # of a host value, whatever made the run
@@ -76,6 +80,7 @@ class Checkpoints:
     self._about = about
     self._run = {}  # see `resume`
     self._updates = 0  # where it was saved last
+    self._observed = 0  # batches, by an earlier process
     self._time = clock_fn()  # of then; set again by `resume`
 
   def owned(self):
@@ -89,9 +94,20 @@ class Checkpoints:
       return True
     return seconds is not None and self._clock_fn() - self._time >= seconds
 
-  def save(self, updates: int, arrays: Any, host: dict[str, Any]):
-    """Saves a run; see `checkpoints.CheckpointStore.save`."""
+  def save(
+    self, updates: int, arrays: Any, host: dict[str, Any], observed: int
+  ):
+    """Saves a run; see `checkpoints.CheckpointStore.save`.
+
+    Args:
+      updates: that were made.
+      arrays: see there.
+      host: see there.
+      observed: batches that whoever observes the run was told of; kept, so that
+        what was written down of them can be missed.
+    """
     kept = {**host, 'run': self._run, 'about': self._about}
+    kept['observed'] = max(observed, self._observed)
     self._store.save(updates, arrays, kept)
     self.put_off(updates)
 
@@ -138,6 +154,7 @@ class Checkpoints:
         'with the same arguments, or begin in an empty folder'
       )
     self._updates = newest.step
+    self._observed = newest.host.get('observed', 0)
     return newest
 
 

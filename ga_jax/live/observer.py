@@ -23,7 +23,11 @@ FORM = forms.fields(
 
 
 class Observer:
-  """Collects metrics and shows them, in a thread that may wait for devices."""
+  """Collects metrics and shows them, in a thread that may wait for devices.
+
+  Attributes:
+    observed: batches that it has shown; all that it can after `save`.
+  """
 
   def __init__(
     self, observe, block: int, num_batches: int, stop: Callable[[], None]
@@ -36,6 +40,7 @@ class Observer:
       num_batches: of the run; the last block waits for `close`.
       stop: called where it says so, or fails.
     """
+    self.observed = 0
     self._observe = observe
     self._block = block
     self._num_batches = num_batches
@@ -132,6 +137,8 @@ class Observer:
       try:
         if self._observe(*end, self._log.part(start)):
           self._stop()
+        else:
+          self.observed = end[0]
       except Exception as error:  # shown where the run ends
         self._error = error
         self._stop()

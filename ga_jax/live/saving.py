@@ -74,7 +74,7 @@ def save(
     'workers': sorted(arrays['workers']),
     'versions': sorted(arrays['core']['snapshots']),
   }
-  checkpoints.save(book.version, arrays, host)
+  checkpoints.save(book.version, arrays, host, journal.observer.observed)
 
 
 def resume(

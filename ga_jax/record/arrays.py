@@ -4,11 +4,14 @@ Arrays are written by Orbax, under numbers: their names may hold anything. Sizes
 and hashes of all files are in a manifest, which is written last.
 """
 
+import asyncio
 import contextlib
 import json
+import logging
 import math
 import os
 import shutil
+import threading
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -24,6 +27,7 @@ LEAVES = 'leaves.json'
 ARRAYS = 'arrays'
 HIDDEN = '.partial-'
 _UNKNOWN = ('uint2', 'uint4')  # what Orbax cannot write
+_ONE = threading.Lock()  # what `_quiet` replaces is the process's
 
 
 class Leaf(NamedTuple):
@@ -178,7 +182,10 @@ def load_named(
   with distrusted(folder):
     if numbers:
       with ocp.PyTreeCheckpointer() as checkpointer:
-        _check_sizes(checkpointer.metadata(path).item_metadata.tree, numbers)
+        found = checkpointer.metadata(path).item_metadata
+        if found is None:
+          raise ValueError(f'{ARRAYS} does not say what it holds')
+        _check_sizes(found.tree, numbers)
         stored = checkpointer.restore(path)
     return {
       name: _placed(leaf, stored.get(str(i)), like[name])
@@ -196,10 +203,61 @@ def distrusted(folder: str):
   """
   try:
     contents(folder)
-    yield
+    with _quiet():
+      yield
   except Exception as error:
     first, *_ = str(error).splitlines() or ['']
     raise files_lib.DamagedError(f'{folder} cannot be read: {first}') from error
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+  """Keeps Orbax from printing what it raises too; one thread at a time.
+
+  It logs errors before it raises them. And where one array cannot be read it
+  closes its event loop before the threads that read the others have answered:
+  each of them then prints a traceback, some after the block has ended, and so
+  does a second one that fails. Their answers are dropped. What is logged in a
+  block that ends well is shown then.
+  """
+  logger, held, new_loop = logging.getLogger('absl'), [], asyncio.new_event_loop
+
+  def hold(record):
+    orbax = 'orbax' in record.pathname
+    if orbax:
+      held.append(record)
+    return not orbax
+
+  with _ONE:
+    logger.addFilter(hold)
+    asyncio.new_event_loop = lambda: _dropping(new_loop())
+    try:
+      yield
+    finally:
+      asyncio.new_event_loop = new_loop
+      logger.removeFilter(hold)
+  for record in held:
+    logger.handle(record)
+
+
+def _dropping(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+  """A loop that, once it is closed, drops what other threads answer."""
+  answer = loop.call_soon_threadsafe
+
+  def answer_if_open(*args, **more):
+    try:
+      return answer(*args, **more)
+    except RuntimeError:
+      if not loop.is_closed():
+        raise
+
+  def told_if_open(_, context):
+    if not loop.is_closed():
+      loop.default_exception_handler(context)
+
+  loop.call_soon_threadsafe = answer_if_open
+  loop.set_exception_handler(told_if_open)
+  return loop
 
 
 def _check_sizes(found: dict[str, Any], leaves: dict[str, Leaf]):

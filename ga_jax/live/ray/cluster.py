@@ -5,9 +5,12 @@ import os
 import pathlib
 import secrets
 import shlex
+import socket
 import tempfile
 
 import ray
+from ray import exceptions
+from ray._private import services
 
 from ga_jax.live.ray import signals
 
@@ -23,6 +26,7 @@ _SHARED = (
 # 4 KiB. This asks for 2 MiB where Linux gives them on request (glibc 2.35 and
 # later; others ignore it). At most 2 MiB of each large block are wasted.
 _ALLOCATOR = {'GLIBC_TUNABLES': 'glibc.malloc.hugetlb=1'}
+_ANSWER_SECONDS = 5.0  # for a head that is there
 
 
 class AccessError(ValueError):
@@ -53,7 +57,7 @@ def connect(address: str, num_cpus: int):
     num_cpus: of the new one, so that all workers find room.
 
   Raises:
-    ConnectionError: there is none at that address.
+    ConnectionError: there is none at that address, or it has another token.
     AccessError: others could come in.
   """
   if ray.is_initialized():
@@ -61,6 +65,7 @@ def connect(address: str, num_cpus: int):
   _check_access()
   with signals.kept():
     if address != 'local':
+      _check_answer(address)
       ray.init(address=address)
       return
     _make_token()
@@ -89,6 +94,29 @@ def _check_access():
         f'the token in {path} is open to others of this machine: '
         f'chmod 600 {shlex.quote(str(path))}'
       )
+
+
+def _check_answer(address: str):
+  """Raises a ConnectionError where a cluster is not there, or lets nobody in.
+
+  Ray itself tries again for minutes, and says so each time.
+  """
+  found = services.canonicalize_bootstrap_address(address)
+  if found is None:  # none is known here: Ray says so at once
+    return
+  host, _, port = found.rpartition(':')
+  try:
+    there = host.strip('[]'), int(port)
+    socket.create_connection(there, _ANSWER_SECONDS).close()
+  except OSError as error:
+    why = error.strerror or error
+    raise ConnectionError(f'nothing answers at {found}: {why}') from error
+  try:
+    ray._raylet.GcsClient(address=found)
+  except exceptions.AuthenticationError as error:
+    raise ConnectionError(
+      f'the cluster at {found} does not take the token of this process'
+    ) from error
 
 
 def _token_path() -> pathlib.Path:

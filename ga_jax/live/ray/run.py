@@ -65,7 +65,8 @@ def run_on_ray(
 
   Raises:
     ValueError: an argument is out of its range, or the parts do not fit.
-    ConnectionError: there is no cluster at that address.
+    ConnectionError: there is no cluster at that address, or it has another
+      token.
     AccessError: `RAY_AUTH_MODE` or the mode of the token's file lets others in.
     WorkersMissingError: no worker found room in time.
     ClusterLostError: the cluster, or this machine's part of it, ended.

@@ -7,6 +7,8 @@ import threading
 from collections.abc import Iterator
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+# What the first one is answered with, whatever computes.
+STOPPING = 'stopping after the update in hand; once more stops at once'
 
 
 @contextlib.contextmanager
@@ -48,10 +50,7 @@ def deferred() -> Iterator[Told]:
   def first(number, frame):
     del frame
     told.number = number
-    print(
-      'stopping after the update in hand; once more stops at once',
-      file=sys.stderr,
-    )
+    print(STOPPING, file=sys.stderr)
     _install(before)
 
   _install(dict.fromkeys(before, first))
