@@ -174,12 +174,32 @@ def _batched(args, dims, **params):
 
 
 batching.primitive_batchers[_fused] = _batched
+
+
+def _lowered_for(platform):
+  lower_formula = mlir.lower_fun(_formula, multiple_results=True)
+  lower_kernels = mlir.lower_fun(
+    functools.partial(_kernels, platform), multiple_results=True
+  )
+
+  def lower(ctx, *args, **params):
+    lower_one = lower_formula if _is_partitioned(ctx) else lower_kernels
+    return lower_one(ctx, *args, **params)
+
+  return lower
+
+
+def _is_partitioned(ctx) -> bool:
+  """Whether the compiler divides arrays among devices: a kernel is given all.
+
+  Within `jax.shard_map` over all axes it is given what its device has.
+  """
+  where = ctx.module_context.axis_context
+  if hasattr(where, 'manual_axes'):
+    return set(where.manual_axes) != set(where.mesh.axis_names)
+  return (getattr(where, 'num_devices', 1) or 1) > 1
+
+
 mlir.register_lowering(_fused, mlir.lower_fun(_formula, multiple_results=True))
 for _platform in _COMPILERS:
-  mlir.register_lowering(
-    _fused,
-    mlir.lower_fun(
-      functools.partial(_kernels, _platform), multiple_results=True
-    ),
-    platform=_platform,
-  )
+  mlir.register_lowering(_fused, _lowered_for(_platform), platform=_platform)
