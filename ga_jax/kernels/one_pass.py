@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from ga_jax.kernels import on_devices
+
 # Rows that are added up, and their length. XLA and LLVM unroll the sum over so
 # few rows and then vectorise along them; a longer one is computed number by
 # number, ten times slower.
@@ -43,7 +45,7 @@ def sums(fn: Callable, *trees) -> Sums:
 
   What is then computed from the same leaves should wait for `done`: without an
   order between the passes XLA would copy what one reads and the other
-  overwrites.
+  overwrites. Nothing is differentiated.
 
   Args:
     fn: of one leaf of each tree, or a part of it.
@@ -54,20 +56,22 @@ def sums(fn: Callable, *trees) -> Sums:
   """
   structure = jax.tree.structure(trees[0])
   leaves = [map(jnp.asarray, jax.tree.leaves(tree)) for tree in trees]
-  rows = list(zip(*leaves, strict=True))
-  parts, done = [], [None] * len(rows)
-  for group in _groups(rows):
-    parts.append(_sums(fn, *_joined([rows[i] for i in group])))
-    for i in group:
-      done[i] = parts[-1].done
-  return Sums(
-    _added_up(part.first for part in parts),
-    _added_up(part.second for part in parts),
-    functools.reduce(
-      jnp.maximum, (_scalar(part.largest) for part in parts), _scalar(0.0)
-    ),
-    structure.unflatten(done),
-  )
+  rows = jax.lax.stop_gradient(list(zip(*leaves, strict=True)))
+
+  def pair(*row):
+    return jax.lax.stop_gradient(fn(*row))
+
+  def alone(rows):
+    parts = []
+    for group in _groups(rows):
+      parts.append((group, _sums(pair, *_joined([rows[i] for i in group]))))
+    return _together(parts)
+
+  def several(rows):
+    return _together([([i], _plain(pair, *row)) for i, row in enumerate(rows)])
+
+  found = on_devices.alone_or_not(rows, alone=alone, several=several)
+  return found._replace(done=structure.unflatten(found.done))
 
 
 def total(fn: Callable, *trees) -> jax.Array:
@@ -88,8 +92,11 @@ def total(fn: Callable, *trees) -> jax.Array:
     columns = jax.lax.optimization_barrier(columns)
     return anywhere(*map(_as_pairs, columns))
 
-  columns = map(jax.tree.leaves, trees)
-  return jax.lax.platform_dependent(*columns, cpu=on_cpu, default=anywhere)
+  def alone(*columns):
+    return jax.lax.platform_dependent(*columns, cpu=on_cpu, default=anywhere)
+
+  columns = jax.tree.map(jnp.asarray, list(map(jax.tree.leaves, trees)))
+  return on_devices.alone_or_not(*columns, alone=alone, several=anywhere)
 
 
 def _scalar(value) -> jax.Array:
@@ -98,6 +105,19 @@ def _scalar(value) -> jax.Array:
 
 def _added_up(scalars) -> jax.Array:
   return sum(map(_scalar, scalars), start=_scalar(0.0))
+
+
+def _together(parts: list[tuple[list[int], '_Part']]) -> Sums:
+  """What the parts of all groups of leaves come to; `done` is a list."""
+  done = {i: part.done for group, part in parts for i in group}
+  parts = [part for _, part in parts]
+  largest = (_scalar(part.largest) for part in parts)
+  return Sums(
+    _added_up(part.first for part in parts),
+    _added_up(part.second for part in parts),
+    functools.reduce(jnp.maximum, largest, _scalar(0.0)),
+    [done[i] for i in sorted(done)],
+  )
 
 
 def _groups(rows) -> list[list[int]]:
@@ -124,18 +144,21 @@ def _joined(rows):
   )
 
 
-def _sums(fn, *row) -> _Part:
-  def anywhere(*row):
-    x, y = fn(*row)
-    added = jnp.sum(x), jnp.sum(y)
-    return _Part(*added, jnp.max(y, initial=0.0), jnp.ones([], bool))
+def _plain(fn, *row) -> _Part:
+  x, y = fn(*row)
+  added = jnp.sum(x), jnp.sum(y)
+  return _Part(*added, jnp.max(y, initial=0.0), jnp.ones([], bool))
 
+
+def _sums(fn, *row) -> _Part:
   def on_cpu(*row):
     found = _passed(fn, *jax.lax.optimization_barrier(row))
     unknown = jnp.isnan(found.first + found.second)
     return found._replace(done=(found.largest != 0) | unknown)
 
-  return jax.lax.platform_dependent(*row, cpu=on_cpu, default=anywhere)
+  return jax.lax.platform_dependent(
+    *row, cpu=on_cpu, default=functools.partial(_plain, fn)
+  )
 
 
 def _passed(fn, *row) -> _Part:

@@ -44,7 +44,9 @@ def gap_rms(params, stale_params) -> jax.Array:
 def global_gap_rms(params, stale_params) -> jax.Array:
   """`gap_rms` over the parameters of all shards."""
   squares = _sum_of_squares(params, stale_params)
-  return jnp.sqrt(global_sums.global_mean(squares, numbers.tree_size(params)))
+  return numbers.root(
+    global_sums.global_mean(squares, numbers.tree_size(params))
+  )
 
 
 def _sum_of_squares(params, stale_params) -> jax.Array:
@@ -157,7 +159,7 @@ def for_all_parameters(params, stale_params, moment, scale, active):
   )
   layer_penalties.tell(by)
   return by, gap_metrics.GapMetrics(
-    mean_gap=gap_rms(params, stale_params),
+    mean_gap=jax.lax.stop_gradient(gap_rms(params, stale_params)),
     penalty=penalties.Penalty(g, g, penalties.sizes_of(params)),
   )
 
@@ -171,9 +173,7 @@ def _mean_square(directions) -> jax.Array:
 
 GRANULARITIES = {
   'parameter': Granularity(
-    lambda params: jax.tree.map(
-      lambda p: jnp.zeros(jnp.shape(p), numbers.float_dtype(p)), params
-    ),
+    numbers.moments,
     per_parameter,
     lambda fold, s, directions: jax.tree.map(
       lambda s, u: fold(s, numbers.abs_sq(u)), s, directions
