@@ -37,7 +37,7 @@ def gap_rms(params, stale_params) -> jax.Array:
 
   On a shard that of the parameters at hand.
   """
-  squares = _sum_of_squares(params, stale_params)
+  squares = jax.lax.stop_gradient(_sum_of_squares(params, stale_params))
   return jnp.sqrt(squares / float(max(numbers.tree_size(params), 1)))
 
 
@@ -159,7 +159,7 @@ def for_all_parameters(params, stale_params, moment, scale, active):
   )
   layer_penalties.tell(by)
   return by, gap_metrics.GapMetrics(
-    mean_gap=jax.lax.stop_gradient(gap_rms(params, stale_params)),
+    mean_gap=gap_rms(params, stale_params),
     penalty=penalties.Penalty(g, g, penalties.sizes_of(params)),
   )
 

@@ -60,9 +60,8 @@ def root(x) -> jax.Array:
 def _root_jvp(primals, tangents):
   (x,), (t,) = primals, tangents
   y = jnp.sqrt(x)
-  return y, jnp.where(
-    y == 0, jnp.zeros_like(t), t / (2 * jnp.where(y == 0, 1, y))
-  )
+  slope = jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
+  return y, slope * t
 
 
 def tree_sum(scalars) -> jax.Array:
