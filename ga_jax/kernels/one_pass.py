@@ -3,7 +3,9 @@
 XLA's CPU compiler fuses no reduction with what else is made of its operands: it
 would write every element-wise value to memory first, which costs more than all
 the rest. There the values are computed twice instead, once in a pass that only
-adds them up. Elsewhere everything here is `jnp.sum` and `jnp.max`.
+adds them up. Elsewhere everything here is `jnp.sum` and `jnp.max`, in programs
+of several devices leaf by leaf: what is joined or given another shape would be
+gathered first.
 """
 
 import functools

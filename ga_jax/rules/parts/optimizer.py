@@ -158,8 +158,10 @@ def corrected_like(rule: AsyncOptimizer, params, opt_state):
     ]
 
   def laid_out(leaf, p):
-    like = leaf.shape == jnp.shape(p) and getattr(p, 'committed', False)
-    sharding = p.sharding if like else leaf.sharding
+    sharding = leaf.sharding
+    known = not isinstance(p, jax.core.Tracer)  # a traced one tells in `leaf`
+    if known and leaf.shape == jnp.shape(p) and getattr(p, 'committed', False):
+      sharding = p.sharding
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
   leaves, structure = jax.tree.flatten(
