@@ -20,7 +20,7 @@ import jax.extend.core as jex
 import numpy as np
 from jax.interpreters import batching, mlir
 
-from ga_jax.kernels import mosaic, passes, triton
+from ga_jax.kernels import mosaic, on_devices, passes, triton
 
 VARIABLE = 'GA_JAX_KERNELS'
 _COMPILERS = {'cuda': triton, 'tpu': mosaic}
@@ -183,21 +183,11 @@ def _lowered_for(platform):
   )
 
   def lower(ctx, *args, **params):
-    lower_one = lower_formula if _is_partitioned(ctx) else lower_kernels
-    return lower_one(ctx, *args, **params)
+    # A kernel is given whole arrays; where they are divided it would gather them.
+    alone = on_devices.is_alone(ctx)
+    return (lower_kernels if alone else lower_formula)(ctx, *args, **params)
 
   return lower
-
-
-def _is_partitioned(ctx) -> bool:
-  """Whether the compiler divides arrays among devices: a kernel is given all.
-
-  Within `jax.shard_map` over all axes it is given what its device has.
-  """
-  where = ctx.module_context.axis_context
-  if hasattr(where, 'manual_axes'):
-    return set(where.manual_axes) != set(where.mesh.axis_names)
-  return (getattr(where, 'num_devices', 1) or 1) > 1
 
 
 mlir.register_lowering(_fused, mlir.lower_fun(_formula, multiple_results=True))

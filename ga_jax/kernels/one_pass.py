@@ -3,7 +3,9 @@
 XLA's CPU compiler fuses no reduction with what else is made of its operands: it
 would write every element-wise value to memory first, which costs more than all
 the rest. There the values are computed twice instead, once in a pass that only
-adds them up. Elsewhere everything here is `jnp.sum` and `jnp.max`.
+adds them up. Elsewhere everything here is `jnp.sum` and `jnp.max`, in programs
+of several devices leaf by leaf: what is joined or given another shape would be
+gathered first.
 """
 
 import functools
@@ -12,6 +14,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+from ga_jax.kernels import on_devices
 
 # Rows that are added up, and their length. XLA and LLVM unroll the sum over so
 # few rows and then vectorise along them; a longer one is computed number by
@@ -42,7 +46,7 @@ def sums(fn: Callable, *trees) -> Sums:
 
   What is then computed from the same leaves should wait for `done`: without an
   order between the passes XLA would copy what one reads and the other
-  overwrites.
+  overwrites. Nothing is differentiated.
 
   Args:
     fn: of one leaf of each tree, or a part of it.
@@ -52,27 +56,31 @@ def sums(fn: Callable, *trees) -> Sums:
     `Sums`, whose `done` is a pytree like the first.
   """
   structure = jax.tree.structure(trees[0])
-  columns = [map(jnp.asarray, jax.tree.leaves(tree)) for tree in trees]
+  leaves = [map(jnp.asarray, jax.tree.leaves(tree)) for tree in trees]
+  rows = jax.lax.stop_gradient(list(zip(*leaves, strict=True)))
 
-  def anywhere(*columns):
-    rows = list(zip(*columns, strict=True))
-    return _combined(
-      [_summed(*fn(*row)) for row in rows], [jnp.ones([], bool)] * len(rows)
-    )
+  def pair(*row):
+    return jax.lax.stop_gradient(fn(*row))
 
-  def on_cpu(*columns):
-    rows = list(zip(*jax.lax.optimization_barrier(columns), strict=True))
+  def anywhere(rows):
+    parts = [_summed(*pair(*row)) for row in rows]
+    return _together(parts, [jnp.ones([], bool)] * len(rows))
+
+  def joined(rows):
     parts, done = [], [None] * len(rows)
     for group in _groups(rows):
-      part = _passed(fn, *_joined([rows[i] for i in group]))
+      row = _joined([rows[i] for i in group])
+      part = _passed(pair, *jax.lax.optimization_barrier(row))
       parts.append(part)
       unknown = jnp.isnan(part.first + part.second)
       for i in group:
         done[i] = (part.largest != 0) | unknown
-    return _combined(parts, done)
+    return _together(parts, done)
 
-  columns = [list(column) for column in columns]
-  found = jax.lax.platform_dependent(*columns, cpu=on_cpu, default=anywhere)
+  def on_cpu(rows):
+    return on_devices.alone_or_not(rows, alone=joined, several=anywhere)
+
+  found = jax.lax.platform_dependent(rows, cpu=on_cpu, default=anywhere)
   return found._replace(done=structure.unflatten(found.done))
 
 
@@ -90,11 +98,14 @@ def total(fn: Callable, *trees) -> jax.Array:
   def anywhere(*columns):
     return _added_up(jnp.sum(fn(*row)) for row in zip(*columns, strict=True))
 
-  def on_cpu(*columns):  # in a shape of its own, so that nothing is shared
+  def paired(*columns):  # in a shape of its own, so that nothing is shared
     columns = jax.lax.optimization_barrier(columns)
     return anywhere(*map(_as_pairs, columns))
 
-  columns = map(jax.tree.leaves, trees)
+  def on_cpu(*columns):
+    return on_devices.alone_or_not(*columns, alone=paired, several=anywhere)
+
+  columns = jax.tree.map(jnp.asarray, list(map(jax.tree.leaves, trees)))
   return jax.lax.platform_dependent(*columns, cpu=on_cpu, default=anywhere)
 
 
@@ -110,8 +121,8 @@ def _summed(x, y) -> _Part:
   return _Part(jnp.sum(x), jnp.sum(y), jnp.max(y, initial=0.0))
 
 
-def _combined(parts: list[_Part], done) -> Sums:
-  """The sums over all groups."""
+def _together(parts: list[_Part], done) -> Sums:
+  """The sums over all groups of leaves."""
   largest = (_scalar(part.largest) for part in parts)
   return Sums(
     _added_up(part.first for part in parts),

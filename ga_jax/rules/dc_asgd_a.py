@@ -46,11 +46,7 @@ def compensate_delay_adaptively(
   arguments.check_number('dc_decay', dc_decay, low=0.0, below=1.0)
 
   def init(params):
-    return CompensateDelayAdaptivelyState(
-      jax.tree.map(
-        lambda p: jnp.zeros(jnp.shape(p), numbers.float_dtype(p)), params
-      )
-    )
+    return CompensateDelayAdaptivelyState(numbers.moments(params))
 
   def correct(grads, state, params=None, *, stale_params=None, **extra):
     del extra

@@ -70,7 +70,7 @@ def distance_of_an_update(peak, bias, eps, active):
 
   def scale(s):
     least = jnp.maximum(peak.astype(s.dtype) * eps, jnp.finfo(s.dtype).tiny)
-    return slope.astype(s.dtype) * jnp.sqrt(s) + least
+    return slope.astype(s.dtype) * numbers.root(s) + least
 
   return scale
 

@@ -38,7 +38,7 @@ class TracePerWorkerState(NamedTuple):
     """
 
     def cleared(v):
-      row = jnp.zeros((1, *v.shape[1:]), v.dtype)
+      row = jnp.zeros_like(v[:1])
       return jax.lax.dynamic_update_slice_in_dim(v, row, worker_id, 0)
 
     traces, total = jax.tree.map(cleared, self.traces), self.total
@@ -67,7 +67,10 @@ def trace_per_worker(
 
   def init(params):
     def buffers(p):
-      return jnp.zeros((num_workers, *jnp.shape(p)), jnp.result_type(p))
+      one = jnp.zeros_like(p, jnp.result_type(p))[
+        None
+      ]  # every buffer is laid out like it
+      return jnp.broadcast_to(one, (num_workers, *one.shape[1:]))
 
     return TracePerWorkerState(
       traces=jax.tree.map(buffers, params),

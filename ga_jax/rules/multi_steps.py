@@ -54,8 +54,9 @@ def multi_steps(
   def init(params):
     inner = rule.init(params)
     corrected = optimizer.corrected_like(rule, params, inner)
-    zeros = jax.tree.map(numbers.accumulator_like, corrected)
-    return MultiStepsState(jnp.zeros([], jnp.int32), zeros, inner)
+    return MultiStepsState(
+      jnp.zeros([], jnp.int32), numbers.accumulators(corrected), inner
+    )
 
   def update(grads, state, params=None, **extra):
     extra.pop('count', None)
@@ -67,16 +68,17 @@ def multi_steps(
       corrected,
     )
 
-    def emit(mean, inner):
+    def emit(mean, inner, grads):
+      del grads
       narrow = jax.tree.map(lambda m, c: m.astype(c.dtype), mean, corrected)
       updates, inner = rule.step(narrow, inner, params, **extra)
       return updates, inner, jax.tree.map(jnp.zeros_like, mean)
 
-    def hold(mean, inner):
+    def hold(mean, inner, grads):
       return jax.tree.map(jnp.zeros_like, grads), inner, mean
 
     updates, inner, mean = jax.lax.cond(
-      mini == every_k - 1, emit, hold, mean, inner
+      mini == every_k - 1, emit, hold, mean, inner, grads
     )
     return updates, MultiStepsState((mini + 1) % every_k, mean, inner)
 

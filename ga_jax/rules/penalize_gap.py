@@ -78,7 +78,7 @@ def observe(state: PenalizeGapState, params, decay) -> PenalizeGapState:
     squares,
   )
   scale = jax.tree.map(
-    lambda c, m: jnp.maximum(c, jnp.sqrt(m / bias.astype(m.dtype))),
+    lambda c, m: jnp.maximum(c, numbers.root(m / bias.astype(m.dtype))),
     state.scale,
     moment,
   )
@@ -108,16 +108,11 @@ def penalize_gap(decay: float = 0.999) -> optimizer.AsyncOptimizer:
   arguments.check_number('decay', decay, above=0.0, below=1.0)
 
   def init(params):
-    def zeros():
-      return jax.tree.map(
-        lambda p: jnp.zeros(jnp.shape(p), numbers.float_dtype(p)), params
-      )
-
     return PenalizeGapState(
       count=jnp.zeros([], jnp.int32),
       previous=jax.tree.map(jnp.zeros_like, params),
-      second_moment=zeros(),
-      scale=zeros(),
+      second_moment=numbers.moments(params),
+      scale=numbers.moments(params),
       started=jnp.zeros([], bool),
       metrics=gap_metrics.no_gap_metrics(params),
     )

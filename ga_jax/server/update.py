@@ -432,5 +432,5 @@ def _corrected_like(rule: optimizer.AsyncOptimizer, state: ServerState):
 
 
 def _empty_round(rule: optimizer.AsyncOptimizer, state: ServerState) -> Round:
-  total = jax.tree.map(numbers.accumulator_like, _corrected_like(rule, state))
+  total = numbers.accumulators(_corrected_like(rule, state))
   return Round(total, numbers.float_scalar(0.0), jnp.zeros([], jnp.int32))

@@ -37,14 +37,16 @@ def gap_rms(params, stale_params) -> jax.Array:
 
   On a shard that of the parameters at hand.
   """
-  squares = _sum_of_squares(params, stale_params)
+  squares = jax.lax.stop_gradient(_sum_of_squares(params, stale_params))
   return jnp.sqrt(squares / float(max(numbers.tree_size(params), 1)))
 
 
 def global_gap_rms(params, stale_params) -> jax.Array:
   """`gap_rms` over the parameters of all shards."""
   squares = _sum_of_squares(params, stale_params)
-  return jnp.sqrt(global_sums.global_mean(squares, numbers.tree_size(params)))
+  return numbers.root(
+    global_sums.global_mean(squares, numbers.tree_size(params))
+  )
 
 
 def _sum_of_squares(params, stale_params) -> jax.Array:
@@ -171,9 +173,7 @@ def _mean_square(directions) -> jax.Array:
 
 GRANULARITIES = {
   'parameter': Granularity(
-    lambda params: jax.tree.map(
-      lambda p: jnp.zeros(jnp.shape(p), numbers.float_dtype(p)), params
-    ),
+    numbers.moments,
     per_parameter,
     lambda fold, s, directions: jax.tree.map(
       lambda s, u: fold(s, numbers.abs_sq(u)), s, directions

@@ -15,17 +15,27 @@ def float_dtype(leaf):
   return jnp.dtype('float32') if dtype.itemsize < 4 else dtype
 
 
-def accumulator_like(leaf) -> jax.Array:
-  """Zeros to sum leaves like this one in: float32 or wider, complex kept."""
-  complex_leaf = jnp.issubdtype(leaf.dtype, jnp.complexfloating)
-  return jnp.zeros(
-    leaf.shape, leaf.dtype if complex_leaf else float_dtype(leaf)
-  )
-
-
 def accumulators(params):
-  """A tree of `accumulator_like` for parameters, scalars of Python too."""
-  return jax.tree.map(lambda p: accumulator_like(jnp.asarray(p)), params)
+  """Zeros to sum leaves like these in, float32 or wider, complex kept.
+
+  Args:
+    params: a pytree of arrays or their shapes.
+
+  Returns:
+    A pytree like it, laid out over devices like it.
+  """
+
+  def zeros(p):
+    dtype = jnp.result_type(p)
+    kept = jnp.issubdtype(dtype, jnp.complexfloating)
+    return jnp.zeros_like(p, dtype if kept else float_dtype(p))
+
+  return jax.tree.map(zeros, params)
+
+
+def moments(params):
+  """`accumulators` of absolute values or their squares: real."""
+  return jax.tree.map(lambda p: jnp.zeros_like(p, float_dtype(p)), params)
 
 
 def abs_sq(x) -> jax.Array:
@@ -34,6 +44,24 @@ def abs_sq(x) -> jax.Array:
   if jnp.iscomplexobj(x):
     return x.real**2 + x.imag**2
   return jnp.square(x.astype(float_dtype(x)))
+
+
+@jax.custom_jvp
+def root(x) -> jax.Array:
+  """sqrt(x), whose derivative at 0 is 0 and not infinite.
+
+  What a rule has not seen yet is 0, and stays so for small changes of what is
+  differentiated: 0 times infinity would be NaN.
+  """
+  return jnp.sqrt(x)
+
+
+@root.defjvp
+def _root_jvp(primals, tangents):
+  (x,), (t,) = primals, tangents
+  y = jnp.sqrt(x)
+  slope = jnp.where(y == 0, 0, 0.5 / jnp.where(y == 0, 1, y))
+  return y, slope * t
 
 
 def tree_sum(scalars) -> jax.Array:

@@ -8,6 +8,7 @@ the other, so every rule is an `optax.GradientTransformationExtraArgs`.
 """
 
 import functools
+import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -144,12 +145,16 @@ def lift(transformation: optax.GradientTransformation) -> AsyncOptimizer:
 
 
 def corrected_like(rule: AsyncOptimizer, params, opt_state):
-  """Shapes and dtypes of what a rule's `correct` makes of a gradient.
+  """Shapes of what a rule's `correct` makes of a gradient.
 
   Args:
     rule: the rule.
     params: parameters, which gradients are like.
     opt_state: the state of the rule.
+
+  Returns:
+    A pytree of `jax.ShapeDtypeStruct`s, laid out over devices like the
+    parameters where it is one tree like them, or several.
   """
 
   def corrected(params, opt_state):
@@ -159,7 +164,18 @@ def corrected_like(rule: AsyncOptimizer, params, opt_state):
       0
     ]
 
-  return jax.eval_shape(corrected, params, opt_state)
+  def laid_out(leaf, p):
+    sharding = leaf.sharding
+    known = not isinstance(p, jax.core.Tracer)  # a traced one tells in `leaf`
+    if known and leaf.shape == jnp.shape(p) and getattr(p, 'committed', False):
+      sharding = p.sharding
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+  leaves, structure = jax.tree.flatten(
+    jax.eval_shape(corrected, params, opt_state)
+  )
+  again = itertools.cycle(jax.tree.leaves(params))
+  return structure.unflatten(map(laid_out, leaves, again))
 
 
 def correction(init, correct, num_workers=None) -> AsyncOptimizer:
