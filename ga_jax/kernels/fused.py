@@ -183,7 +183,7 @@ def _lowered_for(platform):
   )
 
   def lower(ctx, *args, **params):
-    # A kernel is given whole arrays; where they are divided it would gather them.
+    # A kernel is given whole arrays: divided ones it would gather.
     alone = on_devices.is_alone(ctx)
     return (lower_kernels if alone else lower_formula)(ctx, *args, **params)
 
