@@ -163,6 +163,7 @@ def test_a_kernel_reads_and_writes_each_array_once():
   (one,) = group.members
   assert len(one.arrays) == 5  # θ, θs, s, m, g
   assert len(one.outputs) == len(one.over) == 3  # θ, s, m in their places
+  assert len(one.sums) == 3  # gap², gap / C and its largest
   (group,) = groups('dana_ga', 'cuda', {'w': (300, 40)})
   (one,) = group.members
   assert (len(one.arrays), len(one.buffers)) == (5, 1)  # θ, θs, s, S, g; v
@@ -178,7 +179,7 @@ def test_updates_are_left_to_who_applies_them():
   )
   (group,) = groups_in(jaxpr.jaxpr, 'cuda')
   (one,) = group.members
-  assert len(one.outputs) == 2
+  assert (len(one.arrays), len(one.outputs), len(one.sums)) == (5, 2, 3)
 
 
 @pytest.mark.parametrize(

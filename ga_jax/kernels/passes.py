@@ -32,7 +32,13 @@ REDUCTIONS = {
   'reduce_min': Reduction(jnp.min, jnp.minimum, math.inf),
 }
 _CALLS = ('jit', 'pjit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call')
-_RESHAPES = ('broadcast_in_dim', 'expand_dims', 'reshape', 'squeeze')
+_SAME = (
+  'broadcast_in_dim',
+  'expand_dims',
+  'reshape',
+  'squeeze',
+  'stop_gradient',
+)
 # fmt: off
 _ELEMENTWISE = frozenset((
   'abs', 'add', 'and', 'convert_element_type', 'copy', 'div', 'eq', 'exp',
@@ -243,6 +249,8 @@ class _Flat:
     if name == 'cond' and inputs[0] in self._branches:
       inner = params['branches'][self._branches[inputs[0]]]
       return self._inner(inner, inputs[1:])
+    if name == 'stop_gradient':
+      return inputs
     kind = self._kind(eqn, inputs)
     spread = kind == 'same' and all(self.avals[i].size == 1 for i in inputs)
     if kind == 'other' or spread:  # of functions; what leaves would share
@@ -290,7 +298,7 @@ class _Flat:
       if whole and all(self.constants.get(i) == 0 for i in rest):
         return 'write' if writes else 'read'
       return 'other'
-    if name in _RESHAPES and cores <= {core(out.shape)}:
+    if name in _SAME and cores <= {core(out.shape)}:
       return 'same'
     if name in _ELEMENTWISE and cores == {core(out.shape)}:
       return 'element'
