@@ -156,8 +156,10 @@ def chosen(settings: settings_lib.Settings, any_version: bool):
     for name, value in dataclasses.asdict(settings).items()
     if value != defaults[name]
   }
-  if any_version and settings.data_path:  # wherever it lies there
-    given['data_path'] = settings.data_name()
+  if any_version:  # wherever the data lie there
+    given.pop('data_path', None)
+    if settings.data_name() != settings.dataset:
+      given['data_path'] = settings.data_name()
   return given
 
 

@@ -38,6 +38,7 @@ class Table(NamedTuple):
       alone, as in the papers.
     seeds: per cell.
     search_seeds: by which rates are chosen.
+    baseline_seeds: by which the single worker's is (0: by all).
     baseline: whose single worker sets the unchanged rate.
     published: {(line label, column label): (figure, source)}; '' for all lines.
     flags: beside the preset's.
@@ -56,6 +57,7 @@ class Table(NamedTuple):
   rates: tuple[float, ...] = ()
   seeds: int = 5
   search_seeds: int = 2
+  baseline_seeds: int = 0
   baseline: str = 'asgd'
   published: dict[tuple[str, str], tuple[str, str]] = {}  # noqa: RUF012
   flags: tuple[str, ...] = ()

@@ -173,6 +173,23 @@ TABLES = {
     epoch_flops=3 * _RESNET20 * _CIFAR,
     short=_SHORT_RESNET,
   ),
+  'cifar10_mlp': design.Table(
+    "CIFAR-10, MLP with BatchNorm, a quarter of the papers' epochs, both "
+    'protocols',
+    'cifar10_mlp',
+    (
+      *design.methods(('asgd', 'sa', 'ga', 'ssgd'), (0.0,)),
+      *design.methods(
+        ('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga', 'ssgd'), (0.9,)
+      ),
+    ),
+    design.workers(1, 4, 8, 16, 32, 64),
+    rates=(10**-1.5, 0.1, 10**-0.5),
+    search_seeds=1,
+    baseline_seeds=2,
+    note=_NO_MOMENTUM,
+    pictures=('workers', 'rates'),
+  ),
   'fashion_mnist_mlp': design.Table(
     'every family of rules, MLP with BatchNorm, both protocols and clocks',
     'fashion_mnist_mlp',

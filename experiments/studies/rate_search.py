@@ -32,10 +32,6 @@ Line = str  # a row of a table: a method, with its momentum where several are
 Column = Hashable  # the number of workers, in most tables
 Results = dict[Line, dict[Column, list[dict[str, Any]]]]  # -> summaries
 
-Line = str  # a row of a table: a method, with its momentum where several are
-Column = Hashable  # the number of workers, in most tables
-Results = dict[Line, dict[Column, list[dict[str, Any]]]]  # -> summaries
-
 
 class Plan(NamedTuple):
   """A checked grid.
@@ -48,6 +44,7 @@ class Plan(NamedTuple):
       rate}.
     seeds: that are reported.
     search_seeds: that rates are chosen by.
+    baseline_seeds: that the single worker's rate is chosen by.
     follows: whether the search of a column begins around the best rate of the
       column before, on the half-decade grid, instead of at `rates`.
     curves: whether the reported runs keep the metrics of every epoch.
@@ -59,6 +56,7 @@ class Plan(NamedTuple):
   baselines: dict[Line, settings_lib.Settings]
   seeds: tuple[int, ...]
   search_seeds: tuple[int, ...] = ()
+  baseline_seeds: tuple[int, ...] = ()
   follows: bool = False
   curves: bool = False
 
@@ -160,8 +158,9 @@ def sweep(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
 
 
 def baseline_rate(plan: Plan, cells: cells_lib.Cells, line: Line) -> Search:
-  """The single worker's best rate: all lines hang on it, so by all seeds."""
-  return best_rate(cells, plan.baselines[line], plan.rates, plan.seeds)
+  """The single worker's best rate: all lines hang on it, so by more seeds."""
+  seeds = plan.baseline_seeds or plan.seeds
+  return best_rate(cells, plan.baselines[line], plan.rates, seeds)
 
 
 def best_rate(

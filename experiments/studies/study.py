@@ -109,6 +109,7 @@ def plan_of(
     baselines,
     tuple(range(seeds)),
     tuple(range(min(seeds, table.search_seeds))),
+    tuple(range(min(seeds, table.baseline_seeds or seeds))),
     follows=True,
     curves=table.curves,
   )

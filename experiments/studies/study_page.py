@@ -121,14 +121,19 @@ def _chosen_by(plan, outcome) -> str:
   metric = tasks.metric_of(
     next(iter(outcome.results.values()))[plan.columns[0]]
   )
-  return 'Chosen by all seeds; the single worker on the validation split: ' + (
-    '; '.join(
-      ', '.join(
-        f'{rate:g}: {metric.text(score)}' for rate, score in sorted(search)
+  number = len(plan.baseline_seeds or plan.seeds)
+  by = 'all' if number == len(plan.seeds) else number
+  return (
+    f'Chosen by {by} seeds; the single worker on the validation split: '
+    + (
+      '; '.join(
+        ', '.join(
+          f'{rate:g}: {metric.text(score)}' for rate, score in sorted(search)
+        )
+        for search in sorted(searches)
       )
-      for search in sorted(searches)
+      + '.'
     )
-    + '.'
   )
 
 

@@ -2,6 +2,7 @@
 
 import shlex
 
+GIVEN = ('idx', 'npz', 'text', 'characters')  # whatever is in the files
 BY_HAND = ('imagenet2012',)  # nobody but the user can fetch their archives
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # of Debian's package
 WIKITEXT = 'https://wikitext.smerity.com/wikitext-103-v1.zip'
