@@ -186,10 +186,16 @@ def test_several_workers_have_no_stand_in():
 
 
 def test_the_name_of_a_cell_does_not_depend_on_folders():
-  one = cells.cell_name(tiny(data_path='/a/data'), any_version=True)
-  assert one == cells.cell_name(tiny(data_path='/b/data'), any_version=True)
-  assert one != cells.cell_name(tiny(data_path='/b/other'), any_version=True)
-  assert one != cells.cell_name(tiny(data_path='/a/data'))
+  one = cells.cell_name(
+    tiny(dataset='idx', data_path='/a/data'), any_version=True
+  )
+  assert one == cells.cell_name(
+    tiny(dataset='idx', data_path='/b/data'), any_version=True
+  )
+  assert one != cells.cell_name(
+    tiny(dataset='idx', data_path='/b/other'), any_version=True
+  )
+  assert one != cells.cell_name(tiny(dataset='idx', data_path='/a/data'))
 
 
 def test_lines_that_threads_append_are_whole(tmp_path):

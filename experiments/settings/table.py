@@ -60,8 +60,8 @@ class Settings:
   data_path: str = _data(
     '',
     'where the data are: folder of --dataset=idx, file of --dataset=npz, '
-    'data_dir of those that experiments.prepare prepares (default '
-    '~/tensorflow_datasets)',
+    'published files or archive of CIFAR, data_dir of those that '
+    'experiments.prepare prepares (default ~/tensorflow_datasets)',
     often=2,
     is_path=True,
   )

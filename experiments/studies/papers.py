@@ -186,7 +186,7 @@ TABLES = {
     design.workers(1, 4, 8, 16, 32, 64),
     rates=(10**-1.5, 0.1, 10**-0.5),
     search_seeds=1,
-    baseline_seeds=2,
+    baseline_seeds=1,
     note=_NO_MOMENTUM,
     pictures=('workers', 'rates'),
   ),

@@ -9,7 +9,7 @@ from ga_jax.data.base import (
   make_dataset,
   training_source,
 )
-from ga_jax.data.cifar import cifar10, cifar100
+from ga_jax.data.cifar import cifar10, cifar100, published
 from ga_jax.data.corpus import Corpus, Vocabulary
 from ga_jax.data.digits import digits
 from ga_jax.data.idx import idx
@@ -57,6 +57,7 @@ __all__ = [
   'make_dataset',
   'npz',
   'origin',
+  'published',
   'text',
   'to_float',
   'training_source',

@@ -162,7 +162,8 @@ class _Found(NamedTuple):
 
 
 def _dataset(name: str, path: str | None) -> base.Dataset:
-  found = _find(name, path) if path else None
+  prepared = not path or os.path.isdir(os.path.join(path, name))
+  found = None if prepared else _find(name, path)
   if found is None:
     return tfds_images.images(name, path)
   read = _pickle if found.version.pickled else _records
@@ -213,7 +214,7 @@ def _of_archive(name: str, path: str) -> _Found:
   try:
     with gzip.open(path) as file:
       content = file.read()  # to the end, where its checksum is
-    with tarfile.open(fileobj=io.BytesIO(content)) as tar:
+    with tarfile.open(fileobj=io.BytesIO(content), mode='r:') as tar:
       there = {
         os.path.basename(member.name): tar.extractfile(member).read()
         for member in tar

@@ -22,8 +22,8 @@ def loads(content: bytes) -> Any:
     content: of the file; strings of Python 2 are read as bytes.
 
   Returns:
-    None, booleans, numbers, strings, bytes, lists, tuples, sets and dicts of
-    such, and uint8 arrays.
+    None, booleans, numbers, strings, bytes, uint8 arrays, and lists, tuples and
+    dicts of such.
 
   Raises:
     NotPlainError: it names something else.

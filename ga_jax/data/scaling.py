@@ -42,7 +42,7 @@ def statistics(inputs) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _of_byte_images(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-  """`statistics`, exactly and in a tenth of the time: values are counted."""
+  """`statistics`, exactly and sooner: values are counted."""
   counts = np.zeros((images.shape[-1], 256), np.int64)
   for part in np.array_split(images, max(1, len(images) // 1000)):
     for channel, of_channel in enumerate(counts):
