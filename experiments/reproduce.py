@@ -7,13 +7,17 @@ Question: what does each method give, over workers, beside what was published?
   python -m experiments.reproduce --table=cifar10_resnet20
 
 The runs of a table (studies/papers.py) are done one after the other, or as
-many at a time as there are accelerators; each that is finished is a line of
-metrics.jsonl and is never done again, so a run that was killed goes on where it
-was. Written: table.md and pictures. Flags given here win over the preset's.
+many at a time as there are accelerators, all methods with one seed first; each
+that is finished is a line of metrics.jsonl and is never done again, so a table
+that was killed, or whose --seconds were over, goes on where it was. Written:
+table.md, which says what is missing, and pictures. Flags given here win over
+the preset's.
 """
 
+import math
 import os
 import sys
+import time
 
 from absl import flags
 
@@ -29,7 +33,8 @@ from experiments.studies import processes as processes_lib
 from experiments.studies import study as study_lib
 
 shared_flags.define_run_flags(without=(*shared_flags.OF_ONE_RUN, 'clock'))
-SCALES = ('smoke', 'short', 'full')
+SCALES = ('smoke', 'short', 'quarter', 'full')
+_STARTED = time.monotonic()
 _TABLE = flags.DEFINE_string('table', '', '|'.join(papers.TABLES))
 _SCALE = flags.DEFINE_string('scale', 'full', '|'.join(SCALES))
 _LIST = flags.DEFINE_bool('list', False, 'say which tables there are')
@@ -39,6 +44,12 @@ _METHODS = name_flags.several('methods', [], "some of the table's (none: all)")
 _CLOCKS = flags.DEFINE_list('clocks', [], "some of the table's (none: all)")
 _PROCESSES = flags.DEFINE_integer(
   'processes', 0, 'runs at a time (0: one per accelerator)'
+)
+_SECONDS = flags.DEFINE_float(
+  'seconds',
+  0.0,
+  'after which no run is begun and the one in hand is given up; the table then '
+  'says what is missing (0: no end)',
 )
 _FOLDER = path_flags.one(
   'folder', '', 'folder to write to (default: results/TABLE, with the scale)'
@@ -58,7 +69,12 @@ def prepare() -> study_lib.Study | None:
       )
   name, scale = _TABLE.value, _SCALE.value
   table = papers.TABLES[name]
-  scaled = {'smoke': table.smoke, 'short': table.short, 'full': ()}[scale]
+  scaled = {
+    'smoke': table.smoke,
+    'short': table.short,
+    'quarter': table.quarter(),
+    'full': (),
+  }[scale]
   flag_files.parsed(
     [
       sys.argv[0],
@@ -91,14 +107,15 @@ def prepare() -> study_lib.Study | None:
   if _METHODS.value or _CLOCKS.value or _COLUMNS.value:
     tail += '-part'  # beside the whole one
   folder = _FOLDER.value or os.path.join('results', name + tail)
-  return study_lib.Study(name, table, plans, folders.of_grid('folder', folder))
+  folder = folders.of_grid('folder', folder)
+  return study_lib.Study(name, table, plans, folder, scale)
 
 
 def _check(table: design.Table):
   """Raises a SettingError where a flag has no meaning for a table."""
   shared_flags.check_seeds(_SEEDS.value, 0)
-  for flag in (_COLUMNS, _PROCESSES):
-    if flag.value < 0:
+  for flag in (_COLUMNS, _PROCESSES, _SECONDS):
+    if not 0 <= flag.value < math.inf:
       raise settings_lib.SettingError(
         flag.name, flag.value, 'must be at least 0'
       )
@@ -147,7 +164,12 @@ def main(study: study_lib.Study | None):
     return
   processes = _PROCESSES.value or processes_lib.processes_here()
   with progress.GridProgress(None, quiet=shared_flags.quiet()) as shown:
-    processes_lib.compute(study, processes, shown)
+    ends = _STARTED + _SECONDS.value if _SECONDS.value else math.inf
+    if not processes_lib.compute(study, processes, shown, ends):
+      print(
+        f'{_SECONDS.value:g} seconds are over: the same command goes on with '
+        'what is missing'
+      )
   study_page.write(study, launch.command())
 
 

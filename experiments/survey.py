@@ -42,7 +42,7 @@ def main(prepared):
     path = os.path.join(workdir, record.METRICS)
     cells = cells_lib.Cells(path, shown, running=shown.running)
     found = {
-      clock: rate_search.sweep(plan, cells) for clock, plan in plans.items()
+      clock: rate_search.outcomes(plan, cells) for clock, plan in plans.items()
     }
   results = {
     clock: {outcome.name: outcome.results for outcome in outcomes}

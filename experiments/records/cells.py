@@ -44,6 +44,8 @@ class Cells:
       [settings_lib.Settings], settings_lib.Settings
     ] = lambda settings: settings,
     kept_fn: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found,
+    begins: Callable[[settings_lib.Settings], None] = lambda settings: None,
+    computes: bool = True,
   ):
     """Reads what is there.
 
@@ -56,6 +58,8 @@ class Cells:
       computed_as_fn: the run that is computed in the place of one that equals
         it.
       kept_fn: what is kept of a summary.
+      begins: told of every run before it is computed.
+      computes: whether what is missing is computed; else it is passed over.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     self._path = path
@@ -64,13 +68,15 @@ class Cells:
     self._any_version = any_version
     self._computed_as_fn = computed_as_fn
     self._kept_fn = kept_fn
+    self._begins = begins
+    self._computes = computes
     self.computed = 0
     self.rows = read(path)
     self._told = False  # of other data
 
   def summary(
     self, settings: settings_lib.Settings, *, curve: bool = False
-  ) -> dict[str, Any]:
+  ) -> dict[str, Any] | None:
     """The summary of a run: from the file where it is there, else by running.
 
     Args:
@@ -78,14 +84,18 @@ class Cells:
       curve: whether it must have the metrics of every epoch, as 'curve'.
 
     Returns:
-      The summary as `train.train` makes it, without its histograms.
+      The summary as `train.train` makes it, without its histograms; None where
+      it is not there and nothing is to be computed.
     """
     settings = self._computed_as_fn(settings)
     name = cell_name(settings, any_version=self._any_version)
+    if not self._computes:
+      return self.rows[name] if self._has(name, settings, curve) else None
     if not self._has(name, settings, curve):
       self.rows = read(self._path)  # others may have written
     if not self._has(name, settings, curve):
       self._tell(name, settings)
+      self._begins(settings)
       found = self._computed(settings, curve)
       folders.check()
       append(self._path, {'cell': name, **found})

@@ -76,6 +76,24 @@ class Table(NamedTuple):
     """The file of the preset."""
     return os.path.join(_PRESETS, f'{self.preset}.flags')
 
+  def given(self) -> dict[str, str]:
+    """The values of the preset's flags."""
+    with open(self.preset_path(), encoding='utf-8') as file:
+      return dict(
+        line.strip().removeprefix('--').split('=', 1)
+        for line in file
+        if line.startswith('--') and '=' in line
+      )
+
+  def quarter(self) -> tuple[str, ...]:
+    """Flags that divide the epochs of the preset and its milestones by 4."""
+    found, given = [], self.given()
+    for flag in ('epochs', 'boundaries', 'warmup_epochs'):
+      if flag in given:
+        parts = [f'{float(v) / 4:g}' for v in given[flag].split(',')]
+        found.append(f'--{flag}={",".join(parts)}')
+    return tuple(found)
+
 
 def methods(
   names: Iterable[str], momenta: tuple[float, ...] = (), **parameters

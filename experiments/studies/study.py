@@ -20,12 +20,14 @@ class Study(NamedTuple):
     table: what is shown.
     plans: {clock: plan}.
     folder: where results go.
+    scale: how much of the table's recipe its runs do.
   """
 
   name: str
   table: design.Table
   plans: dict[str, rate_search.Plan]
   folder: str
+  scale: str = 'full'
 
   def path(self) -> str:
     """The file of the finished runs."""
@@ -116,8 +118,8 @@ def plan_of(
 
 
 def outcomes(study: Study) -> dict[str, list[rate_search.Outcome]]:
-  """The outcomes of every clock, from the finished runs."""
-  there = cells(study.path())
+  """The outcomes of every clock, from the runs that are finished."""
+  there = cells(study.path(), computes=False)
   return {
     clock: rate_search.outcomes(plan, there)
     for clock, plan in study.plans.items()

@@ -18,8 +18,11 @@ _MARK = 2.0  # standard errors below which nothing is claimed
 
 
 def write(study: study_lib.Study, command: str):
-  """Writes table.md and the pictures of a study whose runs are all there."""
+  """Writes table.md and the pictures of a study, of the finished runs."""
   found = study_lib.outcomes(study)
+  if not _all_runs(found):
+    print('no run that is shown is finished: no page is written')
+    return
   text = page(study, found, command)
   tables.write_page(os.path.join(study.folder, 'table.md'), text)
 
@@ -38,6 +41,8 @@ def page(study, found, command: str) -> str:
     _settings(study, s, metric, len(plan.seeds)),
     '',
   ]
+  if missing := _missing(study, found):
+    lines += [missing, '']
   if study.table.note:
     lines += [study.table.note, '']
   if sources:
@@ -70,6 +75,7 @@ def _settings(study, s, metric, seeds: int) -> str:
       f'together), batch {s.batch_size} per worker; the rest of the settings '
       f'stands in experiments/presets/{study.table.preset}.flags, but for what '
       f'the command gives{beside}.',
+      *([_quarter(s)] if study.scale == 'quarter' else []),
       f'{metric.label.capitalize()}: {shown}.',
       _pairing(s),
       'The parameters of the server are what is judged.',
@@ -78,6 +84,38 @@ def _settings(study, s, metric, seeds: int) -> str:
       else 'Policies that average a round use the same rate as the others.',
     ]
   )
+
+
+def _quarter(s) -> str:
+  """What a schedule is that was cut down."""
+  milestones = [f'{s.warmup_epochs:g} epochs of warm-up']
+  if s.boundaries:
+    at = ' and '.join(f'{epoch:g}' for epoch in s.boundaries)
+    milestones += [f'the rate multiplied by {s.decay_factor:g} at {at}']
+  return (
+    'This is the quarter schedule: all epochs and milestones of the preset '
+    f'divided by 4 ({", ".join(milestones)}).'
+  )
+
+
+def _missing(study, found) -> str:
+  """What is not finished, by protocol and column; '' for nothing."""
+  parts = []
+  for clock, outcomes in found.items():
+    plan = study.plans[clock]
+    for outcome in outcomes:
+      columns = []
+      for column in plan.columns:
+        rows = [row[column] for row in outcome.results.values()]
+        there, all_ = sum(map(len, rows)), len(rows) * len(plan.seeds)
+        if there < all_:
+          columns.append(f'{all_ - there} of {all_} at {column}')
+      if columns:
+        at = f'{outcome.name}, {clock} clock'
+        parts.append(f'{at}: {", ".join(columns)}')
+  if not parts:
+    return ''
+  return f'**Not finished.** Runs that are missing: {"; ".join(parts)}.'
 
 
 def _pairing(s) -> str:
@@ -98,6 +136,8 @@ def _section(study, plan, clock, outcome, sources) -> list[str]:
   explained = rate_search.EXPLAINED[outcome.name].format(
     rate=s.learning_rate, baseline=study.table.baseline
   )
+  if not outcome.runs():
+    return [explained, '', 'Not begun.', '']
   lines = [explained, '', _errors(study, plan, outcome, sources), '']
   if plan.rates:
     lines += [rate_search.rate_table(outcome, plan.columns), '']
@@ -112,29 +152,24 @@ def _section(study, plan, clock, outcome, sources) -> list[str]:
 def _chosen_by(plan, outcome) -> str:
   """How the rates were chosen, and how clearly."""
   if outcome.name == 'best':
-    number = len(plan.search_seeds)
-    return f'Chosen by {number} seed{"s" if number > 1 else ""}.'
-  searches = {
-    tuple(outcome.scores[line, column].items())
-    for line, column in outcome.scores
-  }
-  metric = tasks.metric_of(
-    next(iter(outcome.results.values()))[plan.columns[0]]
-  )
+    return f'Chosen by {_seeds(len(plan.search_seeds))}.'
+  searches = {tuple(scores.items()) for scores in outcome.scores.values()}
+  metric = tasks.metric_of(outcome.runs()[:1])
   number = len(plan.baseline_seeds or plan.seeds)
-  by = 'all' if number == len(plan.seeds) else number
-  return (
-    f'Chosen by {by} seeds; the single worker on the validation split: '
-    + (
-      '; '.join(
-        ', '.join(
-          f'{rate:g}: {metric.text(score)}' for rate, score in sorted(search)
-        )
-        for search in sorted(searches)
+  by = 'all seeds' if number == len(plan.seeds) else _seeds(number)
+  return f'Chosen by {by}; the single worker on the validation split: ' + (
+    '; '.join(
+      ', '.join(
+        f'{rate:g}: {metric.text(score)}' for rate, score in sorted(search)
       )
-      + '.'
+      for search in sorted(searches)
     )
+    + '.'
   )
+
+
+def _seeds(number: int) -> str:
+  return f'{number} seed{"s" if number > 1 else ""}'
 
 
 def _errors(study, plan, outcome, sources) -> str:
@@ -147,7 +182,13 @@ def _errors(study, plan, outcome, sources) -> str:
 
   head = ['method', *plan.columns]
   rows = [
-    [line, *(tables.cell_text(row[c]) + text(line, c) for c in plan.columns)]
+    [
+      line,
+      *(
+        tables.cell_text(row[c], len(plan.seeds)) + text(line, c)
+        for c in plan.columns
+      ),
+    ]
     for line, row in outcome.results.items()
   ]
   return tables.markdown(head, rows)
@@ -195,7 +236,11 @@ TIMES = [
 def _times(outcome, plan) -> str:
   """Wall-clock, and what was sent, in the first column of the table."""
   column = plan.columns[0]
-  runs = {line: row[column] for line, row in outcome.results.items()}
+  runs = {
+    line: row[column] for line, row in outcome.results.items() if row[column]
+  }
+  if not runs:
+    return ''
   target = target_of(runs)
   rows = []
   for line, summaries in runs.items():
