@@ -33,13 +33,17 @@ from experiments.studies import processes as processes_lib
 from experiments.studies import study as study_lib
 
 shared_flags.define_run_flags(without=(*shared_flags.OF_ONE_RUN, 'clock'))
-SCALES = ('smoke', 'short', 'quarter', 'full')
+shared_flags.define_mapped()
+SCALES = ('smoke', 'short', *design.DIVIDED, 'full')
 _STARTED = time.monotonic()
 _TABLE = flags.DEFINE_string('table', '', '|'.join(papers.TABLES))
 _SCALE = flags.DEFINE_string('scale', 'full', '|'.join(SCALES))
 _LIST = flags.DEFINE_bool('list', False, 'say which tables there are')
 _SEEDS = flags.DEFINE_integer('seeds', 0, "per cell (0: the table's)")
 _COLUMNS = flags.DEFINE_integer('columns', 0, 'the first so many (0: all)')
+_WORKERS = flags.DEFINE_list(
+  'workers', [], 'columns with so many workers (none: all)'
+)
 _METHODS = name_flags.several('methods', [], "some of the table's (none: all)")
 _CLOCKS = flags.DEFINE_list('clocks', [], "some of the table's (none: all)")
 _PROCESSES = flags.DEFINE_integer(
@@ -72,8 +76,8 @@ def prepare() -> study_lib.Study | None:
   scaled = {
     'smoke': table.smoke,
     'short': table.short,
-    'quarter': table.quarter(),
     'full': (),
+    **{name: table.divided(by) for name, by in design.DIVIDED.items()},
   }[scale]
   flag_files.parsed(
     [
@@ -104,11 +108,13 @@ def prepare() -> study_lib.Study | None:
       'holdout', 0, f'--table={name} sweeps rates: at least 1'
     )
   tail = '' if scale == 'full' else f'-{scale}'
-  if _METHODS.value or _CLOCKS.value or _COLUMNS.value:
+  if _METHODS.value or _CLOCKS.value or _COLUMNS.value or _WORKERS.value:
     tail += '-part'  # beside the whole one
   folder = _FOLDER.value or os.path.join('results', name + tail)
   folder = folders.of_grid('folder', folder)
-  return study_lib.Study(name, table, plans, folder, scale)
+  return study_lib.Study(
+    name, table, plans, folder, scale, flags.FLAGS.mapped_seeds
+  )
 
 
 def _check(table: design.Table):
@@ -125,6 +131,9 @@ def _check(table: design.Table):
     raise settings_lib.SettingError(
       'learning_rate', _RATE.value, f'--table={_TABLE.value} sweeps rates'
     )
+  if flags.FLAGS.mapped_seeds and table.curves:
+    why = f'--table={_TABLE.value} shows epochs, which need a run at a time'
+    raise settings_lib.SettingError('mapped_seeds', True, why)
   if flags.FLAGS.runtime != 'simulate' and 'time' in table.pictures:
     raise settings_lib.SettingError(
       'runtime',
@@ -134,12 +143,17 @@ def _check(table: design.Table):
 
 
 def _chosen(table: design.Table) -> design.Table:
-  """The table with the methods and clocks that are wanted."""
+  """The table with the methods, workers and clocks that are wanted."""
   if _METHODS.value:
     there = dict.fromkeys(line.method for line in table.lines)
     shared_flags.check_names('methods', _METHODS.value, there)
     kept = (line for line in table.lines if line.method in _METHODS.value)
     table = table._replace(lines=tuple(kept))
+  if _WORKERS.value:
+    there = dict.fromkeys(str(column.workers) for column in table.columns)
+    shared_flags.check_names('workers', _WORKERS.value, there)
+    kept = (c for c in table.columns if str(c.workers) in _WORKERS.value)
+    table = table._replace(columns=tuple(kept))
   if _CLOCKS.value:
     shared_flags.check_names('clocks', _CLOCKS.value, table.clocks)
     table = table._replace(clocks=tuple(_CLOCKS.value))

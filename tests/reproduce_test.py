@@ -441,13 +441,18 @@ def test_a_run_in_hand_is_given_up_when_the_time_is_up(instant, tmp_path):
   assert not done
 
 
-def test_a_quarter_of_a_schedule():
-  assert papers.TABLES['cifar10_resnet20'].quarter() == (
+def test_a_part_of_a_schedule():
+  table = papers.TABLES['cifar10_resnet20']
+  assert table.divided(16)[1:] == (
+    '--boundaries=5,7.5',
+    '--warmup_epochs=0.3125',
+  )
+  assert table.divided(4) == (
     '--epochs=40',
     '--boundaries=20,30',
     '--warmup_epochs=1.25',
   )
-  assert papers.TABLES['digits_mlp'].quarter() == ('--epochs=5',)
+  assert papers.TABLES['digits_mlp'].divided(4) == ('--epochs=5',)
 
 
 # --- pages
@@ -575,7 +580,7 @@ launch.launch(again, reproduce.prepare)
 
 def committed():
   for name in papers.TABLES:
-    for folder in (name, f'{name}-quarter'):
+    for folder in (name, *(f'{name}-{scale}' for scale in design.DIVIDED)):
       if os.path.exists(os.path.join(ROOT, 'results', folder, 'table.md')):
         yield folder
 
@@ -598,7 +603,7 @@ def test_committed_tables_are_those_of_their_runs(name, tmp_path):
   command = shlex.split(text.split('`')[1])
   assert command[:3] == ['python', '-m', 'experiments.reproduce']
   given = [x for x in command if x.startswith('--data_path=')]
-  preset = papers.TABLES[name.removesuffix('-quarter')].preset
+  preset = papers.TABLES[name.split('-')[0]].preset
   with open(f'{ROOT}/experiments/presets/{preset}.flags') as file:
     given += [x.strip() for x in file if x.startswith('--data_path=')]
   if given:  # the name is in the runs
@@ -645,6 +650,8 @@ def test_a_short_table_takes_at_most_a_third(name):
   [
     ('--seeds=-1', '--seeds=-1: must be at least 0'),
     ('--learning_rate=0.5', '--table=digits_mlp sweeps rates'),
+    ('--workers=2', '--workers=2: 2 is none of 1, 8, 16, 32'),
+    ('--seconds=-1', '--seconds=-1.0: must be at least 0'),
   ],
 )
 def test_flags_without_a_meaning_are_refused(argument, said, tmp_path):

@@ -13,11 +13,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments import tasks
 from experiments.records import contents, folders
-from experiments.running import environment, inputs, train, watch
+from experiments.running import (
+  environment,
+  inputs,
+  mapped,
+  setup,
+  train,
+  watch,
+)
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 
@@ -46,6 +54,7 @@ class Cells:
     kept_fn: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found,
     begins: Callable[[settings_lib.Settings], None] = lambda settings: None,
     computes: bool = True,
+    mapper: mapped.Mapper | None = None,
   ):
     """Reads what is there.
 
@@ -60,6 +69,7 @@ class Cells:
       kept_fn: what is kept of a summary.
       begins: told of every run before it is computed.
       computes: whether what is missing is computed; else it is passed over.
+      mapper: computes runs together; None to do one after the other.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     self._path = path
@@ -70,6 +80,7 @@ class Cells:
     self._kept_fn = kept_fn
     self._begins = begins
     self._computes = computes
+    self._mapper = mapper
     self.computed = 0
     self.rows = read(path)
     self._told = False  # of other data
@@ -96,13 +107,50 @@ class Cells:
     if not self._has(name, settings, curve):
       self._tell(name, settings)
       self._begins(settings)
-      found = self._computed(settings, curve)
-      folders.check()
-      append(self._path, {'cell': name, **found})
-      self.rows[name] = files.to_json(found)
-      self.computed += 1
+      self._keep(name, self._computed(settings, curve))
     self._advance(name)
     return self.rows[name]
+
+  def together(self, settings: Sequence[settings_lib.Settings]):
+    """Computes those of several runs that are not there in one program.
+
+    Does nothing without a mapper, nor where one after the other is sooner.
+
+    Args:
+      settings: checked ones, which differ in seeds and learning rates alone.
+    """
+    if not (self._mapper and self._computes):
+      return
+    missing = {
+      cell_name(s, any_version=self._any_version): s
+      for s in map(self._computed_as_fn, settings)
+    }
+    self.rows = read(self._path)  # others may have written
+    missing = {n: s for n, s in missing.items() if not self._has(n, s, False)}
+    if len(missing) < 2:
+      return
+    for name, one in missing.items():
+      self._tell(name, one)
+    runs = [*missing.values()]
+    self._begins(runs[0])
+    per_epoch = tasks.batches_per_epoch(runs[0])
+    total = setup.total_batches(runs[0])
+
+    def observe(batches):
+      now = watch.Progress(batches / per_epoch, batches, total, None, None)
+      self._running(runs[0], now)
+
+    for name, one, done in zip(
+      missing, runs, self._mapper(runs, observe), strict=True
+    ):
+      if done:
+        self._keep(name, self._kept(one, done.summary))
+
+  def _keep(self, name, found):
+    folders.check()
+    append(self._path, {'cell': name, **found})
+    self.rows[name] = files.to_json(found)
+    self.computed += 1
 
   def _has(self, name, settings, curve):
     found = self.rows.get(name)
@@ -132,15 +180,18 @@ class Cells:
         epochs.append(now.row)
 
     done = train.train(settings, observe=observe, evaluate_epochs=curve)
-    summary = {k: v for k, v in done.summary.items() if k not in _LONG}
+    curves = {'curve': epochs} if curve else {}
+    return self._kept(settings, done.summary | curves)
+
+  def _kept(self, settings, summary):
+    """What is written of a summary."""
+    summary = {k: v for k, v in summary.items() if k not in _LONG}
     summary |= {
       'clock': settings.clock,
       'jax': environment.versions()['jax'],
       'settings': chosen(settings, self._any_version),
       'inputs': inputs.of(settings),
     }
-    if curve:
-      summary['curve'] = epochs
     return self._kept_fn(summary)
 
 

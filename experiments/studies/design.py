@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
+DIVIDED = {'quarter': 4, 'sixteenth': 16}  # scales, and by what
 _PRESETS = os.path.join(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'presets'
 )
@@ -85,12 +86,12 @@ class Table(NamedTuple):
         if line.startswith('--') and '=' in line
       )
 
-  def quarter(self) -> tuple[str, ...]:
-    """Flags that divide the epochs of the preset and its milestones by 4."""
+  def divided(self, by: int) -> tuple[str, ...]:
+    """Flags that divide the epochs of the preset and its milestones."""
     found, given = [], self.given()
     for flag in ('epochs', 'boundaries', 'warmup_epochs'):
       if flag in given:
-        parts = [f'{float(v) / 4:g}' for v in given[flag].split(',')]
+        parts = [f'{float(v) / by:g}' for v in given[flag].split(',')]
         found.append(f'--{flag}={",".join(parts)}')
     return tuple(found)
 

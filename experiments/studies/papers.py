@@ -126,6 +126,22 @@ TABLES = {
     smoke=('--epochs=0.01', '--evaluate_every=0.01'),
     short=('--epochs=0.25',),
   ),
+  'cifar10_workers': design.Table(
+    'CIFAR-10, ResNet-20, with momentum and without, error over workers',
+    'cifar10_resnet20',
+    (
+      *design.methods(
+        ('asgd', 'nag_asgd', 'sa', 'ga', 'dc_asgd', 'dana_zero', 'dana_ga'),
+        (0.9,),
+      ),
+      *design.methods(('asgd', 'sa', 'ga'), (0.0,)),
+    ),
+    design.workers(1, 8, 16, 32, 64),
+    seeds=3,
+    note=_NO_MOMENTUM,
+    epoch_flops=3 * _RESNET20 * _CIFAR,
+    short=_SHORT_RESNET,
+  ),
   'cifar10_curves': design.Table(
     'GA: error, gap, penalty and staleness over epochs',
     'cifar10_resnet20',
@@ -174,8 +190,7 @@ TABLES = {
     short=_SHORT_RESNET,
   ),
   'cifar10_mlp': design.Table(
-    "CIFAR-10, MLP with BatchNorm, a quarter of the papers' epochs, both "
-    'protocols',
+    'CIFAR-10, MLP with BatchNorm, every kind of rule, both protocols',
     'cifar10_mlp',
     (
       *design.methods(('asgd', 'sa', 'ga', 'ssgd'), (0.0,)),

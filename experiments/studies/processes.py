@@ -1,7 +1,6 @@
 """Computes the runs of a study, several at a time where there are devices."""
 
 import concurrent.futures
-import dataclasses
 import functools
 import math
 import multiprocessing
@@ -10,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from experiments.records import cells as cells_lib
-from experiments.running import accelerators, compilation
+from experiments.running import accelerators, compilation, mapped
 from experiments.screens import progress
 from experiments.settings import table as settings_lib
 from experiments.studies import budget, rate_search
@@ -37,7 +36,7 @@ def compute(
   path = study.path()
   if processes == 1:
     until = budget.Budget(ends)
-    there = _cells(path, until, shown.running)
+    there = _cells(path, until, study.maps_seeds, shown.running)
     try:
       for stage in stages(study):
         for work in stage:
@@ -54,7 +53,10 @@ def compute(
   ) as pool:
     try:
       for stage in stages(study):
-        jobs = [pool.submit(_done, work, path, ends) for work in stage]
+        jobs = [
+          pool.submit(_done, work, path, ends, study.maps_seeds)
+          for work in stage
+        ]
         for job in concurrent.futures.as_completed(jobs):
           shown(job.result())
     except budget.TimeUp:  # the others stop by themselves
@@ -66,22 +68,32 @@ def compute(
   return True
 
 
-def _cells(path: str, until: budget.Budget, running) -> cells_lib.Cells:
+def _cells(
+  path: str,
+  until: budget.Budget,
+  maps: bool,
+  running=lambda settings, now: None,
+) -> cells_lib.Cells:
   def goes_on(settings, now):
     running(settings, now)
     until.running(settings, now)
 
-  return study_lib.cells(path, begins=until.begins, running=goes_on)
+  return study_lib.cells(
+    path,
+    begins=until.begins,
+    running=goes_on,
+    mapper=mapped.Mapper() if maps else None,
+  )
 
 
-def _done(work, path: str, ends: float) -> str:
+def _done(work, path: str, ends: float, maps: bool) -> str:
   """Does a part of the work in a process of the pool."""
-  return work(_cells_here(path, ends))
+  return work(_cells_here(path, ends, maps))
 
 
 @functools.cache
-def _cells_here(path: str, ends: float) -> cells_lib.Cells:
-  return _cells(path, budget.Budget(ends), lambda settings, now: None)
+def _cells_here(path: str, ends: float, maps: bool) -> cells_lib.Cells:
+  return _cells(path, budget.Budget(ends), maps)
 
 
 class Baseline(NamedTuple):
@@ -107,15 +119,16 @@ class Search(NamedTuple):
 
 
 class Run(NamedTuple):
-  """A run that is shown."""
+  """A run that is shown, or one for each of some seeds."""
 
   settings: settings_lib.Settings
+  seeds: tuple[int, ...]
   curve: bool
 
   def __call__(self, cells: cells_lib.Cells) -> str:
-    cells.summary(self.settings, curve=self.curve)
-    s = self.settings
-    return f'{s.method}, N={s.workers}, seed {s.seed}'
+    rate_search.over_seeds(cells, self.settings, self.seeds, curve=self.curve)
+    seeds = ', '.join(map(str, self.seeds))
+    return f'{self.settings.method}, N={self.settings.workers}, seed {seeds}'
 
 
 Work = Baseline | Search | Run
@@ -126,7 +139,8 @@ def stages(study: study_lib.Study) -> Iterator[list[Work]]:
 
   First the single worker's rates, where rates are searched; then, at these, all
   lines of one column with one seed, column after column (the first one, the
-  last one, then those between), seed after seed; then each cell's own rate, and
+  last one, then those between), seed after seed or, where they are mapped, all
+  seeds of a cell together; then each cell's own rate, and
   the runs at these in the same order. Equal work is there once.
 
   Args:
@@ -166,14 +180,16 @@ def _runs(study: study_lib.Study, protocol: str) -> list[Run]:
     for clock, plan in study.plans.items()
   }
   plan, runs = next(iter(study.plans.values())), {}
-  for seed in plan.seeds:
+  at_once = plan.seeds if study.maps_seeds else plan.seeds[:1]
+  parts = [at_once, *((seed,) for seed in plan.seeds[len(at_once) :])]
+  for seeds in parts:
     for column in coarse_to_fine(plan.columns):
       for clock, plan in study.plans.items():
         for line in plan.lines():
           search = found[clock][line, column]
           at = rate_search.at_search(plan, line, column, search)
-          at = study_lib.canonical(dataclasses.replace(at, seed=seed))
-          runs.setdefault(at, Run(at, plan.curves))
+          key = study_lib.canonical(at), seeds
+          runs.setdefault(key, Run(at, seeds, plan.curves))
   return list(runs.values())
 
 

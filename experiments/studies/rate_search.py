@@ -211,14 +211,19 @@ def best_rate(
   """
   (down, up), scores, below, above = ratios(rates), {}, 0, 0
 
+  def at_rate(rate):
+    return with_rate(settings, float(f'{rate:.3g}'))
+
   def score(rate):
-    rate = float(f'{rate:.3g}')
-    at = with_rate(settings, rate)
+    at = at_rate(rate)
     runs = over_seeds(cells, at, seeds)
     if len(runs) == len(seeds):
-      scores[rate] = statistics.validation_score(runs, tasks.metric_of(runs))
+      scores[at.learning_rate] = statistics.validation_score(
+        runs, tasks.metric_of(runs)
+      )
     return len(runs) == len(seeds)
 
+  cells.together([s for r in rates for s in with_seeds(at_rate(r), seeds)])
   whole = all(score(rate) for rate in rates)
   while whole:
     best = min(scores, key=lambda rate: (scores[rate], rate))
@@ -241,6 +246,13 @@ def with_rate(
   return dataclasses.replace(settings, learning_rate=learning_rate)
 
 
+def with_seeds(
+  settings: settings_lib.Settings, seeds: Iterable[int]
+) -> list[settings_lib.Settings]:
+  """The same run with other seeds."""
+  return [dataclasses.replace(settings, seed=seed) for seed in seeds]
+
+
 def over_seeds(
   cells: cells_lib.Cells,
   settings: settings_lib.Settings,
@@ -252,10 +264,10 @@ def over_seeds(
 
   See `Cells.summary`.
   """
-  found = [
-    cells.summary(dataclasses.replace(settings, seed=seed), curve=curve)
-    for seed in seeds
-  ]
+  runs = with_seeds(settings, seeds)
+  if not curve:
+    cells.together(runs)
+  found = [cells.summary(run, curve=curve) for run in runs]
   return [summary for summary in found if summary is not None]
 
 

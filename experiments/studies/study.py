@@ -21,6 +21,7 @@ class Study(NamedTuple):
     plans: {clock: plan}.
     folder: where results go.
     scale: how much of the table's recipe its runs do.
+    maps_seeds: whether the seeds of a cell are computed together.
   """
 
   name: str
@@ -28,6 +29,7 @@ class Study(NamedTuple):
   plans: dict[str, rate_search.Plan]
   folder: str
   scale: str = 'full'
+  maps_seeds: bool = False
 
   def path(self) -> str:
     """The file of the finished runs."""

@@ -8,7 +8,7 @@ import numpy as np
 from experiments import tasks
 from experiments.records import record
 from experiments.reporting import statistics, tables
-from experiments.studies import rate_search, study_pictures
+from experiments.studies import design, rate_search, study_pictures
 from experiments.studies import study as study_lib
 
 REFERENCE = 'ga'  # the method that the others are compared with
@@ -75,7 +75,7 @@ def _settings(study, s, metric, seeds: int) -> str:
       f'together), batch {s.batch_size} per worker; the rest of the settings '
       f'stands in experiments/presets/{study.table.preset}.flags, but for what '
       f'the command gives{beside}.',
-      *([_quarter(s)] if study.scale == 'quarter' else []),
+      *([_divided(study, s)] if study.scale in design.DIVIDED else []),
       f'{metric.label.capitalize()}: {shown}.',
       _pairing(s),
       'The parameters of the server are what is judged.',
@@ -86,15 +86,16 @@ def _settings(study, s, metric, seeds: int) -> str:
   )
 
 
-def _quarter(s) -> str:
+def _divided(study, s) -> str:
   """What a schedule is that was cut down."""
   milestones = [f'{s.warmup_epochs:g} epochs of warm-up']
   if s.boundaries:
     at = ' and '.join(f'{epoch:g}' for epoch in s.boundaries)
     milestones += [f'the rate multiplied by {s.decay_factor:g} at {at}']
   return (
-    'This is the quarter schedule: all epochs and milestones of the preset '
-    f'divided by 4 ({", ".join(milestones)}).'
+    f'This is the {study.scale} schedule: all epochs and milestones of the '
+    f'preset divided by {design.DIVIDED[study.scale]} '
+    f'({", ".join(milestones)}).'
   )
 
 
