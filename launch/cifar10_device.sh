@@ -56,16 +56,20 @@ case "$what" in
       --folder="${FOLDER:-results/cifar10_workers-quarter}" "$@"
     ;;
   rehearse)
-    small=runs/cifar10_one_percent
-    mkdir -p "$small"
     if [[ -d "$data/cifar-10-batches-bin" ]]; then
       data="$data/cifar-10-batches-bin"
     fi
-    for file in "$data"/*_batch*.bin; do
-      head -c $((100 * 3073)) "$file" >"$small/$(basename "$file")"
+    if [[ ! -f "$data/test_batch.bin" ]]; then
+      echo "error: $data: rehearse needs the folder with test_batch.bin" >&2
+      exit 2
+    fi
+    folder="${FOLDER:-runs/cifar10_rehearsal}"
+    mkdir -p "$folder-data"
+    for file in data_batch_{1..5}.bin test_batch.bin; do
+      head -c $((100 * 3073)) "$data/$file" >"$folder-data/$file"
     done
-    JAX_PLATFORMS=cpu of_table --data_path="$small" \
-      --folder="${FOLDER:-runs/cifar10_rehearsal}" "$@"
+    JAX_PLATFORMS=cpu of_table --data_path="$folder-data" \
+      --folder="$folder" "$@"
     ;;
   *)
     echo "error: $what: must be one of look, table, rehearse" >&2
