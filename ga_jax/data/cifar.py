@@ -172,23 +172,23 @@ def _dataset(name: str, path: str | None) -> base.Dataset:
     for file, content in found.files.items()
   ]
   *train, test = splits
-  for file, split in zip(found.files, splits, strict=True):
-    _check_number(found, file, len(split.labels), len(test.labels))
+  _check_numbers(found, splits)
   whole = base.Split(*map(np.concatenate, zip(*train, strict=True)))
   classes = [*LABELS[name].values()][-1]
   return base.make_dataset(name, whole, test, classes, layout='NHWC')
 
 
-def _check_number(found: _Found, file: str, images: int, test: int):
-  """Files that were cut at the end of a record differ in their number."""
-  files = found.version.files
-  wanted = test
-  if file != files[-1]:
-    wanted = test * _TRAIN_PER_TEST // (len(files) - 1)
-  if images != wanted:
+def _check_numbers(found: _Found, splits):
+  """Files that were cut at the end of an image differ in their number."""
+  *train, test = (len(split.labels) for split in splits)
+  each = _TRAIN_PER_TEST / len(train)  # training file, in test files
+  if any(number != each * test for number in train):
+    held = zip(found.files, (*train, test), strict=True)
     raise base.DataError(
-      f'{os.path.join(found.where, file)} holds {images} images, must hold '
-      f'{wanted}: {files[-1]} holds {test}, a fifth of those for training'
+      f'{found.where} holds files that were cut: of images '
+      f'{", ".join(f"{file} has {number}" for file, number in held)}, where a '
+      f'training file must have {"as many as" if each == 1 else "5 times"} '
+      'the test'
     )
 
 
