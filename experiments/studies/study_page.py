@@ -214,7 +214,7 @@ def _differences(study, plan, outcome) -> list[str]:
       for theirs in [outcome.results.get(at.get(other(label)))]
       if theirs is not None and theirs is not line
     ]
-    if rows:
+    if any(cell for _, *cells in rows for cell in cells):
       sections += [tables.markdown([title, *plan.columns], rows), '']
   if not sections:
     return []
