@@ -29,6 +29,7 @@ from experiments.settings import table as settings_lib
 from experiments.studies import compare_page, rate_search
 
 shared_flags.define_run_flags(without=shared_flags.OF_ONE_RUN, live=False)
+shared_flags.define_mapped()
 _METHODS = name_flags.several(
   'methods', ['asgd', 'sa', 'ga'], ','.join(methods.METHODS)
 )
@@ -119,7 +120,9 @@ def main(prepared):
   total = None if plan.rates else len(plan.settings) * len(plan.seeds)
   with progress.GridProgress(total, quiet=shared_flags.quiet()) as shown:
     path = os.path.join(workdir, record.METRICS)
-    cells = cells_lib.Cells(path, shown, running=shown.running)
+    cells = cells_lib.Cells(
+      path, shown, running=shown.running, mapper=shared_flags.mapper()
+    )
     outcomes = rate_search.outcomes(plan, cells)
   compare_page.write(
     plan,

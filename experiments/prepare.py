@@ -10,6 +10,12 @@ machine without network is given the archive, or a folder of archives:
   python -m experiments.prepare --dataset=cifar10 \\
     --archive=cifar-10-binary.tar.gz
 
+CIFAR's published files can be read as they are, with --data_path, and
+
+  python -m experiments.prepare --dataset=cifar10 --verify --data_path=FOLDER
+
+says whether they are the published bytes.
+
 ImageNet is had from image-net.org alone, after registration: --archive names
 the folder with ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar. CIFAR takes
 a minute, ImageNet some hours and 150 GB.
@@ -39,15 +45,23 @@ _ARCHIVE = path_flags.one(
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'replace what is there, whole or not'
 )
+_VERIFY = flags.DEFINE_bool(
+  'verify',
+  False,
+  'say whether the files in --data_path are the published ones; writes nothing',
+)
 
 
-def prepare() -> preparing.Preparation:
-  """Checks every flag."""
+def prepare() -> preparing.Preparation | None:
+  """Checks every flag; None where something is to be verified."""
   name, path = _DATASET.value, _DATA_PATH.value
   if name not in preparing.ORIGINALS:
     raise settings_lib.SettingError(
       'dataset', name, f'must be one of {", ".join(preparing.ORIGINALS)}'
     )
+  if _VERIFY.value:
+    _check_verifiable(name, path)
+    return None
   archives = preparing.local_archives(name, _ARCHIVE.value)
   plan = preparing.Preparation(name, path, archives, _OVERWRITE.value)
   try:
@@ -61,7 +75,37 @@ def prepare() -> preparing.Preparation:
   return plan
 
 
-def main(plan: preparing.Preparation):
+def _check_verifiable(name: str, path: str):
+  if name != 'cifar10':
+    why = f'the digests of cifar10 are known, not those of {name}'
+    raise settings_lib.SettingError('verify', True, why)
+  if not os.path.exists(path):
+    why = 'must be the folder or archive of the published files'
+    raise settings_lib.SettingError('data_path', path, why)
+
+
+def verify(name: str, path: str):
+  """Says of each file whether it is the published one; fails where one is not.
+
+  Args:
+    name: of the data set.
+    path: of its files.
+  """
+  try:
+    found = data.published(name, path)
+  except data.DataError as error:
+    failures.fail(str(error), 1)
+  for file, same in found.items():
+    print(f'{file}: {"the published bytes" if same else "other bytes"}')
+  others = [file for file, same in found.items() if not same]
+  if others:
+    failures.fail(f'{path}: {", ".join(others)} is not what was published', 1)
+
+
+def main(plan: preparing.Preparation | None):
+  if plan is None:
+    verify(_DATASET.value, _DATA_PATH.value)
+    return
   builder = prepared.make_builder(plan.name, plan.path or None)
   folder = builder.data_dir
   if os.path.isdir(folder) and not plan.overwrite:

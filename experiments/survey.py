@@ -40,9 +40,11 @@ def main(prepared):
   plans, workdir = prepared
   with progress.GridProgress(None, quiet=shared_flags.quiet()) as shown:
     path = os.path.join(workdir, record.METRICS)
-    cells = cells_lib.Cells(path, shown, running=shown.running)
+    cells = cells_lib.Cells(
+      path, shown, running=shown.running, mapper=shared_flags.mapper()
+    )
     found = {
-      clock: rate_search.sweep(plan, cells) for clock, plan in plans.items()
+      clock: rate_search.outcomes(plan, cells) for clock, plan in plans.items()
     }
   results = {
     clock: {outcome.name: outcome.results for outcome in outcomes}

@@ -11,7 +11,7 @@ import tomllib
 import pytest
 from packaging import requirements
 
-from tests import scripts
+from tests import cifar_files, scripts
 
 ROOT = pathlib.Path(__file__).parent.parent
 SCRIPTS = sorted((ROOT / 'launch').glob('*.sh')) + [ROOT / '.ci' / 'run']
@@ -35,6 +35,50 @@ def test_an_interpreter_that_is_not_there_is_named(script, tmp_path):
   assert done.returncode == 2
   assert done.stderr == 'error: PYTHON=python9.9: no such command\n'
   assert not list(tmp_path.iterdir())
+
+
+DEVICE = str(ROOT / 'launch' / 'cifar10_device.sh')
+
+
+def test_the_script_for_a_device_says_how_it_is_called(tmp_path):
+  for arguments, said in (
+    ([], 'bash launch/cifar10_device.sh table DATA [SECONDS]'),
+    (['train', str(tmp_path)], 'train: must be one of look, table, rehearse'),
+    (['rehearse', str(tmp_path)], 'rehearse needs the folder with test_batch'),
+  ):
+    done = subprocess.run(
+      ['bash', DEVICE, *arguments],
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+@pytest.mark.slow
+def test_the_script_for_a_device_can_be_rehearsed(tmp_path):
+  files = cifar_files.binary(cifar_files.made('cifar10', test=120))
+  cifar_files.write(tmp_path / 'data', files)
+  command = ['bash', DEVICE, 'rehearse', str(tmp_path / 'data'), '500']
+  command += ['--methods=asgd,ga', '--workers=1,8', '--seeds=1']
+  done = subprocess.run(
+    [*command, '--model=mlp', '--noaugment', '--epochs=2'],
+    env={
+      **os.environ,
+      'PYTHON': sys.executable,
+      'FOLDER': str(tmp_path / 'table'),
+    },
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  page = (tmp_path / 'table' / 'table.md').read_text()
+  assert 'This is the quarter schedule' in page
+  assert 'Not finished' not in page
+  rows = (tmp_path / 'table' / 'metrics.jsonl').read_text().splitlines()
+  assert len(rows) == 6  # two methods, two momenta; one worker is the same
 
 
 # --- what a machine has: stand-ins for it

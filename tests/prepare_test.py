@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from ga_jax import data
-from tests import tfds_sets
+from tests import cifar_files, tfds_sets
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SPLITS = ('train', 'test')
@@ -140,9 +140,21 @@ for arguments in {list(cases)!r}:
 @pytest.fixture(scope='module')
 def cifar(tmp_path_factory):
   """cifar-10-binary.tar.gz, small: its path, and what is in it."""
-  path = str(tmp_path_factory.mktemp('cifar') / 'cifar-10-binary.tar.gz')
-  rng = np.random.default_rng(0)
-  return path, tfds_sets.cifar_archive(path, 'cifar10', rng)
+  folder = tmp_path_factory.mktemp('cifar')
+  return written(folder, 'cifar10', cifar_files.made('cifar10'))
+
+
+def written(folder, name, arrays):
+  """Writes an archive; its path, and what is in it."""
+  file, prefix = cifar_files.ARCHIVES[name, 'binary']
+  names = ['batches.meta.txt']
+  if name == 'cifar100':
+    names = ['coarse_label_names.txt', 'fine_label_names.txt']
+  labels = ''.join(f'name{i}\n' for i in range(100)).encode()
+  files = {**cifar_files.binary(arrays), **dict.fromkeys(names, labels)}
+  folder.mkdir(exist_ok=True)
+  cifar_files.archive(folder / file, prefix, files)
+  return str(folder / file), cifar_files.splits(arrays)
 
 
 def in_any_order(labels, images):
@@ -190,12 +202,12 @@ def test_cifar10_is_prepared_from_its_archive_once(tmp_path, cifar):
 
 @pytest.mark.tfds
 def test_cifar100_is_prepared_from_its_archive(tmp_path):
-  path = str(tmp_path / 'cifar-100-binary.tar.gz')
-  archive = tfds_sets.cifar_archive(path, 'cifar100', np.random.default_rng(1))
+  folder, arrays = tmp_path / 'archive', cifar_files.made('cifar100')
+  path, archive = written(folder, 'cifar100', arrays)
   done = prepare(
     '--dataset=cifar100',
     f'--data_path={tmp_path}',
-    f'--archive={tmp_path}',
+    f'--archive={folder}',
     code=registered('cifar100', [path]),
   )
   assert done.returncode == 0, done.stderr

@@ -93,6 +93,8 @@ def two_updates(preset, folder, **own):
   if fields['dataset'] == 'idx':
     idx_files.write(folder)
     fields |= {'data_path': str(folder), 'holdout': 40}
+  elif 'holdout' in fields:
+    fields |= {'holdout': 4}  # of eight
   chosen = {'workers': 2, 'batch_size': 4, 'executor': 'exact', **own}
   with tfds.testing.mock_data(num_examples=8):
     per_epoch = tasks.batches_per_epoch(

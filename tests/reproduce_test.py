@@ -1,6 +1,7 @@
 """Tables of papers: their cells, their runs, their pages."""
 
 import concurrent.futures
+import functools
 import math
 import os
 import re
@@ -19,11 +20,19 @@ from absl import flags
 from experiments import tasks
 from experiments.records import cells
 from experiments.reporting import statistics, tables
-from experiments.running import setup, train
+from experiments.running import setup, train, watch
+from experiments.screens import progress
 from experiments.script import launch as launch_lib
 from experiments.settings import check
 from experiments.settings import table as settings_lib
-from experiments.studies import design, papers, rate_search, study_page
+from experiments.studies import (
+  budget,
+  design,
+  papers,
+  processes,
+  rate_search,
+  study_page,
+)
 from experiments.studies import study as study_lib
 from ga_jax import plots
 from tests import idx_files, scripts
@@ -186,10 +195,16 @@ def test_several_workers_have_no_stand_in():
 
 
 def test_the_name_of_a_cell_does_not_depend_on_folders():
-  one = cells.cell_name(tiny(data_path='/a/data'), any_version=True)
-  assert one == cells.cell_name(tiny(data_path='/b/data'), any_version=True)
-  assert one != cells.cell_name(tiny(data_path='/b/other'), any_version=True)
-  assert one != cells.cell_name(tiny(data_path='/a/data'))
+  one = cells.cell_name(
+    tiny(dataset='idx', data_path='/a/data'), any_version=True
+  )
+  assert one == cells.cell_name(
+    tiny(dataset='idx', data_path='/b/data'), any_version=True
+  )
+  assert one != cells.cell_name(
+    tiny(dataset='idx', data_path='/b/other'), any_version=True
+  )
+  assert one != cells.cell_name(tiny(dataset='idx', data_path='/a/data'))
 
 
 def test_lines_that_threads_append_are_whole(tmp_path):
@@ -235,7 +250,9 @@ def test_a_search_begins_where_the_last_one_ended(monkeypatch, tmp_path):
     (0,),
     follows=True,
   )
-  unchanged, best = rate_search.sweep(plan, cells.Cells(tmp_path / 'x.jsonl'))
+  unchanged, best = rate_search.outcomes(
+    plan, cells.Cells(tmp_path / 'x.jsonl')
+  )
   assert {n: min(s, key=s.get) for (_, n), s in best.scores.items()} == {
     1: 0.1,
     4: 0.0316,
@@ -329,6 +346,115 @@ def test_a_table_that_was_killed_ends_as_the_whole_one(
       assert f']({picture.name})' in '\n'.join(page['whole'])
 
 
+# --- in an order in which little is of use, and within a time
+
+
+@pytest.mark.parametrize(
+  ('number', 'order'),
+  [(1, [0]), (2, [0, 1]), (3, [0, 2, 1]), (6, [0, 5, 2, 1, 3, 4])],
+)
+def test_columns_come_coarse_to_fine(number, order):
+  assert processes.coarse_to_fine(tuple(range(number))) == order
+
+
+@pytest.fixture
+def instant(monkeypatch):
+  """Runs that take 10 seconds of a clock of their own; (clock, done)."""
+  clock, done = [0.0], []
+
+  def fake(settings, *, observe, evaluate_epochs):
+    observe(watch.Progress(0.0, 0, 1, None, None))
+    clock[0] += 10.0
+    observe(watch.Progress(1.0, 1, 1, None, None))
+    done.append((settings.method, settings.workers, settings.seed))
+    rate = settings.learning_rate
+    error = abs(math.log10(rate) + 1) / 10 + 0.01 * settings.seed + 0.1
+    found = summary(error, validation_error=error, seed=settings.seed)
+    return setup.Run(found | {'learning_rate': rate}, None)
+
+  monkeypatch.setattr(train, 'train', fake)
+  monkeypatch.setattr(cells.inputs, 'of', lambda settings: {})
+  budget_of = functools.partial(budget.Budget, clock_fn=lambda: clock[0])
+  monkeypatch.setattr(budget, 'Budget', budget_of)
+  return clock, done
+
+
+FEW = design.Table(
+  'a table',
+  'cifar10_resnet20',
+  design.methods(('asgd', 'ga')),
+  design.workers(1, 4, 16),
+  seeds=2,
+  pictures=(),
+)
+
+
+def compute(study, ends=math.inf):
+  with progress.GridProgress(None, quiet=True) as shown:
+    return processes.compute(study, 1, shown, ends)
+
+
+def test_all_methods_come_first_with_one_seed(instant, tmp_path):
+  _, done = instant
+  assert compute(study_of(FEW)._replace(folder=str(tmp_path)))
+  one = [('asgd', 1), ('asgd', 16), ('ga', 16), ('asgd', 4), ('ga', 4)]
+  assert done == [(*cell, seed) for seed in (0, 1) for cell in one]
+
+
+def test_a_table_stops_in_time_says_what_is_missing_and_goes_on(
+  instant, tmp_path
+):
+  clock, done = instant
+  table = FEW._replace(rates=(0.01, 0.1, 1.0), search_seeds=1)
+  study = study_of(table)._replace(folder=str(tmp_path), scale='quarter')
+  pages = []
+
+  def page_of(study):
+    return study_page.page(study, study_lib.outcomes(study), 'x')
+
+  while not compute(study, clock[0] + 75.0):
+    assert len(done) == 7 * (len(pages) + 1)  # an eighth would end at 80
+    pages.append(page_of(study))
+  assert len(pages) > 1
+  assert (
+    '**Not finished.** Runs that are missing: unchanged, homogeneous'
+    in (pages[0])
+  )
+  assert '; best, homogeneous clock: ' in pages[0]
+  assert any(' (1 of 2 seeds) ' in page for page in pages)
+  assert any('| – ' in page for page in pages)
+  assert 'the quarter schedule: all epochs and milestones' in pages[0]
+  whole = page_of(study)
+  assert 'Not finished' not in whole
+  assert '| – ' not in whole
+  number = len(done)
+  at_once = study._replace(folder=str(tmp_path / 'at_once'))
+  assert compute(at_once)
+  assert len(done) == 2 * number  # nothing was done twice
+  assert page_of(at_once) == whole
+
+
+def test_a_run_in_hand_is_given_up_when_the_time_is_up(instant, tmp_path):
+  _, done = instant
+  study = study_of(FEW)._replace(folder=str(tmp_path))
+  assert not compute(study, 5.0)
+  assert not done
+
+
+def test_a_part_of_a_schedule():
+  table = papers.TABLES['cifar10_resnet20']
+  assert table.divided(16)[1:] == (
+    '--boundaries=5,7.5',
+    '--warmup_epochs=0.3125',
+  )
+  assert table.divided(4) == (
+    '--epochs=40',
+    '--boundaries=20,30',
+    '--warmup_epochs=1.25',
+  )
+  assert papers.TABLES['digits_mlp'].divided(4) == ('--epochs=5',)
+
+
 # --- pages
 
 
@@ -337,6 +463,7 @@ def summary(error, **more):
     'test_error': error,
     'diverged': error is None,
     'learning_rate': 0.1,
+    'seed': 0,
     'updates': 10,
     'wall_seconds': 60.0,
     'device': 'abacus',
@@ -346,13 +473,16 @@ def summary(error, **more):
 
 
 def test_a_difference_is_shown_with_its_t_value():
-  ours = [summary(e) for e in (0.12, 0.13, 0.14)]
-  theirs = [summary(e) for e in (0.10, 0.10, 0.10)]
+  ours = [summary(e, seed=i) for i, e in enumerate((0.12, 0.13, 0.14))]
+  theirs = [summary(0.1, seed=i) for i in range(3)]
   # mean 3 points, standard deviation 1, standard error 1/√3
   assert tables.difference(ours, theirs) == '+3.00 (5.2)'
   assert tables.difference(theirs, ours) == '-3.00 (5.2)'
   assert tables.difference(ours, ours) == ''
-  assert tables.difference(ours, [*theirs[:2], summary(None)]) == ''
+  failed = summary(None, seed=2)
+  assert tables.difference(ours, [*theirs[:2], failed]) == ''
+  assert tables.difference(ours, theirs[1:]) == '+3.50 (7.0)'  # of those there
+  assert tables.difference(ours, []) == ''
   assert tables.difference(ours[:1], theirs[:1]) == ''
 
 
@@ -423,8 +553,9 @@ def test_the_time_to_a_target_is_when_an_error_first_reaches_it():
 
 def committed():
   for name in papers.TABLES:
-    if os.path.exists(os.path.join(ROOT, 'results', name, 'table.md')):
-      yield name
+    for folder in (name, *(f'{name}-{scale}' for scale in design.DIVIDED)):
+      if os.path.exists(os.path.join(ROOT, 'results', folder, 'table.md')):
+        yield folder
 
 
 @pytest.mark.parametrize(
@@ -446,7 +577,7 @@ def test_committed_tables_are_those_of_their_runs(name, tmp_path, monkeypatch):
   command = shlex.split(text.split('`')[1])
   assert command[:3] == ['python', '-m', 'experiments.reproduce']
   given = [x for x in command if x.startswith('--data_path=')]
-  preset = papers.TABLES[name].preset
+  preset = papers.TABLES[name.split('-')[0]].preset
   with open(f'{ROOT}/experiments/presets/{preset}.flags') as file:
     given += [x.strip() for x in file if x.startswith('--data_path=')]
   if given:  # the name is in the runs
@@ -496,6 +627,8 @@ def test_a_short_table_takes_at_most_a_third(name):
   [
     ('--seeds=-1', '--seeds=-1: must be at least 0'),
     ('--learning_rate=0.5', '--table=digits_mlp sweeps rates'),
+    ('--workers=2', '--workers=2: 2 is none of 1, 8, 16, 32'),
+    ('--seconds=-1', '--seconds=-1.0: must be at least 0'),
   ],
 )
 def test_flags_without_a_meaning_are_refused(argument, said, tmp_path):

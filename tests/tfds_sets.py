@@ -116,42 +116,6 @@ def write_imagenet(folder, train=20, test=6, broken=(), **options):
 # Archives as they are published, but small.
 
 
-def cifar_archive(path, name, rng, per_file=4):
-  """cifar-10-binary.tar.gz or cifar-100-binary.tar.gz.
-
-  Returns:
-    By split, (labels [n], images [n, 32, 32, 3]).
-  """
-  if name == 'cifar10':
-    prefix, numbers = 'cifar-10-batches-bin', 1
-    files = {
-      'train': [f'data_batch_{i}.bin' for i in range(1, 6)],
-      'test': ['test_batch.bin'],
-    }
-    names = {'batches.meta.txt': 10}
-  else:
-    prefix, numbers = 'cifar-100-binary', 2
-    files = {'train': ['train.bin'], 'test': ['test.bin']}
-    names = {'coarse_label_names.txt': 20, 'fine_label_names.txt': 100}
-  found = {}
-  with tarfile.open(path, 'w:gz') as tar:
-    for file, n in names.items():
-      text = ''.join(f'{file[:4]}{i}\n' for i in range(n))
-      _add(tar, f'{prefix}/{file}', text.encode())
-    for split, members in files.items():
-      planes, labels = [], []
-      for member in members:
-        image = rng.integers(0, 256, (per_file, 3, 32, 32), np.uint8)
-        label = rng.integers(0, 10, (per_file, numbers), np.uint8)
-        rows = np.concatenate([label, image.reshape(per_file, -1)], axis=1)
-        _add(tar, f'{prefix}/{member}', rows.tobytes())
-        planes.append(image)
-        labels.append(label[:, -1])
-      images = np.concatenate(planes).transpose(0, 2, 3, 1)
-      found[split] = np.concatenate(labels), images
-  return found
-
-
 def fashion_archives(folder, rng, train=60000, test=10000):
   """The four files of Fashion-MNIST; returns (labels, images) by split."""
   found = {}

@@ -13,11 +13,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
+from experiments import tasks
 from experiments.records import contents, folders
-from experiments.running import environment, inputs, train, watch
+from experiments.running import (
+  environment,
+  inputs,
+  mapped,
+  setup,
+  train,
+  watch,
+)
 from experiments.settings import table as settings_lib
 from ga_jax.record import files
 
@@ -44,6 +52,9 @@ class Cells:
       [settings_lib.Settings], settings_lib.Settings
     ] = lambda settings: settings,
     kept_fn: Callable[[dict[str, Any]], dict[str, Any]] = lambda found: found,
+    begins: Callable[[settings_lib.Settings], None] = lambda settings: None,
+    computes: bool = True,
+    mapper: mapped.Mapper | None = None,
   ):
     """Reads what is there.
 
@@ -56,6 +67,9 @@ class Cells:
       computed_as_fn: the run that is computed in the place of one that equals
         it.
       kept_fn: what is kept of a summary.
+      begins: told of every run before it is computed.
+      computes: whether what is missing is computed; else it is passed over.
+      mapper: computes runs together; None to do one after the other.
     """
     os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
     self._path = path
@@ -64,13 +78,16 @@ class Cells:
     self._any_version = any_version
     self._computed_as_fn = computed_as_fn
     self._kept_fn = kept_fn
+    self._begins = begins
+    self._computes = computes
+    self._mapper = mapper
     self.computed = 0
     self.rows = read(path)
     self._told = False  # of other data
 
   def summary(
     self, settings: settings_lib.Settings, *, curve: bool = False
-  ) -> dict[str, Any]:
+  ) -> dict[str, Any] | None:
     """The summary of a run: from the file where it is there, else by running.
 
     Args:
@@ -78,21 +95,62 @@ class Cells:
       curve: whether it must have the metrics of every epoch, as 'curve'.
 
     Returns:
-      The summary as `train.train` makes it, without its histograms.
+      The summary as `train.train` makes it, without its histograms; None where
+      it is not there and nothing is to be computed.
     """
     settings = self._computed_as_fn(settings)
     name = cell_name(settings, any_version=self._any_version)
+    if not self._computes:
+      return self.rows[name] if self._has(name, settings, curve) else None
     if not self._has(name, settings, curve):
       self.rows = read(self._path)  # others may have written
     if not self._has(name, settings, curve):
       self._tell(name, settings)
-      found = self._computed(settings, curve)
-      folders.check()
-      append(self._path, {'cell': name, **found})
-      self.rows[name] = files.to_json(found)
-      self.computed += 1
+      self._begins(settings)
+      self._keep(name, self._computed(settings, curve))
     self._advance(name)
     return self.rows[name]
+
+  def together(self, settings: Sequence[settings_lib.Settings]):
+    """Computes those of several runs that are not there in one program.
+
+    Does nothing without a mapper, nor where one after the other is sooner.
+
+    Args:
+      settings: checked ones, which differ in seeds and learning rates alone.
+    """
+    if not (self._mapper and self._computes):
+      return
+    missing = {
+      cell_name(s, any_version=self._any_version): s
+      for s in map(self._computed_as_fn, settings)
+    }
+    self.rows = read(self._path)  # others may have written
+    missing = {n: s for n, s in missing.items() if not self._has(n, s, False)}
+    if len(missing) < 2:
+      return
+    for name, one in missing.items():
+      self._tell(name, one)
+    runs = [*missing.values()]
+    self._begins(runs[0])
+    per_epoch = tasks.batches_per_epoch(runs[0])
+    total = setup.total_batches(runs[0])
+
+    def observe(batches):
+      now = watch.Progress(batches / per_epoch, batches, total, None, None)
+      self._running(runs[0], now)
+
+    for name, one, done in zip(
+      missing, runs, self._mapper(runs, observe), strict=True
+    ):
+      if done:
+        self._keep(name, self._kept(one, done.summary))
+
+  def _keep(self, name, found):
+    folders.check()
+    append(self._path, {'cell': name, **found})
+    self.rows[name] = files.to_json(found)
+    self.computed += 1
 
   def _has(self, name, settings, curve):
     found = self.rows.get(name)
@@ -122,15 +180,18 @@ class Cells:
         epochs.append(now.row)
 
     done = train.train(settings, observe=observe, evaluate_epochs=curve)
-    summary = {k: v for k, v in done.summary.items() if k not in _LONG}
+    curves = {'curve': epochs} if curve else {}
+    return self._kept(settings, done.summary | curves)
+
+  def _kept(self, settings, summary):
+    """What is written of a summary."""
+    summary = {k: v for k, v in summary.items() if k not in _LONG}
     summary |= {
       'clock': settings.clock,
       'jax': environment.versions()['jax'],
       'settings': chosen(settings, self._any_version),
       'inputs': inputs.of(settings),
     }
-    if curve:
-      summary['curve'] = epochs
     return self._kept_fn(summary)
 
 
@@ -156,8 +217,10 @@ def chosen(settings: settings_lib.Settings, any_version: bool):
     for name, value in dataclasses.asdict(settings).items()
     if value != defaults[name]
   }
-  if any_version and settings.data_path:  # wherever it lies there
-    given['data_path'] = settings.data_name()
+  if any_version:  # wherever the data lie there
+    given.pop('data_path', None)
+    if settings.data_name() != settings.dataset:
+      given['data_path'] = settings.data_name()
   return given
 
 

@@ -7,16 +7,25 @@ from experiments.reporting import statistics
 from experiments.running import environment
 from ga_jax.record import files
 
+MISSING = '–'  # in the place of what is not finished
 
-def cell_text(summaries: list[dict[str, Any]]) -> str:
-  """'mean ± std' of the test errors in %, and what diverged."""
+
+def cell_text(summaries: list[dict[str, Any]], seeds: int = 0) -> str:
+  """'mean ± std' of the test errors in %, and what diverged.
+
+  Args:
+    summaries: of the runs.
+    seeds: how many there are to be; where fewer are there it is said.
+  """
+  if not summaries:
+    return MISSING
   kept = [error for error in statistics.errors(summaries) if error is not None]
   diverged = len(summaries) - len(kept)
-  if not kept:
-    return 'diverged'
-  text = statistics.mean_text(kept)
-  if diverged:
+  text = statistics.mean_text(kept) if kept else 'diverged'
+  if kept and diverged:
     text += f' ({diverged} of {len(summaries)} diverged)'
+  if len(summaries) < seeds:
+    text += f' ({len(summaries)} of {seeds} seeds)'
   return text
 
 
@@ -24,12 +33,20 @@ def difference(ours: list[dict[str, Any]], theirs) -> str:
   """'mean (standard errors)' of paired differences; '' where it says nothing.
 
   Args:
-    ours: summaries by seed.
-    theirs: of the same seeds.
+    ours: summaries.
+    theirs: likewise; compared are those of the same seeds.
   """
-  pairs = zip(*map(statistics.errors, (ours, theirs)), strict=True)
+  if not (ours and theirs):
+    return ''
+  first, second = (
+    {s['seed']: error for s, error in zip(runs, found, strict=True)}
+    for runs, found in zip(
+      (ours, theirs), map(statistics.errors, (ours, theirs)), strict=True
+    )
+  )
+  pairs = [(first[s], second[s]) for s in first if s in second]
   apart = [a - b for a, b in pairs if a is not None and b is not None]
-  if len(apart) < max(2, len(ours)) or not any(apart):
+  if len(apart) < max(2, len(pairs)) or not any(apart):
     return ''
   return statistics.difference_text(apart)
 

@@ -1,5 +1,7 @@
 """Runs one setting on the virtual clock."""
 
+from typing import Any
+
 import ga_jax
 from experiments.running import devices, setup
 
@@ -19,10 +21,15 @@ def run(settings, job, total, messages, follow, keeping):
     take_events=follow.take_events,
     checkpoints=keeping.checkpoints(),
   )
+  return result, own(result, clock, total)
+
+
+def own(result, clock, total: int) -> dict[str, Any]:
+  """What a summary has of the virtual clock."""
   arrivals = result.trace.applied()
   simulated = float(arrivals['time'][-1])
   batches = int(result.metrics['num_batches'].sum())
-  return result, {
+  return {
     'simulated_time': simulated,
     'simulated_speedup': batches * clock.mean / simulated,
     'stopped': batches < total,

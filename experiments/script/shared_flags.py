@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 
 from experiments.catalogue import methods, parts
-from experiments.running import compilation
+from experiments.running import compilation, mapped
 from experiments.script import name_flags
 from experiments.settings import check, path_flags, table
 
@@ -39,6 +39,21 @@ def define_run_flags(*, without: Collection[str] = (), live: bool = True):
     simulated = 'simulate' in row.read_by and name != 'runtime'
     if name not in without and (live or simulated):
       define(name)
+
+
+def define_mapped():
+  """Defines the flag of scripts that run the seeds of a cell together."""
+  flags.DEFINE_bool(
+    'mapped_seeds',
+    False,
+    'the seeds of a cell, and the rates of a search, in one program, where a '
+    'probe of some steps says that it is sooner (simulated, --executor=fast)',
+  )
+
+
+def mapper() -> mapped.Mapper | None:
+  """What computes runs together; None where they are not to be."""
+  return mapped.Mapper() if flags.FLAGS.mapped_seeds else None
 
 
 def define(name: str, about: str = '') -> flags.FlagHolder:

@@ -15,6 +15,7 @@ def define():
   shared_flags.define_run_flags(
     without=(*shared_flags.OF_ONE_RUN, 'clock'), live=False
   )
+  shared_flags.define_mapped()
   name_flags.several('methods', list(methods.METHODS), 'default: all')
   flags.DEFINE_list(
     'clocks', ['homogeneous', 'heterogeneous'], ','.join(settings_lib.CLOCKS)

@@ -60,8 +60,8 @@ class Settings:
   data_path: str = _data(
     '',
     'where the data are: folder of --dataset=idx, file of --dataset=npz, '
-    'data_dir of those that experiments.prepare prepares (default '
-    '~/tensorflow_datasets)',
+    'published files or archive of CIFAR, data_dir of those that '
+    'experiments.prepare prepares (default ~/tensorflow_datasets)',
     often=2,
     is_path=True,
   )
@@ -278,8 +278,10 @@ class Settings:
     return self.runtime == 'ray' and self.address not in ('local', 'auto')
 
   def data_name(self) -> str:
-    """The data set, or the name of the file or folder it is read from."""
-    name = os.path.basename(os.path.normpath(self.data_path or self.dataset))
+    """The data set, or the name of the file or folder of somebody's own."""
+    if not self.data_path or self.dataset not in data.GIVEN:
+      return self.dataset
+    name = os.path.basename(os.path.normpath(self.data_path))
     return os.path.splitext(name)[0]
 
   def parts(self) -> methods.Method:

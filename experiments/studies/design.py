@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
+DIVIDED = {'quarter': 4, 'sixteenth': 16}  # scales, and by what
 _PRESETS = os.path.join(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__))), 'presets'
 )
@@ -38,6 +39,7 @@ class Table(NamedTuple):
       alone, as in the papers.
     seeds: per cell.
     search_seeds: by which rates are chosen.
+    baseline_seeds: by which the single worker's is (0: by all).
     baseline: whose single worker sets the unchanged rate.
     published: {(line label, column label): (figure, source)}; '' for all lines.
     flags: beside the preset's.
@@ -56,6 +58,7 @@ class Table(NamedTuple):
   rates: tuple[float, ...] = ()
   seeds: int = 5
   search_seeds: int = 2
+  baseline_seeds: int = 0
   baseline: str = 'asgd'
   published: dict[tuple[str, str], tuple[str, str]] = {}  # noqa: RUF012
   flags: tuple[str, ...] = ()
@@ -73,6 +76,24 @@ class Table(NamedTuple):
   def preset_path(self) -> str:
     """The file of the preset."""
     return os.path.join(_PRESETS, f'{self.preset}.flags')
+
+  def given(self) -> dict[str, str]:
+    """The values of the preset's flags."""
+    with open(self.preset_path(), encoding='utf-8') as file:
+      return dict(
+        line.strip().removeprefix('--').split('=', 1)
+        for line in file
+        if line.startswith('--') and '=' in line
+      )
+
+  def divided(self, by: int) -> tuple[str, ...]:
+    """Flags that divide the epochs of the preset and its milestones."""
+    found, given = [], self.given()
+    for flag in ('epochs', 'boundaries', 'warmup_epochs'):
+      if flag in given:
+        parts = [f'{float(v) / by:g}' for v in given[flag].split(',')]
+        found.append(f'--{flag}={",".join(parts)}')
+    return tuple(found)
 
 
 def methods(

@@ -26,10 +26,4 @@ def listing() -> str:
 
 def _epochs(table: design.Table) -> float:
   """Of the preset, or the default."""
-  with open(table.preset_path(), encoding='utf-8') as file:
-    given = dict(
-      line.strip().removeprefix('--').split('=', 1)
-      for line in file
-      if line.startswith('--') and '=' in line
-    )
-  return float(given.get('epochs', settings_lib.Settings.epochs))
+  return float(table.given().get('epochs', settings_lib.Settings.epochs))

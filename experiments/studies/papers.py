@@ -126,6 +126,22 @@ TABLES = {
     smoke=('--epochs=0.01', '--evaluate_every=0.01'),
     short=('--epochs=0.25',),
   ),
+  'cifar10_workers': design.Table(
+    'CIFAR-10, ResNet-20, with momentum and without, error over workers',
+    'cifar10_resnet20',
+    (
+      *design.methods(
+        ('asgd', 'nag_asgd', 'sa', 'ga', 'dc_asgd', 'dana_zero', 'dana_ga'),
+        (0.9,),
+      ),
+      *design.methods(('asgd', 'sa', 'ga'), (0.0,)),
+    ),
+    design.workers(1, 8, 16, 32, 64),
+    seeds=3,
+    note=_NO_MOMENTUM,
+    epoch_flops=3 * _RESNET20 * _CIFAR,
+    short=_SHORT_RESNET,
+  ),
   'cifar10_curves': design.Table(
     'GA: error, gap, penalty and staleness over epochs',
     'cifar10_resnet20',
@@ -172,6 +188,22 @@ TABLES = {
     pictures=('time',),
     epoch_flops=3 * _RESNET20 * _CIFAR,
     short=_SHORT_RESNET,
+  ),
+  'cifar10_mlp': design.Table(
+    'CIFAR-10, MLP with BatchNorm, every kind of rule, both protocols',
+    'cifar10_mlp',
+    (
+      *design.methods(('asgd', 'sa', 'ga', 'ssgd'), (0.0,)),
+      *design.methods(
+        ('asgd', 'sa', 'ga', 'dana_zero', 'dana_ga', 'ssgd'), (0.9,)
+      ),
+    ),
+    design.workers(1, 4, 8, 16, 32, 64),
+    rates=(10**-1.5, 0.1, 10**-0.5),
+    search_seeds=1,
+    baseline_seeds=1,
+    note=_NO_MOMENTUM,
+    pictures=('workers', 'rates'),
   ),
   'fashion_mnist_mlp': design.Table(
     'every family of rules, MLP with BatchNorm, both protocols and clocks',

@@ -32,10 +32,6 @@ Line = str  # a row of a table: a method, with its momentum where several are
 Column = Hashable  # the number of workers, in most tables
 Results = dict[Line, dict[Column, list[dict[str, Any]]]]  # -> summaries
 
-Line = str  # a row of a table: a method, with its momentum where several are
-Column = Hashable  # the number of workers, in most tables
-Results = dict[Line, dict[Column, list[dict[str, Any]]]]  # -> summaries
-
 
 class Plan(NamedTuple):
   """A checked grid.
@@ -48,6 +44,7 @@ class Plan(NamedTuple):
       rate}.
     seeds: that are reported.
     search_seeds: that rates are chosen by.
+    baseline_seeds: that the single worker's rate is chosen by.
     follows: whether the search of a column begins around the best rate of the
       column before, on the half-decade grid, instead of at `rates`.
     curves: whether the reported runs keep the metrics of every epoch.
@@ -59,6 +56,7 @@ class Plan(NamedTuple):
   baselines: dict[Line, settings_lib.Settings]
   seeds: tuple[int, ...]
   search_seeds: tuple[int, ...] = ()
+  baseline_seeds: tuple[int, ...] = ()
   follows: bool = False
   curves: bool = False
 
@@ -69,6 +67,12 @@ class Plan(NamedTuple):
   def lines(self) -> tuple[Line, ...]:
     """The lines in order."""
     return tuple(dict.fromkeys(line for line, _ in self.settings))
+
+  def first(self, number: int) -> 'Plan':
+    """The plan of so many columns."""
+    columns = self.columns[:number]
+    kept = {key: s for key, s in self.settings.items() if key[1] in columns}
+    return self._replace(settings=kept, columns=columns)
 
   def only(self, line: Line) -> 'Plan':
     """The plan of one line."""
@@ -116,17 +120,47 @@ class Outcome(NamedTuple):
 
   def rate_text(self, line: Line, column: Column) -> str:
     """The learning rate of a cell, marked where it is at an edge."""
-    rate = f'{self.results[line][column][0]["learning_rate"]:g}'
+    runs = self.results[line][column]
+    if not runs:
+      return tables.MISSING
+    rate = f'{runs[0]["learning_rate"]:g}'
     return rate + (' (edge)' if (line, column) in self.unbracketed else '')
+
+
+Found = dict[tuple[Line, Column], Search | None]  # None where not finished
 
 
 def outcomes(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
   """What a plan gives: both protocols where it sweeps rates, else one."""
-  return sweep(plan, cells) if plan.rates else [fixed(plan, cells)]
+  return [
+    _outcome(plan, cells, name, found)
+    for name, found in searches(plan, cells).items()
+  ]
+
+
+def protocols(plan: Plan) -> tuple[str, ...]:
+  """Keys of `EXPLAINED`: those that a plan is run under."""
+  return ('unchanged', 'best') if plan.rates else ('fixed',)
+
+
+def searches(plan: Plan, cells: cells_lib.Cells) -> dict[str, Found]:
+  """The learning rates of all cells, by protocol."""
+  if not plan.rates:
+    return {
+      'fixed': {key: Search(s, {}, True) for key, s in plan.settings.items()}
+    }
+  found = {'unchanged': {}, 'best': {}}
+  for line in plan.lines():
+    baseline = baseline_rate(plan, cells, line)
+    own = own_rates(plan, cells, line)
+    found['unchanged'] |= dict.fromkeys(own, baseline)
+    found['best'] |= own
+  return found
 
 
 def rate_table(outcome: Outcome, columns: Iterable[Column]) -> str:
   """The learning rates of an outcome as a Markdown table."""
+  columns = tuple(columns)
   rows = [
     [line, *(outcome.rate_text(line, column) for column in columns)]
     for line in outcome.results
@@ -134,34 +168,24 @@ def rate_table(outcome: Outcome, columns: Iterable[Column]) -> str:
   return tables.markdown(['learning rate', *map(str, columns)], rows)
 
 
-def fixed(plan: Plan, cells: cells_lib.Cells) -> Outcome:
-  """Every line and column at the learning rate that was given."""
-  results = {}
-  for (line, column), settings in plan.settings.items():
-    results.setdefault(line, {})[column] = _reported(plan, cells, settings)
-  return Outcome('fixed', results)
+def own_rates(plan: Plan, cells: cells_lib.Cells, line: Line) -> Found:
+  """The best rate of every column of a line; see `Plan.follows`."""
+  found, rates = {}, plan.rates
+  seeds = plan.search_seeds or plan.seeds
+  for key, settings in plan.only(line).settings.items():
+    found[key] = rates and best_rate(cells, settings, rates, seeds)
+    if plan.follows:  # what came before may not be finished
+      rate = found[key] and found[key].settings.learning_rate
+      rates = rate and half_decades(rate)
+  return found
 
 
-def sweep(plan: Plan, cells: cells_lib.Cells) -> list[Outcome]:
-  """Both protocols: the single worker's best rate, and each cell's own."""
-  found = {'unchanged': {}, 'best': {}}
-  for line in plan.lines():
-    rates, seeds = plan.rates, plan.search_seeds or plan.seeds
-    baseline = baseline_rate(plan, cells, line)
-    for (_, column), settings in plan.only(line).settings.items():
-      search = best_rate(cells, settings, rates, seeds)
-      found['best'][line, column] = search
-      found['unchanged'][line, column] = baseline
-      if plan.follows:
-        rates = half_decades(search.settings.learning_rate)
-  return [
-    _outcome(plan, cells, name, searches) for name, searches in found.items()
-  ]
-
-
-def baseline_rate(plan: Plan, cells: cells_lib.Cells, line: Line) -> Search:
-  """The single worker's best rate: all lines hang on it, so by all seeds."""
-  return best_rate(cells, plan.baselines[line], plan.rates, plan.seeds)
+def baseline_rate(
+  plan: Plan, cells: cells_lib.Cells, line: Line
+) -> Search | None:
+  """The single worker's best rate: all lines hang on it, so by more seeds."""
+  seeds = plan.baseline_seeds or plan.seeds
+  return best_rate(cells, plan.baselines[line], plan.rates, seeds)
 
 
 def best_rate(
@@ -169,7 +193,7 @@ def best_rate(
   settings: settings_lib.Settings,
   rates: tuple[float, ...],
   seeds: tuple[int, ...],
-) -> Search:
+) -> Search | None:
   """Finds the learning rate with the lowest validation error.
 
   Where the optimum is at an edge the grid is extended there, by its own ratio,
@@ -183,29 +207,36 @@ def best_rate(
     seeds: averaged over.
 
   Returns:
-    A `Search`.
+    A `Search`; None where a run is not there and nothing is to be computed.
   """
   (down, up), scores, below, above = ratios(rates), {}, 0, 0
 
-  def score(rate):
-    rate = float(f'{rate:.3g}')
-    at = with_rate(settings, rate)
-    runs = over_seeds(cells, at, seeds)
-    scores[rate] = statistics.validation_score(runs, tasks.metric_of(runs))
+  def at_rate(rate):
+    return with_rate(settings, float(f'{rate:.3g}'))
 
-  for rate in rates:
-    score(rate)
-  while True:
+  def score(rate):
+    at = at_rate(rate)
+    runs = over_seeds(cells, at, seeds)
+    if len(runs) == len(seeds):
+      scores[at.learning_rate] = statistics.validation_score(
+        runs, tasks.metric_of(runs)
+      )
+    return len(runs) == len(seeds)
+
+  cells.together([s for r in rates for s in with_seeds(at_rate(r), seeds)])
+  whole = all(score(rate) for rate in rates)
+  while whole:
     best = min(scores, key=lambda rate: (scores[rate], rate))
     at_edge = best in (min(scores), max(scores))
     if best == min(scores) and below < MAX_EXTENSIONS:
       below += 1
-      score(rates[0] / down**below)
+      whole = score(rates[0] / down**below)
     elif best == max(scores) and above < MAX_EXTENSIONS:
       above += 1
-      score(rates[-1] * up**above)
+      whole = score(rates[-1] * up**above)
     else:
       return Search(with_rate(settings, best), scores, not at_edge)
+  return None
 
 
 def with_rate(
@@ -215,6 +246,13 @@ def with_rate(
   return dataclasses.replace(settings, learning_rate=learning_rate)
 
 
+def with_seeds(
+  settings: settings_lib.Settings, seeds: Iterable[int]
+) -> list[settings_lib.Settings]:
+  """The same run with other seeds."""
+  return [dataclasses.replace(settings, seed=seed) for seed in seeds]
+
+
 def over_seeds(
   cells: cells_lib.Cells,
   settings: settings_lib.Settings,
@@ -222,11 +260,15 @@ def over_seeds(
   *,
   curve: bool = False,
 ) -> list[dict[str, Any]]:
-  """The summaries of one setting over seeds; see `Cells.summary`."""
-  return [
-    cells.summary(dataclasses.replace(settings, seed=seed), curve=curve)
-    for seed in seeds
-  ]
+  """The summaries of one setting over seeds, those that are there.
+
+  See `Cells.summary`.
+  """
+  runs = with_seeds(settings, seeds)
+  if not curve:
+    cells.together(runs)
+  found = [cells.summary(run, curve=curve) for run in runs]
+  return [summary for summary in found if summary is not None]
 
 
 def half_decades(near: float) -> tuple[float, ...]:
@@ -242,19 +284,25 @@ def ratios(rates: tuple[float, ...]) -> tuple[float, float]:
   return rates[1] / rates[0], rates[-1] / rates[-2]
 
 
-def _outcome(plan, cells, name, searches) -> Outcome:
+def _outcome(plan, cells, name, found: Found) -> Outcome:
   results = {}
-  for (line, column), search in searches.items():
-    rate = search.settings.learning_rate
-    at = with_rate(plan.settings[line, column], rate)
-    results.setdefault(line, {})[column] = _reported(plan, cells, at)
+  for (line, column), search in found.items():
+    runs = []
+    if search:
+      at = at_search(plan, line, column, search)
+      runs = over_seeds(cells, at, plan.seeds, curve=plan.curves)
+    results.setdefault(line, {})[column] = runs
+  done = {key: search for key, search in found.items() if search}
   return Outcome(
     name,
     results,
-    frozenset(key for key, s in searches.items() if not s.bracketed),
-    {key: search.scores for key, search in searches.items()},
+    frozenset(key for key, s in done.items() if not s.bracketed),
+    {key: s.scores for key, s in done.items() if s.scores},
   )
 
 
-def _reported(plan, cells, settings):
-  return over_seeds(cells, settings, plan.seeds, curve=plan.curves)
+def at_search(
+  plan: Plan, line: Line, column: Column, search: Search
+) -> settings_lib.Settings:
+  """A cell's settings at the learning rate that was found."""
+  return with_rate(plan.settings[line, column], search.settings.learning_rate)

@@ -20,12 +20,16 @@ class Study(NamedTuple):
     table: what is shown.
     plans: {clock: plan}.
     folder: where results go.
+    scale: how much of the table's recipe its runs do.
+    maps_seeds: whether the seeds of a cell are computed together.
   """
 
   name: str
   table: design.Table
   plans: dict[str, rate_search.Plan]
   folder: str
+  scale: str = 'full'
+  maps_seeds: bool = False
 
   def path(self) -> str:
     """The file of the finished runs."""
@@ -109,14 +113,15 @@ def plan_of(
     baselines,
     tuple(range(seeds)),
     tuple(range(min(seeds, table.search_seeds))),
+    tuple(range(min(seeds, table.baseline_seeds or seeds))),
     follows=True,
     curves=table.curves,
   )
 
 
 def outcomes(study: Study) -> dict[str, list[rate_search.Outcome]]:
-  """The outcomes of every clock, from the finished runs."""
-  there = cells(study.path())
+  """The outcomes of every clock, from the runs that are finished."""
+  there = cells(study.path(), computes=False)
   return {
     clock: rate_search.outcomes(plan, there)
     for clock, plan in study.plans.items()

@@ -8,7 +8,7 @@ import numpy as np
 from experiments import tasks
 from experiments.records import record
 from experiments.reporting import statistics, tables
-from experiments.studies import rate_search, study_pictures
+from experiments.studies import design, rate_search, study_pictures
 from experiments.studies import study as study_lib
 
 REFERENCE = 'ga'  # the method that the others are compared with
@@ -18,8 +18,11 @@ _MARK = 2.0  # standard errors below which nothing is claimed
 
 
 def write(study: study_lib.Study, command: str):
-  """Writes table.md and the pictures of a study whose runs are all there."""
+  """Writes table.md and the pictures of a study, of the finished runs."""
   found = study_lib.outcomes(study)
+  if not _all_runs(found):
+    print('no run that is shown is finished: no page is written')
+    return
   text = page(study, found, command)
   tables.write_page(os.path.join(study.folder, 'table.md'), text)
 
@@ -38,6 +41,8 @@ def page(study, found, command: str) -> str:
     _settings(study, s, metric, len(plan.seeds)),
     '',
   ]
+  if missing := _missing(study, found):
+    lines += [missing, '']
   if study.table.note:
     lines += [study.table.note, '']
   if sources:
@@ -70,6 +75,7 @@ def _settings(study, s, metric, seeds: int) -> str:
       f'together), batch {s.batch_size} per worker; the rest of the settings '
       f'stands in experiments/presets/{study.table.preset}.flags, but for what '
       f'the command gives{beside}.',
+      *([_divided(study, s)] if study.scale in design.DIVIDED else []),
       f'{metric.label.capitalize()}: {shown}.',
       _pairing(s),
       'The parameters of the server are what is judged.',
@@ -78,6 +84,39 @@ def _settings(study, s, metric, seeds: int) -> str:
       else 'Policies that average a round use the same rate as the others.',
     ]
   )
+
+
+def _divided(study, s) -> str:
+  """What a schedule is that was cut down."""
+  milestones = [f'{s.warmup_epochs:g} epochs of warm-up']
+  if s.boundaries:
+    at = ' and '.join(f'{epoch:g}' for epoch in s.boundaries)
+    milestones += [f'the rate multiplied by {s.decay_factor:g} at {at}']
+  return (
+    f'This is the {study.scale} schedule: all epochs and milestones of the '
+    f'preset divided by {design.DIVIDED[study.scale]} '
+    f'({", ".join(milestones)}).'
+  )
+
+
+def _missing(study, found) -> str:
+  """What is not finished, by protocol and column; '' for nothing."""
+  parts = []
+  for clock, outcomes in found.items():
+    plan = study.plans[clock]
+    for outcome in outcomes:
+      columns = []
+      for column in plan.columns:
+        rows = [row[column] for row in outcome.results.values()]
+        there, all_ = sum(map(len, rows)), len(rows) * len(plan.seeds)
+        if there < all_:
+          columns.append(f'{all_ - there} of {all_} at {column}')
+      if columns:
+        at = f'{outcome.name}, {clock} clock'
+        parts.append(f'{at}: {", ".join(columns)}')
+  if not parts:
+    return ''
+  return f'**Not finished.** Runs that are missing: {"; ".join(parts)}.'
 
 
 def _pairing(s) -> str:
@@ -98,6 +137,8 @@ def _section(study, plan, clock, outcome, sources) -> list[str]:
   explained = rate_search.EXPLAINED[outcome.name].format(
     rate=s.learning_rate, baseline=study.table.baseline
   )
+  if not outcome.runs():
+    return [explained, '', 'Not begun.', '']
   lines = [explained, '', _errors(study, plan, outcome, sources), '']
   if plan.rates:
     lines += [rate_search.rate_table(outcome, plan.columns), '']
@@ -112,16 +153,12 @@ def _section(study, plan, clock, outcome, sources) -> list[str]:
 def _chosen_by(plan, outcome) -> str:
   """How the rates were chosen, and how clearly."""
   if outcome.name == 'best':
-    number = len(plan.search_seeds)
-    return f'Chosen by {number} seed{"s" if number > 1 else ""}.'
-  searches = {
-    tuple(outcome.scores[line, column].items())
-    for line, column in outcome.scores
-  }
-  metric = tasks.metric_of(
-    next(iter(outcome.results.values()))[plan.columns[0]]
-  )
-  return 'Chosen by all seeds; the single worker on the validation split: ' + (
+    return f'Chosen by {_seeds(len(plan.search_seeds))}.'
+  searches = {tuple(scores.items()) for scores in outcome.scores.values()}
+  metric = tasks.metric_of(outcome.runs()[:1])
+  number = len(plan.baseline_seeds or plan.seeds)
+  by = 'all seeds' if number == len(plan.seeds) else _seeds(number)
+  return f'Chosen by {by}; the single worker on the validation split: ' + (
     '; '.join(
       ', '.join(
         f'{rate:g}: {metric.text(score)}' for rate, score in sorted(search)
@@ -130,6 +167,10 @@ def _chosen_by(plan, outcome) -> str:
     )
     + '.'
   )
+
+
+def _seeds(number: int) -> str:
+  return f'{number} seed{"s" if number > 1 else ""}'
 
 
 def _errors(study, plan, outcome, sources) -> str:
@@ -142,7 +183,13 @@ def _errors(study, plan, outcome, sources) -> str:
 
   head = ['method', *plan.columns]
   rows = [
-    [line, *(tables.cell_text(row[c]) + text(line, c) for c in plan.columns)]
+    [
+      line,
+      *(
+        tables.cell_text(row[c], len(plan.seeds)) + text(line, c)
+        for c in plan.columns
+      ),
+    ]
     for line, row in outcome.results.items()
   ]
   return tables.markdown(head, rows)
@@ -167,7 +214,7 @@ def _differences(study, plan, outcome) -> list[str]:
       for theirs in [outcome.results.get(at.get(other(label)))]
       if theirs is not None and theirs is not line
     ]
-    if rows:
+    if any(cell for _, *cells in rows for cell in cells):
       sections += [tables.markdown([title, *plan.columns], rows), '']
   if not sections:
     return []
@@ -190,7 +237,11 @@ TIMES = [
 def _times(outcome, plan) -> str:
   """Wall-clock, and what was sent, in the first column of the table."""
   column = plan.columns[0]
-  runs = {line: row[column] for line, row in outcome.results.items()}
+  runs = {
+    line: row[column] for line, row in outcome.results.items() if row[column]
+  }
+  if not runs:
+    return ''
   target = target_of(runs)
   rows = []
   for line, summaries in runs.items():

@@ -37,14 +37,14 @@ def draw(
     plots.save(figure, os.path.join(study.folder, name))
 
   if 'workers' in study.table.pictures:
-    for outcome in outcomes:
+    for outcome in filter(rate_search.Outcome.runs, outcomes):
       figure = plots.error_over_workers(
         _by_workers(study, outcome),
         title=f'{title}, learning rate: {outcome.name}',
         label=metric.label,
       )
       show(f'error-{outcome.name}', figure)
-  if 'rates' in study.table.pictures:
+  if 'rates' in study.table.pictures and outcomes[-1].scores:
     figure = plots.error_over_rates(
       _by_rates(outcomes[-1], metric),
       title=title,
@@ -67,8 +67,11 @@ def draw(
 def _by_workers(study, outcome):
   number = {c.label: c.workers for c in study.table.columns}
   return {
-    line: {number[c]: statistics.errors(runs) for c, runs in row.items()}
+    line: {
+      number[c]: statistics.errors(runs) for c, runs in row.items() if runs
+    }
     for line, row in outcome.results.items()
+    if any(row.values())
   }
 
 
@@ -100,7 +103,7 @@ def _by_epochs(outcome, column, across, metric):
         scale * statistics.by_epoch(row[column], name),
       )
       for line, row in outcome.results.items()
-      if not any(s['diverged'] for s in row[column])
+      if row[column] and not any(s['diverged'] for s in row[column])
     }
     for label, (name, scale) in shown.items()
   }

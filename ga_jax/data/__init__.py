@@ -9,16 +9,18 @@ from ga_jax.data.base import (
   make_dataset,
   training_source,
 )
+from ga_jax.data.cifar import cifar10, cifar100, published
 from ga_jax.data.corpus import Corpus, Vocabulary
 from ga_jax.data.digits import digits
 from ga_jax.data.idx import idx
 from ga_jax.data.imagenet import imagenet2012
 from ga_jax.data.npz import npz
+from ga_jax.data.origins import GIVEN
 from ga_jax.data.origins import of as origin
 from ga_jax.data.scaling import to_float
 from ga_jax.data.stream import Stream
 from ga_jax.data.text import characters, text
-from ga_jax.data.tfds_images import cifar10, cifar100, fashion_mnist
+from ga_jax.data.tfds_images import fashion_mnist
 from ga_jax.data.wikitext import wikitext103
 
 DATASETS = {
@@ -36,6 +38,7 @@ DATASETS = {
 
 __all__ = [
   'DATASETS',
+  'GIVEN',
   'Batch',
   'Corpus',
   'DataError',
@@ -54,6 +57,7 @@ __all__ = [
   'make_dataset',
   'npz',
   'origin',
+  'published',
   'text',
   'to_float',
   'training_source',

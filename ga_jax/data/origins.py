@@ -2,10 +2,17 @@
 
 import shlex
 
+GIVEN = ('idx', 'npz', 'text', 'characters')  # whatever is in the files
 BY_HAND = ('imagenet2012',)  # nobody but the user can fetch their archives
 FASHION_MNIST = '/usr/share/datasets/fashion-mnist'  # of Debian's package
 WIKITEXT = 'https://wikitext.smerity.com/wikitext-103-v1.zip'
+_PUBLISHED = (
+  'or get {} from www.cs.toronto.edu/~kriz/cifar.html and let --data_path name '
+  'it, or its folder'
+)
 _OTHERWISE = {  # than by preparing them
+  'cifar10': _PUBLISHED.format('cifar-10-binary.tar.gz'),
+  'cifar100': _PUBLISHED.format('cifar-100-binary.tar.gz'),
   'fashion_mnist': (
     'or, on Debian, apt install dataset-fashion-mnist and take --dataset=idx '
     f'--data_path={FASHION_MNIST}'

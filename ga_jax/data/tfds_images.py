@@ -1,46 +1,13 @@
-"""Small images of TensorFlow Datasets: CIFAR-10, CIFAR-100, Fashion-MNIST.
+"""Small images of TensorFlow Datasets, such as Fashion-MNIST.
 
 They are decoded once and live on the device as they are stored.
 
 References:
-  Krizhevsky, `Learning Multiple Layers of Features from Tiny Images
-  <https://www.cs.toronto.edu/~kriz/learning-features-2009-TR.pdf>`_, 2009.
-
   Xiao, Rasul, Vollgraf, `Fashion-MNIST: a Novel Image Dataset for Benchmarking
   Machine Learning Algorithms <https://arxiv.org/abs/1708.07747>`_, 2017.
 """
 
 from ga_jax.data import base, prepared
-
-
-def cifar10(path: str | None = None) -> base.Dataset:
-  """50,000 training and 10,000 test images of 10 classes.
-
-  Args:
-    path: TensorFlow Datasets' data_dir; None for ~/tensorflow_datasets.
-
-  Returns:
-    A `Dataset` of [32, 32, 3] images.
-
-  Raises:
-    DataError: not prepared; it says what to run.
-  """
-  return _images('cifar10', path)
-
-
-def cifar100(path: str | None = None) -> base.Dataset:
-  """50,000 training and 10,000 test images of 100 classes.
-
-  Args:
-    path: TensorFlow Datasets' data_dir; None for ~/tensorflow_datasets.
-
-  Returns:
-    A `Dataset` of [32, 32, 3] images.
-
-  Raises:
-    DataError: not prepared; it says what to run.
-  """
-  return _images('cifar100', path)
 
 
 def fashion_mnist(path: str | None = None) -> base.Dataset:
@@ -57,10 +24,22 @@ def fashion_mnist(path: str | None = None) -> base.Dataset:
   Raises:
     DataError: not prepared; it says what to run.
   """
-  return _images('fashion_mnist', path)
+  return images('fashion_mnist', path)
 
 
-def _images(name: str, path: str | None) -> base.Dataset:
+def images(name: str, path: str | None) -> base.Dataset:
+  """A prepared set with the splits train and test.
+
+  Args:
+    name: in TensorFlow Datasets.
+    path: its data_dir; None for ~/tensorflow_datasets.
+
+  Returns:
+    A `Dataset`.
+
+  Raises:
+    DataError: not prepared; it says what to run.
+  """
   found = prepared.read(name, path, ('train', 'test'))
   train, test = (prepared.arrays(found, split) for split in found.splits)
   return base.make_dataset(name, train, test, found.num_classes)

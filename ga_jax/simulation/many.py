@@ -6,7 +6,7 @@ differ, so each has its own trace; the snapshot buffers of all have as many rows
 as the run with the most live versions needs.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +29,7 @@ def simulate_many(
   num_workers: int,
   num_batches: int,
   block: int | None = None,
+  observe: Callable[[int], None] | None = None,
 ) -> list[Result]:
   """Trains several simulated clusters in one compiled program.
 
@@ -43,6 +44,8 @@ def simulate_many(
     num_workers: number of workers of every run, at least 1.
     num_batches: batches to apply in every run, a multiple of those per ticket.
     block: arrivals per block; by default the fast executor's choice.
+    observe: `observe(batches)` after every block, the batches of each run that
+      are applied; what it raises ends the computation.
 
   Returns:
     A `Result` per run: what `simulate` gives, to rounding.
@@ -78,7 +81,7 @@ def simulate_many(
     for job, clock in zip(jobs, clocks, strict=True)
   ]
   plans = _planned(jobs, traces)
-  states, log = _computed(jobs, plans, traces[0].num_workers, block)
+  states, log = _computed(jobs, plans, traces[0].num_workers, block, observe)
   return _results(states, log, traces, plans)
 
 
@@ -95,7 +98,7 @@ def _planned(jobs, traces) -> list[slots.Plan]:
   ]
 
 
-def _computed(jobs, plans, num_workers: int, block: int | None):
+def _computed(jobs, plans, num_workers: int, block: int | None, observe):
   """The states at the end, and the metrics of blocks, [runs, arrivals]."""
   first = jobs[0]
   unrolled = lengths.unrolled_convolutions(first)
@@ -108,14 +111,18 @@ def _computed(jobs, plans, num_workers: int, block: int | None):
   hparams = _stacked([job.hparams for job in jobs])
   keys = _stacked([jax.random.key(job.seed) for job in jobs])
   length = block or lengths.block_length(unrolled, None)
-  log = []
-  for part in lengths.parts(plans[0].arrivals['num_batches'], length):
+  log, num_batches = [], plans[0].arrivals['num_batches']
+  for part in lengths.parts(num_batches, length):
     steps = [blocks.steps_of(job, plan, part) for job, plan in pairs]
     steps = jax.tree.map(lambda *leaves: np.stack(leaves), *steps)
     carry, metrics = run_block(
       carry, steps, hparams, first.source.resident, keys
     )
     log.append(metrics)
+    if observe:
+      if len(log) > 1:  # the device is at most one block behind
+        jax.block_until_ready(log[-2])
+      observe(int(num_batches[: part.stop].sum()))
   return carry.state, log
 
 
