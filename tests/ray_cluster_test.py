@@ -6,18 +6,21 @@ import signal
 import socket
 import stat
 import threading
+import time
 
 import jax
 import pytest
 import ray
 
 import ga_jax
-from experiments.running import train
+from experiments.records import record
+from experiments.running import devices, train
 from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import policies
 from ga_jax.live import server
-from ga_jax.live.ray import cluster, signals, waiting
+from ga_jax.live.ray import cluster, seats, signals, waiting
+from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import share as share_lib
 from tests import cases, ray_runs, scripts
 
@@ -64,6 +67,55 @@ def test_workers_share_the_memory_that_the_user_gives_jax(monkeypatch):
 def test_what_cannot_be_shared_is_refused(share, message):
   with pytest.raises((ValueError, TypeError), match=message):
     share_lib.Share(*share).checked()
+
+
+# --- what the server asks for
+
+
+CPUS = share_lib.Share('cpu')
+GPUS, THIRDS = share_lib.Share('gpu'), share_lib.Share('gpu', 1, 3)
+
+
+@pytest.mark.parametrize(
+  ('asked', 'share', 'workers', 'shards', 'here', 'there', 'found'),
+  [
+    ('auto', CPUS, 4, 1, {}, {}, CPUS),
+    ('auto', CPUS, 4, 1, {'GPU': 1}, {'GPU': 1}, GPUS),
+    ('auto', CPUS, 4, 1, {}, {'GPU': 8}, CPUS),  # they are elsewhere
+    ('auto', CPUS, 4, 3, {}, {'GPU': 3}, GPUS),  # where shards may be
+    ('auto', CPUS, 4, 4, {}, {'GPU': 3}, CPUS),
+    ('auto', GPUS, 2, 1, {'GPU': 1}, {'GPU': 3}, GPUS),
+    ('auto', GPUS, 3, 1, {'GPU': 1}, {'GPU': 3}, CPUS),
+    ('auto', THIRDS, 2, 1, {'GPU': 1}, {'GPU': 1}, THIRDS),
+    ('auto', THIRDS, 3, 1, {'GPU': 1}, {'GPU': 1}, CPUS),
+    (
+      *('auto', GPUS, 4, 1, {'TPU': 4, 'GPU': 4}, {'TPU': 4, 'GPU': 4}),
+      share_lib.Share('tpu'),
+    ),
+    ('cpu', GPUS, 1, 1, {'GPU': 8}, {'GPU': 8}, CPUS),
+    ('gpu', GPUS, 8, 1, {}, {}, GPUS),
+    ('gpu', share_lib.Share('cpu', 1, 3), 8, 1, {}, {}, GPUS),
+    ('gpu', share_lib.Share('gpu', 2), 8, 1, {}, {}, GPUS),
+  ],
+)
+def test_what_the_server_asks_for(
+  asked, share, workers, shards, here, there, found, monkeypatch
+):
+  monkeypatch.setattr(ray, 'cluster_resources', lambda: there)
+  monkeypatch.setattr(seats, '_here', lambda: here)
+  assert seats.share_of(asked, share, workers, shards) == found
+
+
+def test_a_server_on_the_cpu_has_ray_keep_nothing(monkeypatch):
+  monkeypatch.delattr(seats, 'placement_group')
+  with seats.kept(CPUS, 1, 1.0, print) as kept:
+    assert kept.options('SPREAD', {'A': 'b'}) == {
+      'num_cpus': 0,
+      'num_gpus': 0,
+      'resources': {},
+      'scheduling_strategy': 'SPREAD',
+      'runtime_env': {'env_vars': {'A': 'b', 'JAX_PLATFORMS': 'cpu'}},
+    }
 
 
 # --- who is waited for
@@ -249,6 +301,155 @@ def test_a_run_that_finds_no_room_is_given_up(one_gpu, tmp_path):
   last = done.stderr.splitlines()[-1]
   assert last.startswith(f'error: no worker came in 8 s: {asked} on 1 node; ')
   assert last.endswith(f'go on: python -m experiments.train --resume {workdir}')
+
+
+def seen(self):
+  """What an actor has: the devices that Ray gave it, its environment."""
+  return ray.get_runtime_context().get_accelerator_ids()['GPU'], dict(
+    os.environ
+  )
+
+
+def has(actor):
+  return ray.get(actor.__ray_call__.remote(seen), timeout=ray_runs.SECONDS)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_server_keeps_its_device_when_it_is_started_again(one_gpu, tmp_path):
+  """Another program waits for it all the time, and gets it after the run."""
+  live = ga_jax.Live(trace_path=str(tmp_path / 'rows'))
+  setup = setup_lib.Setup(job, 1, 400, live)
+  share = seats.share_of('auto', CPUS, 1, 1)
+  assert share == GPUS
+  with seats.kept(share, 1, 60.0, pytest.fail) as kept:
+    other = ray.remote(num_gpus=1, num_cpus=0)(lambda: 'here').remote()
+    with ray_runs.Run(setup, seats=kept) as going:
+      devices, env = has(going.actors.server)
+      assert devices == ['0']
+      assert env['CUDA_VISIBLE_DEVICES'] == '0'
+      assert has(going.actors.workers[0])[0] == []
+      going.reach(20)
+      going.kill_server()
+      going.reach(21)
+      assert has(going.actors.server)[0] == ['0']
+      going.finish()
+    assert not ray.wait([other], timeout=0)[0]
+  assert ray.get(other, timeout=ray_runs.SECONDS) == 'here'
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_server_is_one_of_those_who_share_a_device(one_gpu):
+  workers = share_lib.Share('gpu', 1, 3)
+  setup = setup_lib.Setup(job, 2, 60)
+  share = seats.share_of('gpu', workers, 2, 1)
+  with (
+    seats.kept(share, 1, 60.0, pytest.fail) as kept,
+    ray_runs.Run(setup, share=workers, seats=kept) as going,
+  ):
+    for actor in (going.actors.server, *going.actors.workers.values()):
+      devices, env = has(actor)
+      assert devices == ['0']
+      assert env['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.2500'
+    going.finish()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_shards_have_devices_of_their_own_and_the_server_none(one_gpu):
+  result = ga_jax.run_on_ray(
+    job(), num_workers=1, num_batches=20, shards=1, server_accelerator='cpu'
+  )
+  ray_runs.check(job(), result)
+  half = share_lib.Share('gpu', 1, 2)
+  setup = setup_lib.Setup(job, 1, 20, shards=2)
+  with (
+    seats.kept(half, 2, 60.0, pytest.fail) as kept,
+    ray_runs.Run(setup, seats=kept) as going,
+  ):
+    going.reach(1)
+    found, env = has(going.actors.server)
+    assert (found, env['JAX_PLATFORMS']) == ([], 'cpu')
+    shards = [
+      ray.get_actor_handle
+      for one in ray._private.state.actors().values()
+      if (one['ActorClassName'], one['State']) == ('RayShard', 'ALIVE')
+    ]
+    assert len(shards) == 2
+    assert ray.available_resources().get('GPU', 0.0) == 0.0
+    result = ray.get(going.result, timeout=ray_runs.SECONDS)
+    ray_runs.check(job(), result, shards=2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_server_without_room_is_told_and_given_up(one_gpu, capsys):
+  begun = time.monotonic()
+  with pytest.raises(server.ServerMissingError) as caught:
+    run(num_workers=1, server_accelerator='tpu')
+  assert time.monotonic() < begun + 5.0
+  assert str(caught.value) == (
+    "no room for the server: it asks for 1 TPU of the driver's machine, which "
+    'has 0 TPU; the cluster has 0 TPU on 1 node'
+  )
+  with pytest.raises(server.ServerMissingError) as caught:
+    run(num_workers=1, server_accelerator='gpu', shards=2, wait_for_workers=7)
+  asked = 'each of its 2 shards asks for 1 GPU, and the cluster has 1 GPU on'
+  assert str(caught.value).startswith(f'no room for the server in 7 s: {asked}')
+  said = capsys.readouterr().err
+  assert said.count(f'note: the server finds no room: {asked} 1 node; ') == 1
+  assert run(num_workers=1, accelerator='cpu', server_accelerator='gpu')
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_scripts_say_what_the_server_computes_with(one_gpu, tmp_path):
+  def train(folder, *flags):
+    return ray_runs.script(
+      'train',
+      *('--runtime=ray', f'--address={one_gpu.address}', '--accelerator=cpu'),
+      *('--model=mlp', '--epochs=0.5', f'--workdir={tmp_path / folder}'),
+      *flags,
+    )
+
+  done = train('refused', '--server_accelerator=tpu')
+  assert done.returncode == 1, done.stdout + done.stderr
+  assert 'error: no room for the server: it asks for 1 TPU' in done.stderr
+  assert 'Traceback' not in done.stderr
+  done = train('run')
+  assert done.returncode == 0, done.stdout + done.stderr
+  line = 'device: cpu, of the Ray cluster, for every worker; gpu for the server'
+  assert line in done.stderr.splitlines()
+  assert 'Ray gave the server a GPU, and JAX computes on the CPU' in (
+    done.stdout + done.stderr
+  )
+  assert 'server on gpu' in done.stdout.splitlines()
+  summary = record.load_json(str(tmp_path / 'run'), 'summary.json')
+  assert summary['server_accelerator'] == 'gpu'
+  config = record.load_json(str(tmp_path / 'run'), 'config.json')
+  assert config['server_accelerator'] == 'auto'
+  for name in ('verify', 'replay'):
+    done = ray_runs.script(name, f'--workdir={tmp_path / "run"}')
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_driver_leaves_the_memory_of_gpus_to_the_others(monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
+  said, real = [], jax.local_devices
+
+  def starts():
+    said.append(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))
+    return real()
+
+  monkeypatch.setattr(jax, 'local_devices', starts)
+  devices.use(settings_lib.Settings(runtime='ray'))
+  assert said[0] == 'false'
+  assert said[-1] is None
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'true')
+  said.clear()
+  devices.use(settings_lib.Settings(runtime='ray'))
+  assert set(said) == {'true'}
 
 
 # --- who comes in
