@@ -310,6 +310,12 @@ def seen(self):
   )
 
 
+def seen_by_shards(self):
+  """What the shards of a server have."""
+  shards = self._live_run._execution._core._shards
+  return ray.get([one._actor.__ray_call__.remote(seen) for one in shards])
+
+
 def has(actor):
   return ray.get(actor.__ray_call__.remote(seen), timeout=ray_runs.SECONDS)
 
@@ -358,26 +364,20 @@ def test_a_server_is_one_of_those_who_share_a_device(one_gpu):
 @pytest.mark.ray
 @pytest.mark.slow
 def test_shards_have_devices_of_their_own_and_the_server_none(one_gpu):
-  result = ga_jax.run_on_ray(
-    job(), num_workers=1, num_batches=20, shards=1, server_accelerator='cpu'
-  )
-  ray_runs.check(job(), result)
   half = share_lib.Share('gpu', 1, 2)
-  setup = setup_lib.Setup(job, 1, 20, shards=2)
+  setup = setup_lib.Setup(job, 1, 100, shards=2)
   with (
     seats.kept(half, 2, 60.0, pytest.fail) as kept,
     ray_runs.Run(setup, seats=kept) as going,
   ):
     going.reach(1)
-    found, env = has(going.actors.server)
-    assert (found, env['JAX_PLATFORMS']) == ([], 'cpu')
-    shards = [
-      ray.get_actor_handle
-      for one in ray._private.state.actors().values()
-      if (one['ActorClassName'], one['State']) == ('RayShard', 'ALIVE')
-    ]
-    assert len(shards) == 2
-    assert ray.available_resources().get('GPU', 0.0) == 0.0
+    devices, env = has(going.actors.server)
+    assert (devices, env['JAX_PLATFORMS']) == ([], 'cpu')
+    asked = going.actors.server.__ray_call__.remote(seen_by_shards)
+    for devices, env in ray.get(asked, timeout=ray_runs.SECONDS):
+      assert devices == ['0']
+      assert env['JAX_PLATFORMS'] == ''
+      assert env['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.3750'
     result = ray.get(going.result, timeout=ray_runs.SECONDS)
     ray_runs.check(job(), result, shards=2)
 

@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -114,28 +115,23 @@ def test_large_numbers_are_finite():
 
 
 def test_an_accelerator_is_given_whole_buffers(monkeypatch):
-  """One copy to it of what came, one from it of what goes, for each dtype."""
-  tree, copied = mixed_tree(), []
+  """A copy for each dtype, not for each leaf."""
+  tree = {'x': jnp.ones(LARGE), 'y': jnp.arange(3.0), 'n': jnp.arange(2)}
   layout = wire.Layout(tree)
   whole = layout.pack(tree)
   monkeypatch.setattr(wire, '_on_cpu', lambda sharding: False)
-  put = jax.device_put
+  put, sent = jax.device_put, []
   monkeypatch.setattr(
-    jax, 'device_put', lambda *args: copied.append(args[0]) or put(*args)
+    jax, 'device_put', lambda *args: sent.append(args[0]) or put(*args)
   )
   back = layout.unpack(whole, here())
-  (sent,) = copied
-  assert [buffer is own for buffer, own in zip(sent, whole, strict=True)] == (
-    [True] * len(whole)
-  )
+  (buffers,) = sent
+  assert len(buffers) == 2
+  assert all(map(operator.is_, buffers, whole))
   assert cases.same_bits(back, tree)
   assert all(leaf.sharding == here() for leaf in jax.tree.leaves(back))
-  taken = []
-  monkeypatch.setattr(
-    wire.np, 'asarray', lambda x: taken.append(x) or np.array(x)
-  )
   assert cases.same_bits(layout.pack(back), whole)
-  assert [x.size for x in taken] == [buffer.size for buffer in whole]
+  assert len(sent) == 1
 
 
 def test_a_snapshot_comes_to_the_host_once_for_each_version(monkeypatch):
