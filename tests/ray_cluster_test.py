@@ -7,6 +7,7 @@ import socket
 import stat
 import threading
 import time
+import types
 
 import jax
 import pytest
@@ -14,7 +15,8 @@ import ray
 
 import ga_jax
 from experiments.records import record
-from experiments.running import devices, train
+from experiments.running import devices, environment, train
+from experiments.running import ray as ray_running
 from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import policies
@@ -434,6 +436,25 @@ def test_the_scripts_say_what_the_server_computes_with(one_gpu, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+def test_a_server_on_another_platform_than_the_driver_is_told(capsys):
+  recorded = environment.environment()
+  live_run = types.SimpleNamespace(telemetry=dict, missing=tuple)
+  settings = settings_lib.Settings(model='mlp')
+
+  def begin(recorded):
+    follow = ray_running._following(
+      settings, False, recorded, 'cpu', print, live_run
+    )
+    assert follow.server == 'cpu'
+    return capsys.readouterr().err
+
+  assert begin(recorded) == ''
+  assert begin({**recorded, 'platform': 'gpu'}) == (
+    'note: the server computes with something else than the driver, so the run '
+    "will not replay to the same bits: platform was 'gpu', is 'cpu'\n"
+  )
+
+
 def test_the_driver_leaves_the_memory_of_gpus_to_the_others(monkeypatch):
   monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
   said, real = [], jax.local_devices
@@ -578,6 +599,7 @@ def test_a_cluster_leaves_the_handlers_alone(home, handled, monkeypatch):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
   monkeypatch.setattr(ray, 'init', init)
+  monkeypatch.setattr(cluster, '_check_answer', lambda address: None)
   cluster.connect('auto', 1)
   signal.raise_signal(signal.SIGTERM)
   assert handled == [signal.SIGTERM]

@@ -188,15 +188,15 @@ def check(recorded: dict[str, Any], worker_id: int, facts: messages.Facts):
       f'worker {worker_id} on node {facts.node_id} has other versions: '
       f'{"; ".join(wrong)}'
     )
-  _tell(f'worker {worker_id} is another machine', found)
+  _tell(f'worker {worker_id}', found)
 
 
 def _tell(who: str, found: list[environment.Difference]):
   """Says what differs of the environment that a run records."""
   if found:
     print(
-      f'note: {who}, so the run will not replay to the same bits: '
-      f'{"; ".join(map(str, found))}',
+      f'note: {who} computes with something else than the driver, so the run '
+      f'will not replay to the same bits: {"; ".join(map(str, found))}',
       file=sys.stderr,
     )
 
@@ -242,7 +242,7 @@ def _following(
 ) -> watch.Watch:
   """What follows a run, in its server's process."""
   found = environment.differences(recorded, environment.environment())
-  _tell('the server computes on something else than the driver', found)
+  _tell('the server', found)
   follow = run_lib.following(
     settings, tell, evaluate_epochs, control_lib.Control()
   )

@@ -184,14 +184,14 @@ def _wait(group, share, shards, seconds, tell):
 
 
 def _asked(needs, shards) -> str:
+  asked, there = waiting.listed(needs), waiting.all_have(needs)
   if shards > 1:
-    asked = waiting.listed(needs)
     return (
-      f'each of its {shards} shards asks for {asked}, and '
-      f'{waiting.cluster_has(needs)}'
+      f'each of its {shards} shards asks for {asked}, and the cluster has '
+      f'{there}'
     )
-  here = {name: _here().get(name, 0.0) for name in needs}
+  here = waiting.listed({name: _here().get(name, 0.0) for name in needs})
   return (
-    f"it asks for {waiting.listed(needs)} of the driver's machine, which has "
-    f'{waiting.listed(here)}; {waiting.cluster_has(needs)}'
+    f"it asks for {asked} of the driver's machine, which has {here}; the "
+    f'cluster has {there}'
   )

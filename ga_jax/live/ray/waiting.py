@@ -109,8 +109,10 @@ class Waiting:
     return f'{line}; where nobody does, the run ends after {self._seconds:g} s'
 
   def _asked(self) -> str:
-    asked = listed(self._resources)
-    return f'each asks for {asked}, and {cluster_has(self._resources)}'
+    return (
+      f'each asks for {listed(self._resources)}, and the cluster has '
+      f'{all_have(self._resources)}'
+    )
 
 
 def _room(resources: dict[str, float]) -> int:
@@ -125,14 +127,12 @@ def _room(resources: dict[str, float]) -> int:
   )
 
 
-def cluster_has(names: Iterable[str]) -> str:
-  """What the cluster has of some resources, in words."""
+def all_have(names: Iterable[str]) -> str:
+  """What all nodes together have of some resources, in words."""
   there = dict.fromkeys(names, 0.0) | ray.cluster_resources()
   nodes = sum(node['Alive'] for node in ray.nodes())
-  return (
-    f'the cluster has {listed({name: there[name] for name in names})} on '
-    f'{nodes} node{"s" if nodes > 1 else ""}'
-  )
+  has = listed({name: there[name] for name in names})
+  return f'{has} on {nodes} node{"s" if nodes > 1 else ""}'
 
 
 def listed(resources: dict[str, float]) -> str:
