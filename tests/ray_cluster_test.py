@@ -75,36 +75,44 @@ def test_what_cannot_be_shared_is_refused(share, message):
 
 
 CPUS = share_lib.Share('cpu')
-GPUS, THIRDS = share_lib.Share('gpu'), share_lib.Share('gpu', 1, 3)
+GPUS, PAIRS = share_lib.Share('gpu'), share_lib.Share('gpu', 2)
+THIRDS = share_lib.Share('gpu', 1, 3)
 
 
 @pytest.mark.parametrize(
-  ('asked', 'share', 'workers', 'shards', 'here', 'there', 'found'),
+  ('asked', 'share', 'workers', 'shards', 'here', 'elsewhere', 'found'),
   [
     ('auto', CPUS, 4, 1, {}, {}, CPUS),
-    ('auto', CPUS, 4, 1, {'GPU': 1}, {'GPU': 1}, GPUS),
-    ('auto', CPUS, 4, 1, {}, {'GPU': 8}, CPUS),  # they are elsewhere
-    ('auto', CPUS, 4, 3, {}, {'GPU': 3}, GPUS),  # where shards may be
+    ('auto', CPUS, 4, 1, {'GPU': 1}, {}, GPUS),
+    ('auto', CPUS, 4, 1, {}, {'GPU': 8}, CPUS),  # it cannot go there
+    ('auto', CPUS, 4, 3, {}, {'GPU': 3}, GPUS),  # its shards can
     ('auto', CPUS, 4, 4, {}, {'GPU': 3}, CPUS),
-    ('auto', GPUS, 2, 1, {'GPU': 1}, {'GPU': 3}, GPUS),
-    ('auto', GPUS, 3, 1, {'GPU': 1}, {'GPU': 3}, CPUS),
-    ('auto', THIRDS, 2, 1, {'GPU': 1}, {'GPU': 1}, THIRDS),
-    ('auto', THIRDS, 3, 1, {'GPU': 1}, {'GPU': 1}, CPUS),
-    (
-      *('auto', GPUS, 4, 1, {'TPU': 4, 'GPU': 4}, {'TPU': 4, 'GPU': 4}),
-      share_lib.Share('tpu'),
-    ),
-    ('cpu', GPUS, 1, 1, {'GPU': 8}, {'GPU': 8}, CPUS),
+    ('auto', GPUS, 2, 1, {'GPU': 1}, {'GPU': 2}, GPUS),
+    ('auto', GPUS, 3, 1, {'GPU': 1}, {'GPU': 2}, CPUS),
+    ('auto', GPUS, 3, 2, {'GPU': 3}, {'GPU': 2}, GPUS),
+    ('auto', GPUS, 4, 2, {'GPU': 3}, {'GPU': 2}, CPUS),
+    ('auto', PAIRS, 1, 1, {'GPU': 1}, {'GPU': 2}, GPUS),
+    ('auto', PAIRS, 1, 1, {'GPU': 2}, {'GPU': 1}, CPUS),  # it needs both
+    ('auto', THIRDS, 2, 1, {'GPU': 1}, {}, THIRDS),
+    ('auto', THIRDS, 3, 1, {'GPU': 1}, {}, CPUS),
+    ('auto', GPUS, 4, 1, {'TPU': 4, 'GPU': 4}, {}, share_lib.Share('tpu')),
+    ('cpu', GPUS, 1, 1, {'GPU': 8}, {}, CPUS),
     ('gpu', GPUS, 8, 1, {}, {}, GPUS),
     ('gpu', share_lib.Share('cpu', 1, 3), 8, 1, {}, {}, GPUS),
-    ('gpu', share_lib.Share('gpu', 2), 8, 1, {}, {}, GPUS),
+    ('gpu', PAIRS, 8, 1, {}, {}, GPUS),
   ],
 )
 def test_what_the_server_asks_for(
-  asked, share, workers, shards, here, there, found, monkeypatch
+  asked, share, workers, shards, here, elsewhere, found, monkeypatch
 ):
-  monkeypatch.setattr(ray, 'cluster_resources', lambda: there)
-  monkeypatch.setattr(seats, '_here', lambda: here)
+  resources = {'here': here, 'other': elsewhere, 'lost': {'GPU': 9}}
+  nodes = [
+    {'NodeID': name, 'Alive': name != 'lost', 'Resources': has}
+    for name, has in resources.items()
+  ]
+  context = types.SimpleNamespace(get_node_id=lambda: 'here')
+  monkeypatch.setattr(ray, 'nodes', lambda: nodes)
+  monkeypatch.setattr(ray, 'get_runtime_context', lambda: context)
   assert seats.share_of(asked, share, workers, shards) == found
 
 

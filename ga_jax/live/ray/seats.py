@@ -22,6 +22,7 @@ from ga_jax.live.ray import waiting
 ACCELERATORS = ('auto', *share_lib.ACCELERATORS)
 _POLL_SECONDS = 1.0
 _TELL_SECONDS = 5.0
+_SLACK = 1e-6  # of sums of parts
 
 
 class Seats(NamedTuple):
@@ -80,12 +81,7 @@ def share_of(
     )
   for name in ('tpu', 'gpu') if accelerator == 'auto' else ():
     share = _share(name, workers)
-    (resource, number), *_ = _needs(share).items()
-    taken = num_workers * workers.resources().get(resource, 0.0)
-    spare = ray.cluster_resources().get(resource, 0.0) - taken
-    if shards == 1:  # it stays on the driver's machine
-      spare = min(spare, _here().get(resource, 0.0))
-    if spare >= shards * number - 1e-6:
+    if _leaves_room(share, shards, workers, num_workers):
       return share
   return _share('cpu' if accelerator == 'auto' else accelerator, workers)
 
@@ -154,11 +150,33 @@ def _needs(share: share_lib.Share) -> dict[str, float]:
   return needs
 
 
+def _leaves_room(
+  share: share_lib.Share, shards: int, workers: share_lib.Share, num_workers
+) -> bool:
+  """Whether all workers have room beside the server."""
+  ((name, number),) = _needs(share).items()
+  each = workers.resources().get(name, 0.0)
+  has = {node: found.get(name, 0.0) for node, found in _nodes().items()}
+  if shards > 1:  # Ray chooses where
+    return sum(has.values()) >= shards * number + num_workers * each - _SLACK
+  here = ray.get_runtime_context().get_node_id()
+  has[here] -= number
+  if has[here] < 0:
+    return False
+  return not each or num_workers <= sum(
+    int(left / each + _SLACK) for left in has.values()
+  )
+
+
+def _nodes() -> dict[str, dict[str, float]]:
+  """What every node has, by its id."""
+  alive = [node for node in ray.nodes() if node['Alive']]
+  return {node['NodeID']: node['Resources'] for node in alive}
+
+
 def _here() -> dict[str, float]:
   """What the driver's machine has."""
-  own = ray.get_runtime_context().get_node_id()
-  (node,) = (node for node in ray.nodes() if node['NodeID'] == own)
-  return node['Resources']
+  return _nodes()[ray.get_runtime_context().get_node_id()]
 
 
 def _wait(group, share, shards, seconds, tell):
