@@ -157,7 +157,11 @@ def main(prepared):
     )
   except setup.NothingDoneError as error:
     print(f'{error}; {ended.how_to_go_on(settings, workdir)}')
-  except (server.WorkersMissingError, server.ClusterLostError) as error:
+  except (
+    server.ServerMissingError,
+    server.WorkersMissingError,
+    server.ClusterLostError,
+  ) as error:
     failures.fail(f'{error}; {ended.how_to_go_on(settings, workdir)}', 1)
   else:
     run_folder.end(done, keep)

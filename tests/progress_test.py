@@ -68,6 +68,11 @@ def test_the_panel_says_who_is_not_here():
   assert 'not here' not in drawn(80, at(missing=(1, 3)), at())
 
 
+def test_the_panel_says_what_the_server_computes_with():
+  assert '; server on gpu' in drawn(80, at(server='gpu'))
+  assert 'server' not in drawn(80, at())
+
+
 def test_the_panel_says_where_the_run_stands():
   text = drawn(80, at(100), at(200))
   for said in (

@@ -6,18 +6,23 @@ import signal
 import socket
 import stat
 import threading
+import time
+import types
 
 import jax
 import pytest
 import ray
 
 import ga_jax
-from experiments.running import train
+from experiments.records import record
+from experiments.running import devices, environment, train
+from experiments.running import ray as ray_running
 from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax import policies
 from ga_jax.live import server
-from ga_jax.live.ray import cluster, signals, waiting
+from ga_jax.live.ray import cluster, seats, signals, waiting
+from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import share as share_lib
 from tests import cases, ray_runs, scripts
 
@@ -64,6 +69,63 @@ def test_workers_share_the_memory_that_the_user_gives_jax(monkeypatch):
 def test_what_cannot_be_shared_is_refused(share, message):
   with pytest.raises((ValueError, TypeError), match=message):
     share_lib.Share(*share).checked()
+
+
+# --- what the server asks for
+
+
+CPUS = share_lib.Share('cpu')
+GPUS, PAIRS = share_lib.Share('gpu'), share_lib.Share('gpu', 2)
+THIRDS = share_lib.Share('gpu', 1, 3)
+
+
+@pytest.mark.parametrize(
+  ('asked', 'share', 'workers', 'shards', 'here', 'elsewhere', 'found'),
+  [
+    ('auto', CPUS, 4, 1, {}, {}, CPUS),
+    ('auto', CPUS, 4, 1, {'GPU': 1}, {}, GPUS),
+    ('auto', CPUS, 4, 1, {}, {'GPU': 8}, CPUS),  # it cannot go there
+    ('auto', CPUS, 4, 3, {}, {'GPU': 3}, GPUS),  # its shards can
+    ('auto', CPUS, 4, 4, {}, {'GPU': 3}, CPUS),
+    ('auto', GPUS, 2, 1, {'GPU': 1}, {'GPU': 2}, GPUS),
+    ('auto', GPUS, 3, 1, {'GPU': 1}, {'GPU': 2}, CPUS),
+    ('auto', GPUS, 3, 2, {'GPU': 3}, {'GPU': 2}, GPUS),
+    ('auto', GPUS, 4, 2, {'GPU': 3}, {'GPU': 2}, CPUS),
+    ('auto', PAIRS, 1, 1, {'GPU': 1}, {'GPU': 2}, GPUS),
+    ('auto', PAIRS, 1, 1, {'GPU': 2}, {'GPU': 1}, CPUS),  # it needs both
+    ('auto', THIRDS, 2, 1, {'GPU': 1}, {}, THIRDS),
+    ('auto', THIRDS, 3, 1, {'GPU': 1}, {}, CPUS),
+    ('auto', GPUS, 4, 1, {'TPU': 4, 'GPU': 4}, {}, share_lib.Share('tpu')),
+    ('cpu', GPUS, 1, 1, {'GPU': 8}, {}, CPUS),
+    ('gpu', GPUS, 8, 1, {}, {}, GPUS),
+    ('gpu', share_lib.Share('cpu', 1, 3), 8, 1, {}, {}, GPUS),
+    ('gpu', PAIRS, 8, 1, {}, {}, GPUS),
+  ],
+)
+def test_what_the_server_asks_for(
+  asked, share, workers, shards, here, elsewhere, found, monkeypatch
+):
+  resources = {'here': here, 'other': elsewhere, 'lost': {'GPU': 9}}
+  nodes = [
+    {'NodeID': name, 'Alive': name != 'lost', 'Resources': has}
+    for name, has in resources.items()
+  ]
+  context = types.SimpleNamespace(get_node_id=lambda: 'here')
+  monkeypatch.setattr(ray, 'nodes', lambda: nodes)
+  monkeypatch.setattr(ray, 'get_runtime_context', lambda: context)
+  assert seats.share_of(asked, share, workers, shards) == found
+
+
+def test_a_server_on_the_cpu_has_ray_keep_nothing(monkeypatch):
+  monkeypatch.delattr(seats, 'placement_group')
+  with seats.kept(CPUS, 1, 1.0, print) as kept:
+    assert kept.options('SPREAD', {'A': 'b'}) == {
+      'num_cpus': 0,
+      'num_gpus': 0,
+      'resources': {},
+      'scheduling_strategy': 'SPREAD',
+      'runtime_env': {'env_vars': {'A': 'b', 'JAX_PLATFORMS': 'cpu'}},
+    }
 
 
 # --- who is waited for
@@ -251,6 +313,174 @@ def test_a_run_that_finds_no_room_is_given_up(one_gpu, tmp_path):
   assert last.endswith(f'go on: python -m experiments.train --resume {workdir}')
 
 
+def seen(self):
+  """What an actor has: the devices that Ray gave it, its environment."""
+  return ray.get_runtime_context().get_accelerator_ids()['GPU'], dict(
+    os.environ
+  )
+
+
+def seen_by_shards(self):
+  """What the shards of a server have."""
+  shards = self._live_run._execution._core._shards
+  return ray.get([one._actor.__ray_call__.remote(seen) for one in shards])
+
+
+def has(actor):
+  return ray.get(actor.__ray_call__.remote(seen), timeout=ray_runs.SECONDS)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_server_keeps_its_device_when_it_is_started_again(one_gpu, tmp_path):
+  """Another program waits for it all the time, and gets it after the run."""
+  live = ga_jax.Live(trace_path=str(tmp_path / 'rows'))
+  setup = setup_lib.Setup(job, 1, 400, live)
+  share = seats.share_of('auto', CPUS, 1, 1)
+  assert share == GPUS
+  with seats.kept(share, 1, 60.0, pytest.fail) as kept:
+    other = ray.remote(num_gpus=1, num_cpus=0)(lambda: 'here').remote()
+    with ray_runs.Run(setup, seats=kept) as going:
+      devices, env = has(going.actors.server)
+      assert devices == ['0']
+      assert env['CUDA_VISIBLE_DEVICES'] == '0'
+      assert has(going.actors.workers[0])[0] == []
+      going.reach(20)
+      going.kill_server()
+      going.reach(21)
+      assert has(going.actors.server)[0] == ['0']
+      going.finish()
+    assert not ray.wait([other], timeout=0)[0]
+  assert ray.get(other, timeout=ray_runs.SECONDS) == 'here'
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_server_is_one_of_those_who_share_a_device(one_gpu):
+  workers = share_lib.Share('gpu', 1, 3)
+  setup = setup_lib.Setup(job, 2, 60)
+  share = seats.share_of('gpu', workers, 2, 1)
+  with (
+    seats.kept(share, 1, 60.0, pytest.fail) as kept,
+    ray_runs.Run(setup, share=workers, seats=kept) as going,
+  ):
+    for actor in (going.actors.server, *going.actors.workers.values()):
+      devices, env = has(actor)
+      assert devices == ['0']
+      assert env['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.2500'
+    going.finish()
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_shards_have_devices_of_their_own_and_the_server_none(one_gpu):
+  half = share_lib.Share('gpu', 1, 2)
+  setup = setup_lib.Setup(job, 1, 100, shards=2)
+  with (
+    seats.kept(half, 2, 60.0, pytest.fail) as kept,
+    ray_runs.Run(setup, seats=kept) as going,
+  ):
+    going.reach(1)
+    devices, env = has(going.actors.server)
+    assert (devices, env['JAX_PLATFORMS']) == ([], 'cpu')
+    asked = going.actors.server.__ray_call__.remote(seen_by_shards)
+    for devices, env in ray.get(asked, timeout=ray_runs.SECONDS):
+      assert devices == ['0']
+      assert env['JAX_PLATFORMS'] == ''
+      assert env['XLA_PYTHON_CLIENT_MEM_FRACTION'] == '0.3750'
+    result = ray.get(going.result, timeout=ray_runs.SECONDS)
+    ray_runs.check(job(), result, shards=2)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_a_server_without_room_is_told_and_given_up(one_gpu, capsys):
+  begun = time.monotonic()
+  with pytest.raises(server.ServerMissingError) as caught:
+    run(num_workers=1, server_accelerator='tpu')
+  assert time.monotonic() < begun + 5.0
+  assert str(caught.value) == (
+    "no room for the server: it asks for 1 TPU of the driver's machine, which "
+    'has 0 TPU; the cluster has 0 TPU on 1 node'
+  )
+  with pytest.raises(server.ServerMissingError) as caught:
+    run(num_workers=1, server_accelerator='gpu', shards=2, wait_for_workers=7)
+  asked = 'each of its 2 shards asks for 1 GPU, and the cluster has 1 GPU on'
+  assert str(caught.value).startswith(f'no room for the server in 7 s: {asked}')
+  said = capsys.readouterr().err
+  assert said.count(f'note: the server finds no room: {asked} 1 node; ') == 1
+  assert run(num_workers=1, accelerator='cpu', server_accelerator='gpu')
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+def test_the_scripts_say_what_the_server_computes_with(one_gpu, tmp_path):
+  def train(folder, *flags):
+    return ray_runs.script(
+      'train',
+      *('--runtime=ray', f'--address={one_gpu.address}', '--accelerator=cpu'),
+      *('--model=mlp', '--epochs=0.5', f'--workdir={tmp_path / folder}'),
+      *flags,
+    )
+
+  done = train('refused', '--server_accelerator=tpu')
+  assert done.returncode == 1, done.stdout + done.stderr
+  assert 'error: no room for the server: it asks for 1 TPU' in done.stderr
+  assert 'Traceback' not in done.stderr
+  done = train('run')
+  assert done.returncode == 0, done.stdout + done.stderr
+  line = 'device: cpu, of the Ray cluster, for every worker; gpu for the server'
+  assert line in done.stderr.splitlines()
+  assert 'Ray gave the server a GPU, and JAX computes on the CPU' in (
+    done.stdout + done.stderr
+  )
+  assert 'server on gpu' in done.stdout.splitlines()
+  summary = record.load_json(str(tmp_path / 'run'), 'summary.json')
+  assert summary['server_accelerator'] == 'gpu'
+  config = record.load_json(str(tmp_path / 'run'), 'config.json')
+  assert config['server_accelerator'] == 'auto'
+  for name in ('verify', 'replay'):
+    done = ray_runs.script(name, f'--workdir={tmp_path / "run"}')
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_server_on_another_platform_than_the_driver_is_told(capsys):
+  recorded = environment.environment()
+  live_run = types.SimpleNamespace(telemetry=dict, missing=tuple)
+  settings = settings_lib.Settings(model='mlp')
+
+  def begin(recorded):
+    follow = ray_running._following(
+      settings, False, recorded, 'cpu', print, live_run
+    )
+    assert follow.server == 'cpu'
+    return capsys.readouterr().err
+
+  assert begin(recorded) == ''
+  assert begin({**recorded, 'platform': 'gpu'}) == (
+    'note: the server computes with something else than the driver, so the run '
+    "will not replay to the same bits: platform was 'gpu', is 'cpu'\n"
+  )
+
+
+def test_the_driver_leaves_the_memory_of_gpus_to_the_others(monkeypatch):
+  monkeypatch.delenv('XLA_PYTHON_CLIENT_PREALLOCATE', raising=False)
+  said, real = [], jax.local_devices
+
+  def starts():
+    said.append(os.environ.get('XLA_PYTHON_CLIENT_PREALLOCATE'))
+    return real()
+
+  monkeypatch.setattr(jax, 'local_devices', starts)
+  devices.use(settings_lib.Settings(runtime='ray'))
+  assert said[0] == 'false'
+  assert said[-1] is None
+  monkeypatch.setenv('XLA_PYTHON_CLIENT_PREALLOCATE', 'true')
+  said.clear()
+  devices.use(settings_lib.Settings(runtime='ray'))
+  assert set(said) == {'true'}
+
+
 # --- who comes in
 
 
@@ -377,6 +607,7 @@ def test_a_cluster_leaves_the_handlers_alone(home, handled, monkeypatch):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
   monkeypatch.setattr(ray, 'init', init)
+  monkeypatch.setattr(cluster, '_check_answer', lambda address: None)
   cluster.connect('auto', 1)
   signal.raise_signal(signal.SIGTERM)
   assert handled == [signal.SIGTERM]

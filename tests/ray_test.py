@@ -3,6 +3,7 @@
 import functools
 import gc
 import json
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,8 @@ import ga_jax
 from ga_jax import compression, policies, programs, rules
 from ga_jax.compression import base as compression_base
 from ga_jax.live import server
-from ga_jax.live.ray import wire
+from ga_jax.live.ray import messages, seats, shards, snapshots, wire
+from ga_jax.server import ledger, statistics, update
 from ga_jax.workers import placement
 from tests import cases, ray_runs
 
@@ -110,6 +112,63 @@ def test_a_number_that_is_not_finite_is_found(name, value):
 def test_large_numbers_are_finite():
   tree = {'x': jnp.full(4, 3e38, jnp.float32), 'y': jnp.full(9, 6e4, 'float16')}
   assert wire.finite(wire.Layout(tree).pack(tree))
+
+
+def test_an_accelerator_is_given_whole_buffers(monkeypatch):
+  """A copy for each dtype, not for each leaf."""
+  tree = {'x': jnp.ones(LARGE), 'y': jnp.arange(3.0), 'n': jnp.arange(2)}
+  layout = wire.Layout(tree)
+  whole = layout.pack(tree)
+  monkeypatch.setattr(wire, '_on_cpu', lambda sharding: False)
+  put, sent = jax.device_put, []
+  monkeypatch.setattr(
+    jax, 'device_put', lambda *args: sent.append(args[0]) or put(*args)
+  )
+  back = layout.unpack(whole, here())
+  (buffers,) = sent
+  assert len(buffers) == 2
+  assert all(map(operator.is_, buffers, whole))
+  assert cases.same_bits(back, tree)
+  assert all(leaf.sharding == here() for leaf in jax.tree.leaves(back))
+  assert cases.same_bits(layout.pack(back), whole)
+  assert len(sent) == 1
+
+
+def test_a_snapshot_comes_to_the_host_once_for_each_version(monkeypatch):
+  sent = update.Snapshot({'w': jnp.ones(LARGE)}, ())
+  layout = wire.Layout(sent)
+  packed = snapshots.PackedSnapshots(messages.Layouts(layout, layout))
+  pack, packs = wire.Layout.pack, []
+  monkeypatch.setattr(
+    wire.Layout, 'pack', lambda *args: packs.append(args) or pack(*args)
+  )
+  first = packed.take(7, sent)
+  assert packed.take(7, sent) is first
+  assert len(packs) == 1
+  packed.take(8, sent)
+  assert len(packs) == 2
+
+
+def test_a_shard_brings_a_gradient_to_its_device_once(monkeypatch):
+  rule = cases.rule('ga_global', 0.02)  # it looks at it twice
+  params = {'w': np.ones(3, np.float32)}
+  monkeypatch.setattr(seats, 'tell_unused', lambda: None)
+  shard = shards.RayShard(
+    lambda hparams: rule, statistics.NOTHING, False, None, params
+  )
+  shard.hold(0)
+  ticket = ledger.Ticket(0, 0, 0, 0, 1, 0)
+  shard.offer(ticket, {'w': np.ones(3, np.float32)}, (), 1.0, 0)
+  entered = []
+  monkeypatch.setattr(
+    shard._core, 'arrival', lambda entry: entered.append(entry.grads['w'])
+  )
+  monkeypatch.setattr(shard._core, 'enter_part', lambda arrival, totals: None)
+  shard.enter_part(())
+  shard.enter_part(())
+  first, second = entered
+  assert isinstance(first, jax.Array)
+  assert first is second
 
 
 def test_random_keys_cannot_be_sent():
@@ -241,6 +300,10 @@ def test_the_scripts_replay_a_run_to_the_same_bits(nodes, tmp_path):
   ('change', 'message'),
   [
     ({'accelerator': 'abacus'}, "one of .*'tpu'.*, got 'abacus'"),
+    (
+      {'server_accelerator': 'abacus'},
+      "server_accelerator must be one of .*'auto'.*, got 'abacus'",
+    ),
     ({'num_workers': 0}, 'num_workers must be an integer of at least 1, got 0'),
     ({'wait_for_workers': 0}, 'wait_for_workers must be > 0.0, got 0'),
   ],

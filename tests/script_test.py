@@ -240,6 +240,7 @@ TRAIN = [
     *('pipeline_depth=1', 'address=x'),
     *('server_shards=2', 'straggler=0:2', 'keep_checkpoints=0'),
     *('workers_per_device=2', 'wait_for_workers=9'),
+    *('server_accelerator=cpu', 'server_accelerator=x'),
     *('checkpoint_every=x', 'checkpoint_every=-5', 'checkpoint_every=0s'),
     *('checkpoint_every=nans', 'resume', 'accelerator=x', 'keep_checkpoints=x'),
   )

@@ -70,6 +70,7 @@ _SUMMARY_FIELDS = {
   'jax': forms.text,
   'refused': forms.mapped(_COUNT),
   'missing_workers': forms.listed(_COUNT),
+  'server_accelerator': forms.text,
   'worker_seconds': forms.mapped(_WORKER),
   'compilation': forms.mapped(_MEASURE),
   'settings': _NAMED,

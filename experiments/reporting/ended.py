@@ -40,6 +40,7 @@ def text(
       f'{_pace(summary)}; wasted work '
       f'{100 * summary["wasted_work"]:.0f} %; '
       f'{summary["bytes_pushed"] / 1e6:.1f} MB submitted',
+      *_server(summary),
       *_missing(summary),
       f'written to {workdir}',
       f'inference: {record.how_to_load(workdir)}',
@@ -54,6 +55,12 @@ def _pace(summary) -> str:
   workers = summary['worker_seconds'].values()
   mean = sum(one['utilisation'] for one in workers) / len(workers)
   return f'workers computed {100 * mean:.0f} % of their time'
+
+
+def _server(summary) -> list[str]:
+  """What the server computed with, on Ray."""
+  what = summary.get('server_accelerator')
+  return [f'server on {what}'] if what else []
 
 
 def _missing(summary) -> list[str]:

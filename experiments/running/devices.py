@@ -10,6 +10,7 @@ import jax
 from experiments.settings import table as settings_lib
 from ga_jax.workers import placement
 
+_PREALLOCATE = 'XLA_PYTHON_CLIENT_PREALLOCATE'
 _MOST = 1024  # devices of a process: on the CPU each has threads of its own
 
 
@@ -42,6 +43,8 @@ def use(settings: settings_lib.Settings):
   if simulated:
     simulators(settings)
     return
+  if settings.runtime == 'ray':
+    _start_small()
   found = len(jax.local_devices())
   if settings.devices > found:
     raise settings_lib.SettingError(
@@ -57,6 +60,19 @@ def use(settings: settings_lib.Settings):
       'they only wait for each other',
       file=sys.stderr,
     )
+
+
+def _start_small():
+  """Starts JAX without the memory of GPUs, which server and workers take.
+
+  They begin without this variable: they would be given it with a cluster that
+  this process starts.
+  """
+  said = _PREALLOCATE in os.environ
+  os.environ.setdefault(_PREALLOCATE, 'false')
+  jax.local_devices()
+  if not said:
+    del os.environ[_PREALLOCATE]
 
 
 def simulators(settings: settings_lib.Settings) -> list[Any] | None:

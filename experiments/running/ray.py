@@ -27,7 +27,7 @@ from experiments.running import setup as run_lib
 from experiments.settings import table as settings_lib
 from ga_jax import data
 from ga_jax.executors import execution
-from ga_jax.live.ray import cluster, driver, messages
+from ga_jax.live.ray import cluster, driver, messages, seats
 from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import share as share_lib
 
@@ -88,12 +88,17 @@ def run(
   if settings.data_path:
     data_path = os.path.abspath(settings.data_path)
     settings = dataclasses.replace(settings, data_path=data_path)
+  share = _share(settings)
+  server_share = _server_share(settings, share)
   setup = setup_lib.Setup(
     make_fn=functools.partial(_make, settings, inputs.of(settings)),
     num_workers=settings.workers,
     num_batches=total,
     live=run_lib.live_of(settings, keeping),
-    observe_fn=functools.partial(_following, settings, evaluate_epochs),
+    observe_fn=functools.partial(
+      *(_following, settings, evaluate_epochs),
+      *(recorded, server_share.accelerator),
+    ),
     block=run_lib.observed_every(settings),
     check_fn=functools.partial(check, recorded),
     shards=settings.server_shards,
@@ -102,21 +107,31 @@ def run(
   kept = compilation.of_pool(os.environ.get(compilation.FOLDER, ''), pool)
   result = driver.drive(
     setup,
-    _share(settings),
+    share,
     _News(observe, control).take,
     settings.wait_for_workers,
+    server_share,
     delay_fn=threads.Slower(settings.straggler) if settings.straggler else None,
     facts_fn=environment.environment,
     env={'NPROC': str(pool), compilation.FOLDER: kept},
   )
   missing = sorted(set(range(settings.workers)) - set(result.workers))
-  return result, {'missing_workers': missing}
+  return result, {
+    'missing_workers': missing,
+    'server_accelerator': server_share.accelerator,
+  }
 
 
 def computes_with(settings: settings_lib.Settings) -> str:
   """What every worker has, for `accelerators.say`; connects to the cluster."""
   connect(settings)
-  return f'{accelerator(settings)}, of the Ray cluster, for every worker'
+  share = _share(settings)
+  server = _server_share(settings, share).accelerator
+  each = 'each of its shards' if settings.server_shards > 1 else 'the server'
+  return (
+    f'{share.accelerator}, of the Ray cluster, for every worker; {server} for '
+    f'{each}'
+  )
 
 
 def accelerator(settings: settings_lib.Settings) -> str:
@@ -146,6 +161,15 @@ def _share(settings: settings_lib.Settings) -> share_lib.Share:
     ) from error
 
 
+def _server_share(
+  settings: settings_lib.Settings, share: share_lib.Share
+) -> share_lib.Share:
+  """What the server asks the cluster for, or each of its shards."""
+  return seats.share_of(
+    settings.server_accelerator, share, settings.workers, settings.server_shards
+  )
+
+
 def check(recorded: dict[str, Any], worker_id: int, facts: messages.Facts):
   """Lets a worker in, in the server's process.
 
@@ -164,10 +188,15 @@ def check(recorded: dict[str, Any], worker_id: int, facts: messages.Facts):
       f'worker {worker_id} on node {facts.node_id} has other versions: '
       f'{"; ".join(wrong)}'
     )
+  _tell(f'worker {worker_id}', found)
+
+
+def _tell(who: str, found: list[environment.Difference]):
+  """Says what differs of the environment that a run records."""
   if found:
     print(
-      f'note: worker {worker_id} is another machine, so the run will not '
-      f'replay to the same bits: {"; ".join(map(str, found))}',
+      f'note: {who} computes with something else than the driver, so the run '
+      f'will not replay to the same bits: {"; ".join(map(str, found))}',
       file=sys.stderr,
     )
 
@@ -208,9 +237,15 @@ def _make(settings: settings_lib.Settings, known: dict[str, str]) -> ga_jax.Job:
   return run_lib.job_of(settings, run_lib.method_of(settings))
 
 
-def _following(settings, evaluate_epochs, tell, live_run) -> watch.Watch:
+def _following(
+  settings, evaluate_epochs, recorded, server, tell, live_run
+) -> watch.Watch:
+  """What follows a run, in its server's process."""
+  found = environment.differences(recorded, environment.environment())
+  _tell('the server', found)
   follow = run_lib.following(
     settings, tell, evaluate_epochs, control_lib.Control()
   )
   follow.telemetry, follow.missing = live_run.telemetry, live_run.missing
+  follow.server = server
   return follow

@@ -34,6 +34,7 @@ class Progress(NamedTuple):
     arrivals: where a row ends here the metrics of its arrivals, host arrays by
       name, see `ga_jax.Result`.
     missing: the workers of a run on Ray that are not here.
+    server: what the server of a run on Ray computes with, else ''.
   """
 
   epoch: float
@@ -46,6 +47,7 @@ class Progress(NamedTuple):
   diverged: bool = False
   arrivals: dict[str, np.ndarray] | None = None
   missing: tuple[int, ...] = ()
+  server: str = ''
 
 
 class Watch:
@@ -54,10 +56,12 @@ class Watch:
   Attributes:
     telemetry: of the workers of a live run, see `LiveRun.telemetry`.
     missing: who is not there, see `LiveRun.missing`; None where all are.
+    server: see `Progress`.
   """
 
   telemetry: Callable[[], dict[int, result.Telemetry]] | None = None
   missing: Callable[[], tuple[int, ...]] | None = None
+  server = ''
 
   def __init__(
     self, the_task, per_epoch, every, total, observe, evaluate_epochs, control
@@ -111,6 +115,7 @@ class Watch:
           *(epoch, batches, self._total, rate, row),
           *(*self._seen, bad, arrivals),
           self.missing() if self.missing else (),
+          self.server,
         )
       )
     self._began = (batches, at if live else time.perf_counter())

@@ -52,7 +52,8 @@ class Panel:
     else:
       grid.add_row(self._head())
       grid.add_row(_columns(self._figures(), 1 + (width >= 46) + (width >= 66)))
-      grid.add_row(rich_text.Text(str(compiled), 'dim'))
+      server = f'; server on {self._now.server}' if self._now.server else ''
+      grid.add_row(rich_text.Text(f'{compiled}{server}', 'dim'))
     if self._now is not None and self._now.missing:
       who = ', '.join(map(str, self._now.missing))
       grid.add_row(

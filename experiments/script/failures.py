@@ -23,7 +23,8 @@ from ga_jax.server import ledger, recovery
 EXPECTED = (
   *(data.DataError, ledger.NotFiniteError, recovery.RecoveryError),
   *(locks.LostError, memory.TooLargeError),
-  *(server.WorkersMissingError, server.ClusterLostError),
+  *(server.ServerMissingError, server.WorkersMissingError),
+  server.ClusterLostError,
 )
 
 

@@ -254,6 +254,13 @@ class Settings:
     names=ACCELERATORS,
     read_by=('ray',),
   )
+  server_accelerator: str = _cluster(
+    'auto',
+    'of the server, or each of its shards: {names}; auto is one that the '
+    'workers leave (ray)',
+    names=ACCELERATORS,
+    read_by=('ray',),
+  )
   server_shards: int = _cluster(
     1,
     'actors that share the parameters (ray)',

@@ -48,6 +48,10 @@ class WorkersMissingError(RuntimeError):
   """No worker came although one was waited for."""
 
 
+class ServerMissingError(RuntimeError):
+  """The cluster has no room for the server where it is to compute."""
+
+
 class ClusterLostError(RuntimeError):
   """What a run computes on is gone; its record and checkpoints are not."""
 

@@ -12,6 +12,7 @@ import ray
 from ray.util import scheduling_strategies
 
 from ga_jax.live.ray import cluster, messages
+from ga_jax.live.ray import seats as seats_lib
 from ga_jax.live.ray import server as server_lib
 from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import share as share_lib
@@ -39,6 +40,7 @@ class Actors(NamedTuple):
 def start(
   setup: setup_lib.Setup,
   share: share_lib.Share = share_lib.CPU,
+  seats: seats_lib.Seats = seats_lib.CPU,
   *,
   delay_fn: Callable[[int, float], float] | None = None,
   facts_fn: Callable[[], Any] | None = None,
@@ -51,6 +53,7 @@ def start(
   Args:
     setup: the run.
     share: what every worker computes with.
+    seats: where the server computes, or each of its shards.
     delay_fn: see `threads.Threads`.
     facts_fn: see `worker.RayWorker`.
     env: environment variables of every process beside those that are taken from
@@ -78,7 +81,7 @@ def start(
     )
     for worker_id, name in names.items()
   }
-  return Actors(_server(shared).remote(setup, names), workers)
+  return Actors(_server(setup, names, seats, shared), workers)
 
 
 def _worker(share: share_lib.Share, shared: dict[str, str]):
@@ -94,16 +97,20 @@ def _worker(share: share_lib.Share, shared: dict[str, str]):
   )(worker_lib.RayWorker)
 
 
-def _server(shared: dict[str, str]):
-  """What the server is made of: it stays on the driver's machine."""
+def _server(setup, names, seats: seats_lib.Seats, shared: dict[str, str]):
+  """Starts the server, on the driver's machine; its shards are anywhere."""
   here = scheduling_strategies.NodeAffinitySchedulingStrategy(
     ray.get_runtime_context().get_node_id(), soft=False
   )
-  return ray.remote(
-    num_cpus=0,
+  of_server, of_shards = seats, None
+  if setup.shards > 1:
+    of_server = seats_lib.CPU
+    # They inherit the server's environment, of which nothing can be taken away.
+    of_shards = seats.options('SPREAD', shared | {'JAX_PLATFORMS': ''})
+  made = ray.remote(
     max_restarts=-1,
     max_task_retries=-1,
     max_concurrency=4,
-    scheduling_strategy=here,
-    runtime_env={'env_vars': shared | {'JAX_PLATFORMS': 'cpu'}},
+    **of_server.options(here, shared),
   )(server_lib.RayServer)
+  return made.remote(setup, names, of_shards)

@@ -12,6 +12,7 @@ from ray import exceptions
 
 from ga_jax.live import result, server
 from ga_jax.live.ray import actors as actors_lib
+from ga_jax.live.ray import seats as seats_lib
 from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import share as share_lib
 from ga_jax.live.ray import waiting
@@ -25,6 +26,7 @@ def drive(
   share: share_lib.Share,
   each_fn: Callable[[Any], None],
   wait_for_workers: float = WAIT_SECONDS,
+  server_share: share_lib.Share = share_lib.CPU,
   **options,
 ) -> result.LiveResult:
   """Makes a run on the cluster that Ray is connected to.
@@ -34,7 +36,9 @@ def drive(
     share: what every worker computes with.
     each_fn: `each_fn(server)`, called again and again, and at the end; `server`
       is the handle of a `RayServer`.
-    wait_for_workers: seconds until the first worker has a process.
+    wait_for_workers: seconds until the server's device is free, and again
+      until the first worker has a process.
+    server_share: what the server computes with, or each of its shards.
     **options: see `actors.start`.
 
   Returns:
@@ -42,6 +46,7 @@ def drive(
 
   Raises:
     ClusterLostError: Ray itself ended, or the machine's part of it.
+    ServerMissingError: no room for the server.
     WorkersMissingError: nobody came.
   """
   with contextlib.ExitStack() as stack:
@@ -51,7 +56,9 @@ def drive(
       live = dataclasses.replace(setup.live, trace_path=path)
       setup = setup._replace(live=live)
     try:
-      actors = actors_lib.start(setup, share, **options)
+      kept = seats_lib.kept(server_share, setup.shards, wait_for_workers, _note)
+      seats = stack.enter_context(kept)
+      actors = actors_lib.start(setup, share, seats, **options)
       stack.callback(actors.end)
       awaited = waiting.Waiting(
         actors.workers, share.resources(), wait_for_workers, _note

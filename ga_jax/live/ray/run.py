@@ -11,7 +11,7 @@ import ray
 from ga_jax.guards import checks
 from ga_jax.job import job as job_lib
 from ga_jax.live import options
-from ga_jax.live.ray import cluster, driver, signals
+from ga_jax.live.ray import cluster, driver, seats, signals
 from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import share as share_lib
 from ga_jax.live.result import LiveResult
@@ -26,6 +26,7 @@ def run_on_ray(
   live: options.Live = options.Live(),
   address: str = 'local',
   accelerator: str = 'cpu',
+  server_accelerator: str = 'auto',
   devices_per_worker: int = 1,
   workers_per_device: int = 1,
   shards: int = 1,
@@ -51,9 +52,12 @@ def run_on_ray(
     address: 'local' for a cluster of this machine, made for the run; 'auto' for
       the one it belongs to; else HOST:PORT of its head.
     accelerator: what workers compute with, 'cpu', 'gpu' or 'tpu'.
+    server_accelerator: what the server, on the driver's machine, computes with,
+      or each of its shards, anywhere: the same, or 'auto' for one that the
+      cluster has beside those that the workers ask for, else the CPU.
     devices_per_worker: how many of them each holds.
     workers_per_device: how many workers share one, with an equal part of its
-      memory; not on TPUs.
+      memory; not on TPUs. A server on such a one is one of them.
     shards: of the server, each in a process of its own; 1 keeps everything in
       the server's.
     wait_for_workers: seconds until the first worker must have found room. What
@@ -68,6 +72,7 @@ def run_on_ray(
     ConnectionError: there is no cluster at that address, or it has another
       token.
     AccessError: `RAY_AUTH_MODE` or the mode of the token's file lets others in.
+    ServerMissingError: the server found no room in time.
     WorkersMissingError: no worker found room in time.
     ClusterLostError: the cluster, or this machine's part of it, ended.
   """
@@ -81,10 +86,11 @@ def run_on_ray(
   setup = setup_lib.Setup(
     functools.partial(_sent, job), num_workers, num_batches, live, shards=shards
   )
-  return _driven(setup, share, wait_for_workers)
+  server_share = seats.share_of(server_accelerator, share, num_workers, shards)
+  return _driven(setup, share, server_share, wait_for_workers)
 
 
-def _driven(setup, share, wait_for_workers) -> LiveResult:
+def _driven(setup, share, server_share, wait_for_workers) -> LiveResult:
   """Runs; a signal ends that in order, and then comes to the caller."""
   with signals.deferred() as told:
 
@@ -92,7 +98,7 @@ def _driven(setup, share, wait_for_workers) -> LiveResult:
       if told.number:
         ray.get(server.stop.remote())
 
-    result = driver.drive(setup, share, stop, wait_for_workers)
+    result = driver.drive(setup, share, stop, wait_for_workers, server_share)
     if told.number and result.stopped:
       version, more = int(result.state.version), _goes_on(setup.live)
       print(f'stopped at version {version}; {more}', file=sys.stderr)

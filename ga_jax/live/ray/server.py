@@ -1,10 +1,12 @@
 """The server of a run on Ray: an actor that makes the live run.
 
-It lives on the driver's machine and is started again when it dies: it then goes
-on from its last checkpoint and the record that it wrote ahead.
+It lives on the driver's machine, computes with what Ray gave it there, and is
+started again when it dies: it then goes on from its last checkpoint and the
+record that it wrote ahead.
 """
 
 import dataclasses
+import functools
 import os
 import time
 import warnings
@@ -16,7 +18,7 @@ import ray
 
 from ga_jax.guards import locks
 from ga_jax.live import server as server_lib
-from ga_jax.live.ray import messages, pool, wire
+from ga_jax.live.ray import messages, pool, seats, wire
 from ga_jax.live.ray import setup as setup_lib
 from ga_jax.live.ray import shards as shards_lib
 from ga_jax.live.result import LiveResult
@@ -30,10 +32,22 @@ _ORPHAN_SECONDS, _ORPHAN_PAUSE = 30.0, 0.2
 class RayServer:
   """The server's process. To be made an actor by `ray.remote`."""
 
-  def __init__(self, setup: setup_lib.Setup, names: dict[int, str]):
-    """Begins; `names` are those of `worker.RayWorker`s by worker_id."""
+  def __init__(
+    self,
+    setup: setup_lib.Setup,
+    names: dict[int, str],
+    shard_options: dict[str, Any] | None = None,
+  ):
+    """Begins.
+
+    Args:
+      setup: the run.
+      names: of `worker.RayWorker`s by worker_id.
+      shard_options: Ray's options for its shards, where it has any.
+    """
     self._setup = setup
     self._names = names
+    self._shard_options = shard_options
     self._live_run = None
     self._stop_wanted = False
     self._news = []
@@ -68,7 +82,8 @@ class RayServer:
     setup = self._setup
     actors = {w: ray.get_actor(name) for w, name in self._names.items()}
     job = setup.make_fn()
-    device = jax.local_devices(backend='cpu')[0]
+    device = jax.local_devices()[0]
+    seats.tell_unused()
     recover = setup.live.recover or _started_again()
     return server_lib.LiveRun(
       job,
@@ -78,7 +93,10 @@ class RayServer:
       live=dataclasses.replace(setup.live, recover=recover),
       device=device,
       shards=setup.shards,
-      remote=server_shards.Remote(shards_lib.RayShardCalls, ray.get),
+      remote=server_shards.Remote(
+        functools.partial(shards_lib.RayShardCalls, self._shard_options),
+        ray.get,
+      ),
     )
 
   def news(self, pid: int, start: int) -> tuple[int, list[Any]]:

@@ -5,7 +5,7 @@ there may take longer.
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import ray
@@ -109,12 +109,9 @@ class Waiting:
     return f'{line}; where nobody does, the run ends after {self._seconds:g} s'
 
   def _asked(self) -> str:
-    there = dict.fromkeys(self._resources, 0.0) | ray.cluster_resources()
-    has = {name: there[name] for name in self._resources}
-    nodes = sum(node['Alive'] for node in ray.nodes())
     return (
-      f'each asks for {_listed(self._resources)}, and the cluster has '
-      f'{_listed(has)} on {nodes} node{"s" if nodes > 1 else ""}'
+      f'each asks for {listed(self._resources)}, and the cluster has '
+      f'{all_have(self._resources)}'
     )
 
 
@@ -130,5 +127,14 @@ def _room(resources: dict[str, float]) -> int:
   )
 
 
-def _listed(resources: dict[str, float]) -> str:
+def all_have(names: Iterable[str]) -> str:
+  """What all nodes together have of some resources, in words."""
+  there = dict.fromkeys(names, 0.0) | ray.cluster_resources()
+  nodes = sum(node['Alive'] for node in ray.nodes())
+  has = listed({name: there[name] for name in names})
+  return f'{has} on {nodes} node{"s" if nodes > 1 else ""}'
+
+
+def listed(resources: dict[str, float]) -> str:
+  """Resources by Ray's names, in words."""
   return ' and '.join(f'{n:g} {name}' for name, n in resources.items())
