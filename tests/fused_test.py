@@ -1,6 +1,7 @@
 """Update kernels, interpreted on the CPU: the numbers of the formula."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -24,8 +25,7 @@ SHAPES = {
   'filter': (3, 3, 5, 16),
   'rows': (4, 1, 7),
 }
-RULES = ['ga', 'dana_ga']
-SLOW = sorted(set(method_cases.RULES) - set(RULES))
+QUICK = [('ga', 'interpret-triton'), ('dana_ga', 'interpret-mosaic')]
 
 
 def params_of(shapes, dtype=jnp.float32):
@@ -75,9 +75,12 @@ def assert_close(found, expected, rtol, atol):
 
 
 @pytest.mark.optax_promotes
-@pytest.mark.parametrize('said', INTERPRETED)
 @pytest.mark.parametrize(
-  'name', [*RULES, *(pytest.param(n, marks=pytest.mark.slow) for n in SLOW)]
+  ('name', 'said'),
+  [
+    pair if pair in QUICK else pytest.param(*pair, marks=pytest.mark.slow)
+    for pair in itertools.product(method_cases.RULES, INTERPRETED)
+  ],
 )
 def test_fifty_updates_are_those_of_the_formula(monkeypatch, name, said):
   rule, params = cases.RULES[name](0.05), params_of(SHAPES)
@@ -206,6 +209,7 @@ def test_a_leaf_is_seen_as_the_compiler_of_the_tpu_lays_it_out(shape, axes):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('of', [jax.grad, jax.jacfwd])
 def test_derivatives_are_those_of_the_formula(monkeypatch, of):
   rule, params = rules.ga(0.1), params_of({'w': (5, 3), 'b': (3,)})
@@ -239,6 +243,21 @@ def test_a_mapped_update_is_the_formula_mapped(monkeypatch):
   found = jax.jit(jax.vmap(one))(params, workers)
   monkeypatch.setenv(fused.VARIABLE, 'reference')
   assert_close(found, jax.jit(jax.vmap(one))(params, workers), 1e-6, 0)
+
+
+@pytest.mark.parametrize('said', INTERPRETED)
+def test_rows_are_written_one_after_the_other(monkeypatch, said):
+  def two_rows(v, x, i):
+    v = jax.lax.dynamic_update_index_in_dim(v, x + 1, i, 0)
+    y = jax.lax.dynamic_index_in_dim(v, i + 1, 0, keepdims=False)
+    v = jax.lax.dynamic_update_index_in_dim(v, y * x, i + 1, 0)
+    return v, jnp.sum(x * y)
+
+  v, x = params_of({'v': (4, 3, 5), 'x': (3, 5)}).values()
+  expected = two_rows(v, x, jnp.int32(1))
+  monkeypatch.setenv(fused.VARIABLE, said)
+  found = jax.jit(functools.partial(fused.fused, two_rows))(v, x, jnp.int32(1))
+  assert_close(found, expected, 1e-6, 1e-6)
 
 
 def test_what_the_variable_may_say(monkeypatch):

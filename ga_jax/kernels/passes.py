@@ -406,8 +406,8 @@ _INSIDE = ('element', 'same', 'read')
 def _groups(program: Program, nodes, makers):
   """(outputs, writes, sums) of what can be done in one pass.
 
-  What waits for a sum is in another pass than the sum, which is counted as a
-  level.
+  What waits for a sum, or for a buffer with a new row, is in another pass than
+  these, which is counted as a level.
   """
   several = [aval.size > 1 for aval in program.avals]
   root = list(range(len(several)))
@@ -421,7 +421,7 @@ def _groups(program: Program, nodes, makers):
   wanted = set(program.outputs)
   for node in nodes:
     own = max((level[i] for i in node.inputs), default=0)
-    waits = node.kind in ('sum', 'other')
+    waits = node.kind in ('sum', 'write', 'other')
     level.update(dict.fromkeys(node.outputs, own + waits))
     if node.kind in ('element', 'same'):
       for i in node.inputs:
@@ -444,7 +444,7 @@ def _groups(program: Program, nodes, makers):
       groups[find(out), level[out]][0].append(out)
     if node.kind == 'write':
       row = node.inputs[1]
-      groups[find(row), level[node.outputs[0]]][1].append(node)
+      groups[find(row), level[node.outputs[0]] - 1][1].append(node)
   last = {}
   for of, own in groups:
     last[of] = max(own, last.get(of, 0))
