@@ -260,6 +260,132 @@ def test_rows_are_written_one_after_the_other(monkeypatch, said):
   assert_close(found, expected, 1e-6, 1e-6)
 
 
+def two_scalars(b, x, i, j):
+  del b, i, j
+  s = jnp.sum(x)
+  factors = [
+    jax.lax.cond(
+      s > 0, jax.jit(lambda s, c=c: s * np.float32(c)), lambda s: s - 1, s
+    )
+    for c in (2, 7)
+  ]
+  return x * factors[0], x * factors[1], s
+
+
+def row(b, i):
+  return jax.lax.dynamic_index_in_dim(b, i, 0, keepdims=False)
+
+
+def with_row(b, x, i):
+  return jax.lax.dynamic_update_index_in_dim(b, x, i, 0)
+
+
+def of_another_level(b, x, i, j):
+  del b, i, j
+  y = x * 2
+  z = y[::-1] * 2
+  return y, z, jnp.sum(y), jnp.sum(z)
+
+
+def raw_sums(b, x, i, j):
+  del b, i, j
+  return (x + 1) * jnp.sum(x), x * 2, jnp.sum(x), jnp.max(x)
+
+
+def nested_constant(b, x, i, j):
+  del b, i, j
+  y = jax.jit(lambda y: y * jnp.float32(3))(x)
+  return y, jnp.sum(y)
+
+
+def counted(b, x, i, j):
+  del b, j
+  n = jnp.arange(15, dtype=jnp.int32).reshape(x.shape) + 2**24 + i
+  return n * 2, jnp.max(n) - 2**24, jnp.sum(n), x * 2, jnp.sum(x)
+
+
+def not_numbers(b, x, i, j):
+  del b, i, j
+  x = jnp.where(x == x[0, 0], jnp.nan, x)
+  return jnp.maximum(x, 0.0), jnp.max(x), jnp.min(x), jnp.sum(x)
+
+
+def masks(b, x, i, j):
+  del b, i, j
+  m = x > 0
+  return jnp.where(m, x, 0.0), m & (x > 1), jnp.copy(x) * 2, jnp.sum(x)
+
+
+PROGRAMS = [
+  *(two_scalars, of_another_level, raw_sums, nested_constant, counted),
+  *(not_numbers, masks),
+  lambda b, x, i, j: (with_row(b, x * 2, i), with_row(b, x * 3, j)),
+  lambda b, x, i, j: (with_row(with_row(b, x * 2, i), x * 3, j), x),
+  lambda b, x, i, j: (row(b, i) * row(b, j) * x, jnp.sum(row(b, i) * x)),
+  lambda b, x, i, j: (with_row(b, row(b, j) + x, i), row(b, j) + x),
+  lambda b, x, i, j: (with_row(b, row(b, i + 7) + x, i + 7), x),
+  lambda b, x, i, j: (with_row(b, row(b, i - 99) + x, i - 99), x),
+  lambda b, x, i, j: (with_row(b, x, (jnp.sum(x) > 0).astype(int)), x * 2),
+  lambda b, x, i, j: (x.astype(jnp.bfloat16) * 2, jnp.sum(x)),
+]
+
+
+@pytest.mark.parametrize('said', INTERPRETED)
+@pytest.mark.parametrize('number', range(len(PROGRAMS)))
+def test_any_program_has_the_results_of_the_formula(monkeypatch, number, said):
+  b, x = params_of({'v': (4, 3, 5), 'x': (3, 5)}).values()
+  args = b, x, jnp.int32(1), jnp.int32(2)
+  expected = jax.jit(PROGRAMS[number])(*args)
+  monkeypatch.setenv(fused.VARIABLE, said)
+  found = jax.jit(functools.partial(fused.fused, PROGRAMS[number]))(*args)
+  assert_close(found, expected, 1e-6, 1e-6)
+
+
+@pytest.mark.parametrize('platform', ['cuda', 'tpu'])
+@pytest.mark.parametrize('shape', [(12, 128), (3, 3, 5, 16)])
+def test_every_operation_is_lowered(platform, shape):
+  """`sign` asks for the kind of the TPU, which is not here."""
+  x = jnp.ones(shape)
+  one = [*(jnp.abs, jnp.exp, jnp.isfinite, jnp.log, jnp.log1p, jnp.tanh)]
+  one += [*(jnp.sqrt, jax.lax.rsqrt, jnp.square, jnp.negative)]
+  one += [jnp.sign] if platform == 'cuda' else []
+  two = [*(jnp.add, jnp.subtract, jnp.multiply, jnp.divide, jnp.power)]
+  two += [*(jnp.maximum, jnp.minimum, jnp.equal, jnp.less, jnp.greater_equal)]
+
+  def all_of_them(x, y):
+    found = [f(x) for f in one] + [f(x, y) for f in two]
+    bits = (x > 0) & (y > 0) | ~((x != y) ^ (x <= y))
+    return *found, jnp.where(bits, x, y**3), jnp.sum(x), jnp.max(x)
+
+  traced = jax.jit(functools.partial(fused.fused, all_of_them)).trace(x, x)
+  text = traced.lower(lowering_platforms=(platform,)).as_text()
+  call = {'cuda': 'triton', 'tpu': 'tpu_custom_call'}[platform]
+  assert text.count(f'@{call}') + text.count(f'xla.gpu.{call}') > 0
+
+
+def test_a_program_of_parts_is_the_formula():
+  """Within `shard_map`, and where axes are explicit."""
+  x = jnp.arange(256.0)
+
+  def doubled(x):
+    return fused.fused(lambda x: (x * 2, jnp.sum(x)), x)[0]
+
+  for kind in jax.sharding.AxisType.Auto, jax.sharding.AxisType.Explicit:
+    mesh = jax.make_mesh((1,), ('i',), axis_types=(kind,))
+    spec = jax.sharding.PartitionSpec('i')
+    fn = doubled
+    if kind == jax.sharding.AxisType.Auto:
+      fn = jax.shard_map(doubled, mesh=mesh, in_specs=spec, out_specs=spec)
+    there = jax.device_put(x, jax.sharding.NamedSharding(mesh, spec))
+    jax.jit(fn).trace(there).lower(lowering_platforms=('cuda',))
+    np.testing.assert_array_equal(jax.jit(fn)(there), 2 * x)
+
+
+def test_what_is_no_tuple_is_told():
+  with pytest.raises(TypeError, match='must return a tuple, got dict'):
+    jax.jit(lambda x: fused.fused(lambda x: {'x': x}, x))(jnp.ones(3))
+
+
 def test_what_the_variable_may_say(monkeypatch):
   monkeypatch.setenv(fused.VARIABLE, 'pallas')
   with pytest.raises(ValueError, match=r"reference, .* got 'pallas'"):

@@ -35,6 +35,11 @@ def place(program: passes.Program, one: passes.Pass, i: int):
   return (0 if kind else 1), alike.index(i)
 
 
+def in_range(index, rows: int):
+  """An index moved into 0 to rows − 1."""
+  return jnp.minimum(jnp.maximum(jnp.int32(index), 0), rows - 1)
+
+
 def aliases(program: passes.Program, group: passes.Group) -> dict[int, int]:
   """Operands that results are written over, and these; positions."""
   operands = [i for one in group.members for i in one.arrays + one.buffers]
@@ -95,7 +100,7 @@ def body(
 
   def scalar(i):
     if i in program.constants:
-      return program.constants[i]
+      return program.constants[i].reshape(())
     which, at = place(program, one, i)
     return vectors[which][at]
 
@@ -109,11 +114,16 @@ def body(
         values[i] = jnp.full(shape, scalar(i)).astype(dtype)
     return values[i]
 
+  def row_of(node):
+    """The index of a row as XLA takes it: moved into the range."""
+    buffer, *_, index = node.inputs[: 3 if node.kind == 'write' else 2]
+    return in_range(scalar(index), program.avals[buffer].shape[0])
+
   for node in one.nodes:
     if node.kind == 'same':
       out = value(passes.source(node))
     elif node.kind == 'read':
-      out = read(sources[node.inputs[0]], scalar(node.inputs[1]))
+      out = read(sources[node.inputs[0]], row_of(node))
     else:
       dtype = program.avals[node.outputs[0]].dtype
       out = _element(node, map(value, node.inputs), dtype)
@@ -124,12 +134,12 @@ def body(
     block = value(node.inputs[0]).astype(jnp.float32)
     if inside is not None:
       block = jnp.where(inside, block, nothing)
-    sums.append(of(block))
+    lost = jnp.sum(jnp.where(block == block, 0.0, block))  # of NaN; else 0
+    sums.append(passes.with_nan(of(block), lost))
   for i in one.outputs:
     write(targets[i], value(i))
   for node in one.writes:
-    _, row, index, *_ = node.inputs
-    write(targets[node.outputs[0]], value(row), scalar(index))
+    write(targets[node.outputs[0]], value(node.inputs[1]), row_of(node))
   return sums
 
 
@@ -166,7 +176,10 @@ def _element(node: passes.Node, inputs, dtype) -> jax.Array:
   if node.primitive.name == 'convert_element_type':
     return inputs[0].astype(dtype)
   wide = [x.astype(jnp.float32) if _is_half(x.dtype) else x for x in inputs]
-  return node.primitive.bind(*wide, **node.params).astype(dtype)
+  found = node.primitive.bind(*wide, **node.params)
+  if node.primitive.name in ('max', 'min'):
+    found = passes.with_nan(found, *wide)
+  return found.astype(dtype)
 
 
 def _is_float(program, i) -> bool:

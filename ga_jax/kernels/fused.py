@@ -5,6 +5,9 @@ mapped, on a CPU and on what is not known it is computed as it is. Where it is
 compiled for an NVIDIA GPU or a TPU, what of it is element-wise, with the sums
 over it and the rows that it replaces, becomes a kernel per leaf: XLA would read
 the parameters once more for the sums.
+
+What is exported for another machine (`jax.export`) should be the formula, with
+GA_JAX_KERNELS=reference: kernels make no promise to later versions of JAX.
 """
 
 import contextlib
@@ -58,6 +61,9 @@ def fused(fn: Callable[..., Any], *args, overwrites: int = 1) -> Any:
 
   Returns:
     What `fn` returns.
+
+  Raises:
+    TypeError: that is no tuple.
   """
   said = choice()
   leaves, structure = jax.tree.flatten(args)
@@ -65,6 +71,7 @@ def fused(fn: Callable[..., Any], *args, overwrites: int = 1) -> Any:
     said == 'reference'
     or _FORMULA.get()
     or not any(isinstance(x, jax.core.Tracer) for x in leaves)
+    or any(map(_is_divided, leaves))
   ):
     return fn(*args)
   is_array = [isinstance(x, (jax.Array, np.ndarray)) for x in leaves]
@@ -77,6 +84,8 @@ def fused(fn: Callable[..., Any], *args, overwrites: int = 1) -> Any:
 
   with formula():  # it may call what is fused itself
     closed, made = jax.make_jaxpr(of_arrays, return_shape=True)(*arrays)
+  if not isinstance(made, tuple):
+    raise TypeError(f'fn must return a tuple, got {type(made).__name__}')
   if closed.effects:
     return fn(*args)
   position = itertools.accumulate(is_array, initial=len(closed.consts))
@@ -87,13 +96,20 @@ def fused(fn: Callable[..., Any], *args, overwrites: int = 1) -> Any:
     'jaxpr': closed.jaxpr,
     'consts': len(closed.consts),
     'pairs': tuple((i, o) for o, i in enumerate(old) if is_array[o]),
+    'interpreted': _INTERPRETED.get(said),
   }
-  flat = [*closed.consts, *arrays]
-  if said in _INTERPRETED:
-    out = _kernels(_INTERPRETED[said], *flat, **params, interpret=True)
-  else:
-    out = _call(params)(*flat)
+  out = _call(params)(*closed.consts, *arrays)
   return jax.tree.unflatten(jax.tree.structure(made), out)
+
+
+def _is_divided(x) -> bool:
+  """Whether its type says that devices have parts of it, or may have."""
+  kind = jax.typeof(x) if isinstance(x, jax.core.Tracer) else None
+  axes = getattr(kind, 'manual_axis_type', None)  # within `jax.shard_map`
+  varying = getattr(axes, 'varying', getattr(kind, 'vma', ()))
+  mesh = getattr(getattr(kind, 'sharding', None), 'mesh', None)
+  explicit = jax.sharding.AxisType.Explicit in getattr(mesh, 'axis_types', ())
+  return bool(varying) or explicit
 
 
 @contextlib.contextmanager
@@ -111,18 +127,18 @@ def _closed(args, jaxpr, consts):
   return jex.ClosedJaxpr(jaxpr, args[:consts]), args[consts:]
 
 
-def _formula(*args, jaxpr, consts, pairs):
-  del pairs
+def _formula(*args, jaxpr, consts, **params):
+  del params
   closed, args = _closed(args, jaxpr, consts)
   return jex.jaxpr_as_fun(closed)(*args)
 
 
-def program(platform, *, jaxpr, consts, pairs) -> passes.Program:
+def program(platform, *, jaxpr, pairs, **params) -> passes.Program:
   """What is computed on a platform, 'cuda' or 'tpu', and by which kernels.
 
   The other arguments are the parameters of an equation of `fused` in a jaxpr.
   """
-  del consts
+  del params
   compiler = _COMPILERS[platform]
   return passes.program(
     jaxpr,
@@ -147,8 +163,8 @@ _fused.def_impl(_formula)
 
 
 @_fused.def_abstract_eval
-def _(*avals, jaxpr, consts, pairs):
-  del avals, consts, pairs
+def _(*avals, jaxpr, **params):
+  del avals, params
   return [var.aval for var in jaxpr.outvars]
 
 
@@ -176,20 +192,21 @@ def _batched(args, dims, **params):
 batching.primitive_batchers[_fused] = _batched
 
 
-def _lowered_for(platform):
+def _lowered_for(platform=None):
+  """How it is lowered for a platform, by default for those without kernels."""
   lower_formula = mlir.lower_fun(_formula, multiple_results=True)
-  lower_kernels = mlir.lower_fun(
-    functools.partial(_kernels, platform), multiple_results=True
-  )
 
-  def lower(ctx, *args, **params):
+  def lower(ctx, *args, interpreted, **params):
     # A kernel is given whole arrays: divided ones it would gather.
-    alone = on_devices.is_alone(ctx)
-    return (lower_kernels if alone else lower_formula)(ctx, *args, **params)
+    kind = interpreted or platform
+    if kind is None or not on_devices.is_alone(ctx):
+      return lower_formula(ctx, *args, **params)
+    kernels = functools.partial(_kernels, kind, interpret=bool(interpreted))
+    return mlir.lower_fun(kernels, multiple_results=True)(ctx, *args, **params)
 
   return lower
 
 
-mlir.register_lowering(_fused, mlir.lower_fun(_formula, multiple_results=True))
+mlir.register_lowering(_fused, _lowered_for())
 for _platform in _COMPILERS:
   mlir.register_lowering(_fused, _lowered_for(_platform), platform=_platform)

@@ -6,6 +6,7 @@ be given a copy. The steps of a kernel are made one after the other, and what
 its sums come to is kept between them.
 """
 
+import collections
 import functools
 import math
 from typing import NamedTuple
@@ -35,8 +36,14 @@ class View(NamedTuple):
 
 
 def fits(one: passes.Pass) -> bool:
-  """Not rows of vectors: a tile holds numbers of several rows."""
-  return not (one.buffers and len(one.shape) == 1)
+  """Not rows of vectors, of which a tile holds several; one row per buffer."""
+  if one.buffers and len(one.shape) == 1:
+    return False
+  rows = collections.defaultdict(set)
+  for node in (*one.nodes, *one.writes):
+    if node.kind in ('read', 'write'):
+      rows[node.inputs[0]].add(node.inputs[1 + (node.kind == 'write')])
+  return all(len(some) == 1 for some in rows.values())
 
 
 def run(program, group: passes.Group, given, *, interpret: bool = False):
@@ -82,23 +89,25 @@ def run(program, group: passes.Group, given, *, interpret: bool = False):
       add = passes.REDUCTIONS[node.primitive.name].add
       partial[i] = add(partial[i], x)
 
-  def spec(row=None):
-    """Of a leaf, or of the row of a buffer that an index says."""
-    if row is None:
-      return pl.BlockSpec(view.block, lambda *at: at[:rank])
-    if row in program.constants:
-      return pl.BlockSpec(
-        (None, *view.block), lambda *at: (program.constants[row], *at[:rank])
-      )
-    which, number = bodies.place(program, one, row)
-    return pl.BlockSpec(
-      (None, *view.block),
-      lambda *at: (at[rank + which][number], *at[:rank]),
-    )
+  index = {n.inputs[0]: n.inputs[1] for n in one.nodes if n.kind == 'read'}
+  index |= {node.inputs[0]: node.inputs[2] for node in one.writes}
 
-  reads = {
-    node.inputs[0]: node.inputs[1] for node in one.nodes if node.kind == 'read'
-  } | {node.inputs[0]: node.inputs[2] for node in one.writes}
+  def spec(buffer=None):
+    """Of a leaf, or of the row of a buffer."""
+    if buffer is None:
+      return pl.BlockSpec(view.block, lambda *at: at[:rank])
+
+    def where(*at):
+      at, vectors = at[:rank], at[rank:]
+      if index[buffer] in program.constants:
+        row = program.constants[index[buffer]]
+      else:
+        which, number = bodies.place(program, one, index[buffer])
+        row = vectors[which][number]
+      return bodies.in_range(row, program.avals[buffer].shape[0]), *at
+
+    return pl.BlockSpec((None, *view.block), where)
+
   rest = given[len(one.scalars) :]
   operands = [_seen(jnp.asarray(x), one.shape, view) for x in rest]
   avals = bodies.made(program, one)
@@ -106,7 +115,7 @@ def run(program, group: passes.Group, given, *, interpret: bool = False):
     jax.eval_shape(lambda x: _seen(x, one.shape, view), aval) for aval in avals
   ]
   out_specs = [spec()] * len(one.outputs)
-  out_specs += [spec(node.inputs[2]) for node in one.writes]
+  out_specs += [spec(node.inputs[0]) for node in one.writes]
   if one.sums:
     shapes.append(jax.ShapeDtypeStruct((len(one.sums),), jnp.float32))
     out_specs.append(pl.BlockSpec(memory_space=tpu.SMEM))
@@ -117,8 +126,7 @@ def run(program, group: passes.Group, given, *, interpret: bool = False):
     grid_spec=tpu.PrefetchScalarGridSpec(
       num_scalar_prefetch=bodies.SCALARS,
       grid=view.grid,
-      in_specs=[spec()] * len(one.arrays)
-      + [spec(reads[i]) for i in one.buffers],
+      in_specs=[spec()] * len(one.arrays) + list(map(spec, one.buffers)),
       out_specs=out_specs,
     ),
     input_output_aliases=bodies.aliases(program, group),

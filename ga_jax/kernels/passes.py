@@ -18,6 +18,13 @@ import jax.numpy as jnp
 import numpy as np
 
 
+def with_nan(found, *told):
+  """A result, or the NaN among what it is made of: Triton's max loses it."""
+  for x in told:
+    found = jnp.where(x == x, found, x)
+  return found
+
+
 class Reduction(NamedTuple):
   """How numbers are brought together to one."""
 
@@ -41,12 +48,16 @@ _SAME = (
 )
 # fmt: off
 _ELEMENTWISE = frozenset((
-  'abs', 'add', 'and', 'convert_element_type', 'copy', 'div', 'eq', 'exp',
-  'expm1', 'ge', 'gt', 'integer_pow', 'is_finite', 'le', 'log', 'log1p', 'lt',
+  'abs', 'add', 'and', 'convert_element_type', 'div', 'eq', 'exp', 'ge',
+  'gt', 'integer_pow', 'is_finite', 'le', 'log', 'log1p', 'lt',
   'max', 'min', 'mul', 'ne', 'neg', 'not', 'or', 'pow', 'rsqrt', 'select_n',
   'sign', 'sqrt', 'square', 'sub', 'tanh', 'xor',
 ))
 # fmt: on
+# Whose parameters are told apart by how they are written.
+_COMPARED = _ELEMENTWISE.union(
+  _SAME, REDUCTIONS, ('dynamic_slice', 'dynamic_update_slice')
+)
 _DTYPES = ('float32', 'bfloat16', 'float16', 'int32', 'bool')
 _MOST_RECOMPUTED = 2  # arrays that an output may be computed from outside
 
@@ -70,6 +81,7 @@ class Pass(NamedTuple):
   """What is done to arrays of `shape`, block by block."""
 
   shape: tuple[int, ...]
+  level: int  # how many passes must be made before, at most
   nodes: tuple[Node, ...]  # element, same and read, in their order
   arrays: tuple[int, ...]  # that are read
   scalars: tuple[int, ...]  # that are read
@@ -150,7 +162,12 @@ def program(
   inputs = tuple(flat.new(var.aval) for var in given)
   outputs = tuple(flat.add(jaxpr, dict(zip(given, inputs, strict=True))))
   found = Program(flat.avals, flat.constants, flat.nodes, inputs, outputs)
-  over = {outputs[o]: inputs[i] for i, o in pairs}
+  over = {
+    outputs[o]: inputs[i]
+    for i, o in pairs
+    if flat.avals[inputs[i]].dtype == flat.avals[outputs[o]].dtype
+    and flat.avals[inputs[i]].shape == flat.avals[outputs[o]].shape
+  }
   groups = _alike(found, filter(fits, _passes(found, over)), small, most)
   return found._replace(groups=tuple(groups))
 
@@ -167,7 +184,7 @@ def run(program: Program, args: Sequence[jax.Array], run_group: Callable):
   values = dict(zip(program.inputs, args, strict=True)) | program.constants
   makers = {out: node for node in program.nodes for out in node.outputs}
   makers |= {out: group for group in program.groups for out in group.made}
-  wanted = list(program.outputs)
+  wanted, begun = list(program.outputs), set()
   while wanted:
     if wanted[-1] in values:
       wanted.pop()
@@ -177,6 +194,9 @@ def run(program: Program, args: Sequence[jax.Array], run_group: Callable):
     given = maker.inputs if node else maker.given
     missing = [i for i in given if i not in values]
     if missing:
+      if id(maker) in begun:
+        raise RuntimeError('a kernel waits for itself; this is a fault of ours')
+      begun.add(id(maker))
       wanted.extend(missing)
       continue
     told = [values[i] for i in given]
@@ -185,7 +205,8 @@ def run(program: Program, args: Sequence[jax.Array], run_group: Callable):
         zip(maker.made, run_group(program, maker, told), strict=True)
       )
       continue
-    out = maker.primitive.bind(*told, **maker.params)
+    params = maker.primitive.get_bind_params(maker.params)
+    out = maker.primitive.bind(*told, **params)
     if not maker.primitive.multiple_results:
       out = [out]
     values.update(zip(maker.outputs, out, strict=True))
@@ -206,6 +227,7 @@ class _Flat:
     self._branches = {}  # index of a platform: the branch of this one
     self._known = {}  # what is computed: its outputs
     self._written = {}  # buffer with a new row: (row, index)
+    self._overwritten = set()  # buffers of which a row is replaced
 
   def new(self, aval) -> int:
     """Numbers a value."""
@@ -234,8 +256,10 @@ class _Flat:
 
   def _constant(self, aval, value) -> int:
     key = len(self.avals)
-    if aval.size == 1 and not isinstance(value, jax.core.Tracer):
-      key = str(aval), np.asarray(value).tobytes()
+    is_key = jax.dtypes.issubdtype(aval.dtype, jax.dtypes.extended)
+    if aval.size == 1 and not is_key:
+      value = np.asarray(value)  # which a kernel may hold
+      key = str(aval), value.tobytes()
     if key not in self._known:
       self._known[key] = self.new(aval)
       self.constants[self._known[key]] = value
@@ -249,11 +273,13 @@ class _Flat:
     if name == 'cond' and inputs[0] in self._branches:
       inner = params['branches'][self._branches[inputs[0]]]
       return self._inner(inner, inputs[1:])
-    if name == 'stop_gradient':
+    if name in ('copy', 'stop_gradient'):
       return inputs
+    if not eqn.outvars:
+      return ()
     kind = self._kind(eqn, inputs)
     spread = kind == 'same' and all(self.avals[i].size == 1 for i in inputs)
-    if kind == 'other' or spread:  # of functions; what leaves would share
+    if name not in _COMPARED or spread:  # which leaves would share
       return self._computed(kind, eqn, inputs)
     key = eqn.primitive, repr(sorted(params.items())), inputs
     if key not in self._known:
@@ -269,11 +295,15 @@ class _Flat:
     if kind == 'write':
       self._written[outputs[0]] = inputs[1:]
     if eqn.primitive.name == 'platform_index':
-      self._branches[outputs[0]] = next(
-        i
-        for i, some in enumerate(eqn.params['platforms'])
-        if some is None or self._platform in some
-      )
+      platforms = eqn.params['platforms']
+      mine = [
+        i for i, p in enumerate(platforms) if not p or self._platform in p
+      ]
+      if not mine:
+        raise NotImplementedError(
+          f'platform_dependent is of {platforms}, and not of {self._platform}'
+        )
+      self._branches[outputs[0]] = mine[0]
     self.nodes.append(Node(kind, eqn.primitive, eqn.params, inputs, outputs))
     return outputs
 
@@ -286,8 +316,11 @@ class _Flat:
     if any(str(aval.dtype) not in _DTYPES for aval in (*avals, out)):
       return 'other'
     cores = {core(aval.shape) for aval in arrays}
+    real = jnp.issubdtype(out.dtype, jnp.floating)
     if name in REDUCTIONS:
-      return 'sum' if out.size == 1 else 'other'
+      return 'sum' if out.size == 1 and real else 'other'
+    if name in ('max', 'min') and not real:
+      return 'other'
     if name in ('dynamic_slice', 'dynamic_update_slice'):
       writes = name == 'dynamic_update_slice'
       part = avals[1] if writes else out
@@ -295,9 +328,13 @@ class _Flat:
         return 'same'
       rest = inputs[2 + writes :]
       whole = part.size > 1 and part.shape == (1, *avals[0].shape[1:])
-      if whole and all(self.constants.get(i) == 0 for i in rest):
-        return 'write' if writes else 'read'
-      return 'other'
+      if not whole or any(self.constants.get(i) != 0 for i in rest):
+        return 'other'
+      if not writes:
+        return 'read'
+      first = inputs[0] not in self._overwritten  # the others copy the buffer
+      self._overwritten.add(inputs[0])
+      return 'write' if first else 'other'
     if name in _SAME and cores <= {core(out.shape)}:
       return 'same'
     if name in _ELEMENTWISE and cores == {core(out.shape)}:
@@ -315,7 +352,7 @@ def _passes(program: Program, over: dict[int, int]) -> Iterator[Pass]:
   nodes = _alive(program)
   makers = {out: node for node in nodes for out in node.outputs}
   groups = _groups(program, nodes, makers)
-  for outputs, writes, sums in groups:
+  for level, (outputs, writes, sums) in groups:
     outputs = _not_recomputed(program, makers, outputs, over)
     if not (outputs or writes) or not (sums or writes):
       continue
@@ -333,13 +370,16 @@ def _passes(program: Program, over: dict[int, int]) -> Iterator[Pass]:
       if node.kind == 'read':
         some = (node.inputs[1],)
       read |= dict.fromkeys(some)
-    read |= dict.fromkeys(node.inputs[2] for node in writes)
-    read |= dict.fromkeys(outputs)  # which may be inputs
+    for node in writes:
+      read |= dict.fromkeys(node.inputs[1:3])
+    read |= dict.fromkeys(node.inputs[0] for node in sums)
+    read |= dict.fromkeys(outputs)  # all of which may be inputs
     read = [i for i in read if i not in inside]
     arrays = tuple(i for i in read if program.avals[i].size > 1)
     first = writes[0].inputs[1] if writes else (*outputs, *arrays)[0]
     yield Pass(
       shape=core(program.avals[first].shape),
+      level=level,
       nodes=own,
       arrays=arrays,
       scalars=tuple(
@@ -383,6 +423,7 @@ def _signature(program: Program, one: Pass):
 
   arrays = one.arrays + one.buffers + one.outputs
   return (
+    one.level,
     one.scalars,
     tuple((number(i), str(program.avals[i].dtype)) for i in arrays),
     tuple(map(written, one.nodes + one.writes + one.sums)),
@@ -404,7 +445,7 @@ _INSIDE = ('element', 'same', 'read')
 
 
 def _groups(program: Program, nodes, makers):
-  """(outputs, writes, sums) of what can be done in one pass.
+  """(level, (outputs, writes, sums)) of what can be done in one pass.
 
   What waits for a sum, or for a buffer with a new row, is in another pass than
   these, which is counted as a level.
@@ -435,7 +476,8 @@ def _groups(program: Program, nodes, makers):
   for node in reversed(nodes):
     if node.kind == 'same' and wanted.intersection(node.outputs):
       wanted.add(source(node))  # a reshape costs nothing outside
-    if node.kind in _INSIDE or awaited.intersection(node.outputs):
+    inside = (*_INSIDE, 'write')
+    if node.kind in inside or awaited.intersection(node.outputs):
       awaited.update(node.inputs)
   groups = collections.defaultdict(lambda: ([], [], []))
   for node in nodes:
@@ -454,7 +496,7 @@ def _groups(program: Program, nodes, makers):
       if not awaited.intersection(node.outputs):  # it has time
         own = last.get(of, own)
       groups[of, own][2].append(node)
-  return [tuple(map(tuple, group)) for group in groups.values()]
+  return [(own, tuple(map(tuple, group))) for (_, own), group in groups.items()]
 
 
 def _before(program, makers, wanted, until=()) -> set[int]:

@@ -49,8 +49,9 @@ def run(program, group: passes.Group, given, *, interpret: bool = False):
     def read(refs, row=None):
       found = None
       for i, ref in enumerate(refs):
-        other = None if inside is None else 0
+        other = None if inside is None else jnp.zeros([], ref.dtype)
         x = triton.load(at(ref, row), mask=of(i), other=other)
+        x = x.astype(ref.dtype)
         found = x if found is None else jnp.where(leaf == i, x, found)
       return found
 
