@@ -130,6 +130,11 @@ def finish(where: dict[str, object], rows: list[dict], targets=()):
   """
   for target in targets:
     print(target)
+  write(where, rows, targets)
+
+
+def write(where: dict[str, object], rows: list[dict], targets=()):
+  """Writes what there is so far; see `finish`."""
   if _JSON.value:
     met = [
       {**t._asdict(), 'measured': t.measured._asdict(), 'met': t.met}
