@@ -52,6 +52,9 @@ _DEVICE = flags.DEFINE_enum('device', 'h100', list(compilers.COMPILERS), 'for')
 _RULES = flags.DEFINE_list('rules', [], 'to compile, all by default')
 _LAYOUTS = flags.DEFINE_list('layouts', list(LAYOUTS), 'of the parameters')
 _DTYPE = flags.DEFINE_enum('dtype', 'float32', DTYPES, 'of the parameters')
+_GO_ON = flags.DEFINE_bool(
+  'go_on', False, 'keep the rows that --json has already; all of it takes long'
+)
 
 LIMITS = """
 The optax path hands updates out, as optax does: an array is written by the
@@ -145,18 +148,32 @@ def main(_):
   where = {
     'compiled for': compilers.device(_DEVICE.value).device_kind,
     'jax': jax.__version__,
+    'parameters': _DTYPE.value,
   }
-  rows = []
-  for layout in _LAYOUTS.value:
-    timing.say(HEAD)
-    for path, name in itertools.product(PATHS, named_rules.named()):
-      plain = (
-        name == named_rules.SGD and path == 'server'
-      )  # there it is the rule asgd
-      if not plain and (not _RULES.value or name in _RULES.value):
-        rows.append(of_rule(layout, path, name))
-        timing.write(where, rows)  # all of it takes long
-  timing.finish(where, rows)
+  rows = kept(where) if _GO_ON.value else {}
+  timing.say(HEAD)
+  for key in itertools.product(LAYOUTS, PATHS, named_rules.named()):
+    layout, path, name = key
+    asked = layout in _LAYOUTS.value and name in (_RULES.value or key)
+    if name == named_rules.SGD and path == 'server':
+      continue  # there it is the rule asgd
+    if key not in rows and not asked:
+      continue
+    if key not in rows:
+      rows[key] = of_rule(layout, path, name)
+    timing.say(line(rows[key]))
+    timing.write(where, list(rows.values()))  # all of it takes long
+  timing.finish(where, list(rows.values()))
+
+
+def kept(where: dict[str, Any]) -> dict[tuple[str, str, str], dict[str, Any]]:
+  """Rows of an earlier call for the same device and JAX."""
+  found = timing.written()
+  same = found and found['machine'] == where
+  return {
+    (row['layout'], row['path'], row['rule']): row
+    for row in (found['rows'] if same else [])
+  }
 
 
 HEAD = (
@@ -165,17 +182,21 @@ HEAD = (
 )
 
 
+def line(row: dict[str, Any]) -> str:
+  """Of the table."""
+  launches = '-' if row['launches'] is None else row['launches']
+  return (
+    f'{row["layout"]:6}  {row["rule"]:20}  {row["path"]:6} {row["moved"]:6.2f} '
+    f'{row["floor"]:6.2f} {row["temporary"]:10.2f} {row["in_place"]:9.2f} '
+    f'{launches:>9}  {row["kernels"]} of {row["planned"]}'
+  )
+
+
 def of_rule(layout: str, path: str, name: str) -> dict[str, Any]:
   """Compiles a rule's update."""
   rule, dtype = named_rules.named()[name](), jnp.dtype(_DTYPE.value)
   step = steps(rule, LAYOUTS[layout], dtype)[path]
   row = measured(_DEVICE.value, step)
-  launches = '-' if row['launches'] is None else row['launches']
-  kernels = f'{row["kernels"]} of {row["planned"]}'
-  timing.say(
-    f'{layout:6}  {name:20}  {path:6} {row["moved"]:6.2f} {row["floor"]:6.2f} '
-    f'{row["temporary"]:10.2f} {row["in_place"]:9.2f} {launches:>9}  {kernels}'
-  )
   return {'layout': layout, 'rule': name, 'path': path, **row}
 
 
