@@ -12,8 +12,7 @@ Each leaves OUT/NAME.json as soon as it is done, with the device and JAX's
 version; OUT/README.md shows what there is. It may be killed at any moment: the
 same command goes on with what was not done. What fails or takes too long leaves
 its error, and what it had measured, and is tried again by the next call. A
-folder belongs to one device. --tiny tries the command out, on a CPU in two
-minutes.
+folder belongs to one device. --tiny tries the command out, on a CPU too.
 """
 
 import ctypes
