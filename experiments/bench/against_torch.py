@@ -22,7 +22,6 @@ import time
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from absl import flags
 
 import ga_jax
@@ -32,7 +31,6 @@ from experiments.script import launch, shared_flags
 from experiments.settings import table as settings_lib
 from experiments.tasks import classification
 from ga_jax import clocks, data, policies, rules
-from ga_jax.job import source
 from ga_jax.simulation import virtual_cluster
 
 LIMITS = """
@@ -145,18 +143,7 @@ class Ours:
 
   def __init__(self, problem: twin_problems.TwinProblem, num_workers: int):
     params, state = twin_problems.initial(problem)
-
-    def load(resident, indices, key):
-      del key
-      return jax.tree.map(lambda x: x[indices], resident)
-
-    self.source = source.Source(
-      data.base.shuffled(
-        twin_problems.EXAMPLES, problem.batch_size, twin_problems.SEED
-      ),
-      load,
-      jax.tree.map(jnp.asarray, twin_problems.examples(problem)),
-    )
+    self.source = twin_problems.source(problem)
     self.loss_fn = classification.cross_entropy(problem.make())
     self._job = ga_jax.Job(
       self.loss_fn,

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from absl import flags
 
-from experiments.bench import timing
+from experiments.bench import compilers, timing
 from experiments.reporting import tables
 from experiments.script import launch, shared_flags
 from experiments.settings import path_flags
@@ -33,16 +33,32 @@ class Bench(NamedTuple):
     name: of its module.
     flags: with which it takes half a minute or so on two cores.
     needs: a package that is not installed everywhere; it is left out then.
+    of: which of several, whose figures are in files of their own.
   """
 
   name: str
   flags: tuple[str, ...] = ()
   needs: str = 'jax'
+  of: str = ''
+
+  @property
+  def figures(self) -> str:
+    """The name of its file."""
+    return f'{self.name}_{self.of}' if self.of else self.name
 
 
 BENCHES = (
   Bench('simulation_overhead', ('--rounds=3',)),
   Bench('update_kernel', ('--rounds=3', '--dtypes=float32')),
+  *(
+    Bench(
+      'compiled_for',
+      (f'--device={device}', '--layouts=vector,matrix'),
+      compiler.package,
+      of=device,
+    )
+    for device, compiler in compilers.COMPILERS.items()
+  ),
   Bench('growth'),
   Bench('memory'),
   Bench('memory_per_update', ('--updates=20000',)),
@@ -110,7 +126,7 @@ def run(bench: Bench) -> bool:
 
 def path(bench: Bench) -> str:
   """Where a benchmark's figures are."""
-  return os.path.join(_FOLDER.value, f'{bench.name}.json')
+  return os.path.join(_FOLDER.value, f'{bench.figures}.json')
 
 
 def page() -> str:
@@ -121,7 +137,7 @@ def page() -> str:
       with open(path(bench), encoding='utf-8') as file:
         measured.append((bench, json.load(file)))
   rows = [
-    (bench.name, *verdict(target))
+    (bench.figures, *verdict(target))
     for bench, results in measured
     for target in results['targets']
   ]
@@ -149,7 +165,7 @@ def section(bench: Bench, results: dict) -> str:
   machine = ', '.join(f'{k} {v}' for k, v in results['machine'].items())
   printed = '\n'.join(results['printed'])
   return (
-    f'## {bench.name}\n\n{title}\n\n`{results["command"]}` ({machine})\n\n'
+    f'## {bench.figures}\n\n{title}\n\n`{results["command"]}` ({machine})\n\n'
     f'```\n{printed}\n```\n{limits}'
   )
 

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import optax
 from absl import flags
 
-from experiments.bench import blocks, random_images, timing
+from experiments.bench import blocks, random_images, timing, twin_problems
 from experiments.running import compilation
 from experiments.script import launch, shared_flags
 from experiments.tasks import classification
@@ -54,7 +54,7 @@ N times the parameters: once it exceeds the last cache, the row that is read and
 the one that is written come from memory.
 """
 
-RATE, CLASSES, EXAMPLES, SHAPE = 0.01, 10, 5120, (28, 28, 1)
+RATE, CLASSES, EXAMPLES = 0.01, 10, 5120
 LONG, LOW, HIGH = 5.0, 1.05, 1.15  # ms; the bound from there on, and below
 
 
@@ -62,7 +62,7 @@ class Load(NamedTuple):
   """A model and what it is measured on.
 
   Attributes:
-    model: a name in `models.MODELS`.
+    model: a name in `models.MODELS`, or `TRANSFORMER`.
     batch_size: examples per gradient.
     updates: per turn, a multiple of every block's length.
     workers: numbers of simulated workers.
@@ -72,13 +72,20 @@ class Load(NamedTuple):
   batch_size: int
   updates: int
   workers: tuple[int, ...] = (4, 16, 64, 256)
+  shape: tuple[int, int, int] = (28, 28, 1)
 
 
+TRANSFORMER = 'byte_transformer'
 PROBLEMS = {
   'mlp_bn-2560': Load('mlp_bn', 2560, 64),
   'mlp_bn-320': Load('mlp_bn', 320, 128),
   # Its unrolled blocks take seconds to compile, for each number of workers.
   'cnn_bn-64': Load('cnn_bn', 64, 128, (4, 256)),
+}
+OF_ACCELERATORS = {  # they take long on a CPU
+  'mlp_bn-128': Load('mlp_bn', 128, 256, (16,)),
+  'transformer-16': Load(TRANSFORMER, 16, 256, (16,)),
+  'resnet20-128': Load('resnet20', 128, 64, (16,), (32, 32, 3)),
 }
 
 _PROBLEMS = flags.DEFINE_list('problems', list(PROBLEMS), 'to measure')
@@ -88,7 +95,9 @@ compilation.define_flag()
 
 def prepare():
   """Checks which problems were asked for."""
-  shared_flags.check_names('problems', _PROBLEMS.value, PROBLEMS)
+  shared_flags.check_names(
+    'problems', _PROBLEMS.value, PROBLEMS | OF_ACCELERATORS
+  )
 
 
 def main(_):
@@ -103,7 +112,7 @@ def main(_):
 
 def compared(name: str) -> tuple[list[dict], list[timing.Target]]:
   """Measures one problem, its candidates in turns."""
-  problem = PROBLEMS[name]
+  problem = (PROBLEMS | OF_ACCELERATORS)[name]
   task = Measurable(problem)
   turns = {
     'gradient': task.loop(None),
@@ -144,12 +153,19 @@ class Measurable:
   """A problem, ready to be measured."""
 
   def __init__(self, problem: Load):
-    model = models.MODELS[problem.model](CLASSES)
+    if problem.model == TRANSFORMER:
+      twin = twin_problems.PROBLEMS['transformer_1024']
+      twin = twin._replace(batch_size=problem.batch_size)
+      model, self._source = twin.make(), twin_problems.source(twin)
+      self._start = twin_problems.initial(twin)
+    else:
+      model = models.MODELS[problem.model](CLASSES)
+      self._source = random_images.source(
+        EXAMPLES, problem.shape, CLASSES, problem.batch_size
+      )
+      example = jnp.zeros((1, *problem.shape))
+      self._start = model.init(jax.random.key(0), example)
     self._loss = classification.cross_entropy(model)
-    self._source = random_images.source(
-      EXAMPLES, SHAPE, CLASSES, problem.batch_size
-    )
-    self._start = model.init(jax.random.key(0), jnp.zeros((1, *SHAPE)))
     self._updates = problem.updates
     self.parameters = sum(x.size for x in jax.tree.leaves(self._start[0]))
 

@@ -11,12 +11,13 @@ where the rows are the benchmark's own, and printed what it gave to `say`.
 `experiments.bench.all` makes a page of these files.
 """
 
+import json
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -130,6 +131,11 @@ def finish(where: dict[str, object], rows: list[dict], targets=()):
   """
   for target in targets:
     print(target)
+  write(where, rows, targets)
+
+
+def write(where: dict[str, object], rows: list[dict], targets=()):
+  """Writes what there is so far; see `finish`."""
   if _JSON.value:
     met = [
       {**t._asdict(), 'measured': t.measured._asdict(), 'met': t.met}
@@ -143,6 +149,14 @@ def finish(where: dict[str, object], rows: list[dict], targets=()):
       'rows': rows,
     }
     files.write_json(_JSON.value, results)
+
+
+def written() -> dict[str, Any]:
+  """What --json holds from an earlier call; {} where there is nothing."""
+  if not (_JSON.value and os.path.exists(_JSON.value)):
+    return {}
+  with open(_JSON.value, encoding='utf-8') as file:
+    return json.load(file)
 
 
 def _command() -> str:

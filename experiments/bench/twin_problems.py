@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.bench import byte_transformer
-from ga_jax import models
+from ga_jax import data, models
+from ga_jax.job import source as batches
 
 CLASSES, EXAMPLES, SEED = 10, 1024, 0
 
@@ -70,6 +71,20 @@ def examples(problem: TwinProblem) -> tuple[np.ndarray, np.ndarray]:
     return text[:, :-1], text[:, 1:]
   inputs = rng.normal(size=(EXAMPLES, *problem.shape)).astype(np.float32)
   return inputs, rng.integers(0, CLASSES, EXAMPLES).astype(np.int32)
+
+
+def source(problem: TwinProblem) -> batches.Source:
+  """Shuffled batches of the examples, which are on the device once."""
+
+  def load(resident, indices, key):
+    del key
+    return jax.tree.map(lambda x: x[indices], resident)
+
+  return batches.Source(
+    data.base.shuffled(EXAMPLES, problem.batch_size, SEED),
+    load,
+    jax.tree.map(jnp.asarray, examples(problem)),
+  )
 
 
 def initial(problem: TwinProblem):

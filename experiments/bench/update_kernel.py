@@ -28,7 +28,7 @@ import optax
 from absl import flags
 
 import ga_jax
-from experiments.bench import timing
+from experiments.bench import resnet50, timing
 from experiments.script import launch, shared_flags
 from experiments.settings import table
 from ga_jax import rules
@@ -110,24 +110,6 @@ Large pages make updates of this size about twice as cheap in processor time:
 EVERYWHERE = ('SGD', 'SA', 'DC-ASGD', 'DANA-Zero', 'GA')
 
 
-def resnet50_shapes() -> list[tuple[int, ...]]:
-  """The 161 parameter arrays of a ResNet-50 for 1,000 classes."""
-  shapes, channels = [(7, 7, 3, 64), (64,), (64,)], 64
-
-  def convolution(size, channels, filters):  # and its normalisation
-    return [(size, size, channels, filters), (filters,), (filters,)]
-
-  for width, blocks in ((64, 3), (128, 4), (256, 6), (512, 3)):
-    for block in range(blocks):
-      shapes += convolution(1, channels, width)
-      shapes += convolution(3, width, width)
-      shapes += convolution(1, width, 4 * width)
-      if block == 0:  # the shortcut
-        shapes += convolution(1, channels, 4 * width)
-      channels = 4 * width
-  return [*shapes, (channels, 1000), (1000,)]
-
-
 def prepare():
   """Checks what was asked for."""
   shared_flags.check_positive(_SCALE)
@@ -145,7 +127,7 @@ def main(_):
     for name in _SHAPES.value:
       shapes = {
         'flat': [(max(1, int(25_600_000 * _SCALE.value)),)],
-        'ResNet-50': resnet50_shapes(),
+        'ResNet-50': resnet50.shapes(),
       }[name]
       rows += compared(name, shapes, jnp.dtype(dtype))
   timing.finish(where, rows, list(targets(rows)))

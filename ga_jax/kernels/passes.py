@@ -349,7 +349,7 @@ def source(node: Node) -> int:
 
 def _passes(program: Program, over: dict[int, int]) -> Iterator[Pass]:
   """The passes that are worth a kernel."""
-  nodes = _alive(program)
+  nodes = alive(program)
   makers = {out: node for node in nodes for out in node.outputs}
   groups = _groups(program, nodes, makers)
   for level, (outputs, writes, sums) in groups:
@@ -431,7 +431,7 @@ def _signature(program: Program, one: Pass):
   )
 
 
-def _alive(program: Program) -> list[Node]:
+def alive(program: Program) -> list[Node]:
   """The nodes that an output needs."""
   wanted, alive = set(program.outputs), []
   for node in reversed(program.nodes):
