@@ -24,7 +24,8 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 BENCHES = [
   f'bench.{name}'
   for name in (
-    *('against_torch', 'all', 'cold_start', 'decoding', 'growth'),
+    *('accelerator', 'against_torch', 'all', 'cold_start', 'compiled_for'),
+    *('decoding', 'device_checks', 'growth'),
     *('many_seeds', 'memory', 'memory_per_update', 'scheduling'),
     *('simulated_devices', 'simulation_overhead', 'straggler'),
     'update_kernel',
@@ -93,8 +94,10 @@ def test_every_shared_flag_has_a_group():
     'compare': set(),
     'survey': set(),
     'replay': {'fast', 'until', 'anyway'},
-    'reproduce': {'table', 'scale', 'list', 'columns', 'processes'},
-    'prepare': {'archive'},
+    'reproduce': {
+      *('table', 'scale', 'list', 'columns', 'processes', 'seconds'),
+    },
+    'prepare': {'archive', 'verify'},
   }
   for name, wanted in own.items():
     _, out, _ = scripts.call(name, '--helpfull')

@@ -187,8 +187,12 @@ def check():
   Raises:
     LostError: somebody has removed or replaced one, or a file that was kept.
   """
-  for lock in _held:
-    lock.check()
+  try:
+    for lock in _held:
+      lock.check()
+  except locks.LostError:
+    _made.clear()  # what is there now is somebody else's
+    raise
 
 
 @contextlib.contextmanager

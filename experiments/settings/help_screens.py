@@ -38,6 +38,7 @@ class Group(NamedTuple):
 # Flags of scripts that are no settings: those that --help names, the rest.
 _OF_SCRIPTS = {
   setting.METHOD: ((), ('baseline',)),
+  setting.TRAINING: ((), ('mapped_seeds',)),
   setting.OUTPUT: (
     (
       *('workdir', 'folder', 'overwrite', 'checkpoint_every', 'resume'),
