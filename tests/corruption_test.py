@@ -56,11 +56,11 @@ def copied(run_of, tmp_path):
 @pytest.mark.parametrize(
   ('kind', 'runtime', 'forged', 'number'),
   [
-    ('finished', 'simulate', False, 2),
+    ('finished', 'simulate', False, 1),
     pytest.param('finished', 'simulate', True, 6, marks=pytest.mark.slow),
     pytest.param('finished', 'threads', True, 3, marks=pytest.mark.slow),
     ('interrupted', 'simulate', False, 1),
-    ('interrupted', 'threads', True, 1),
+    pytest.param('interrupted', 'threads', True, 1, marks=pytest.mark.slow),
   ],
 )
 def test_damage_is_told_or_harmless(

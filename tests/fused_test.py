@@ -108,7 +108,13 @@ def test_long_and_many_leaves(monkeypatch, name, said, dtype):
   assert_close(trained(rule, params, 4), expected, *tolerances)
 
 
-@pytest.mark.parametrize('said', INTERPRETED)
+@pytest.mark.parametrize(
+  'said',
+  [
+    'interpret-triton',
+    pytest.param('interpret-mosaic', marks=pytest.mark.slow),
+  ],
+)
 def test_a_fresh_gradient_makes_the_update_of_optax(monkeypatch, said):
   monkeypatch.setenv(fused.VARIABLE, said)
   rule, sgd = rules.ga(0.1), optax.sgd(0.1, 0.9)

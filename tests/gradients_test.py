@@ -11,7 +11,7 @@ import pytest
 import ga_jax
 from tests import method_cases
 
-BY_DEFAULT = 'ga', 'dana_ga', 'penalize_gap'
+BY_DEFAULT = 'ga', 'penalize_gap'
 
 
 def drawn(seed, *before):
@@ -75,7 +75,10 @@ def test_three_updates_have_the_derivatives_of_finite_differences(x64, name):
   np.testing.assert_allclose(forward, sum(slopes), rtol=1e-12)
 
 
-@pytest.mark.parametrize('name', ['ga', 'ga_global', 'penalize_gap'])
+@pytest.mark.parametrize(
+  'name',
+  ['ga', 'penalize_gap', pytest.param('ga_global', marks=pytest.mark.slow)],
+)
 def test_what_was_never_seen_to_move_has_finite_derivatives(name):
   """Also where nothing is late: momentum SGD's."""
   makes = {

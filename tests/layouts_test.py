@@ -21,7 +21,7 @@ LAYOUTS = {  # small leaves and large ones, whole and in parts
   'bias': ((20,), jax.P('x')),
   'whole': ((10,), jax.P()),
 }
-BY_DEFAULT = ('ga', 'auto'), ('dana_ga', 'explicit'), ('penalize_gap', 'auto')
+BY_DEFAULT = ('ga', 'auto'), ('dana_ga', 'explicit')
 COLLECTIVE = re.compile(
   r'= (.*?) (all-gather|all-reduce|all-to-all|collective-broadcast|'
   r'collective-permute|ragged-all-to-all|reduce-scatter)(?:-start)?\('

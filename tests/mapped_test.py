@@ -96,6 +96,7 @@ def test_what_is_there_is_not_computed_again(tmp_path, pays):
   assert [row.get('mapped_runs') for row in found] == [None, 2, 2]
 
 
+@pytest.mark.slow
 def test_runs_that_diverge_are_those_that_are_alone(tmp_path, pays):
   runs = [run_of(seed=0), run_of(seed=1, learning_rate=1e30)]
   together = cells.Cells(tmp_path / 'x.jsonl', mapper=mapped.Mapper(str))
