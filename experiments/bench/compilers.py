@@ -191,7 +191,7 @@ def floor(name: str, fn: Callable[..., Any], args) -> int:
   program = passes.program(
     closed.jaxpr, COMPILERS[name].platform, (), fits=lambda one: False
   )
-  nodes, avals = passes.alive(program), program.avals
+  nodes, avals = program.nodes, program.avals
 
   def nbytes(i):
     return avals[i].size * avals[i].dtype.itemsize

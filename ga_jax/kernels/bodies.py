@@ -55,8 +55,7 @@ def aliases(program: passes.Program, group: passes.Group) -> dict[int, int]:
 
 def made(program: passes.Program, one: passes.Pass) -> list[Any]:
   """Shape and dtype of what a pass makes but for its sums."""
-  results = (*one.outputs, *(node.outputs[0] for node in one.writes))
-  return [program.avals[i] for i in results]
+  return [program.avals[i] for i in one.results]
 
 
 def body(
@@ -87,14 +86,13 @@ def body(
   one, number = group.members[0], len(group.members)
   vectors, refs = refs[:SCALARS], refs[SCALARS:]
   operands = one.arrays + one.buffers
-  results = [*one.outputs, *(node.outputs[0] for node in one.writes)]
   split = number * len(operands)
   # Of every value of the first pass, where all passes have theirs.
   sources = {
     i: refs[at : split : len(operands)] for at, i in enumerate(operands)
   }
   targets = {
-    i: refs[split + at :: len(results)] for at, i in enumerate(results)
+    i: refs[split + at :: len(one.results)] for at, i in enumerate(one.results)
   }
   values = {}
 
@@ -116,12 +114,11 @@ def body(
 
   def row_of(node):
     """The index of a row as XLA takes it: moved into the range."""
-    buffer, *_, index = node.inputs[: 3 if node.kind == 'write' else 2]
-    return in_range(scalar(index), program.avals[buffer].shape[0])
+    return in_range(scalar(node.index), program.avals[node.inputs[0]].shape[0])
 
   for node in one.nodes:
     if node.kind == 'same':
-      out = value(passes.source(node))
+      out = value(*node.operands)
     elif node.kind == 'read':
       out = read(sources[node.inputs[0]], row_of(node))
     else:
@@ -131,7 +128,7 @@ def body(
   sums = []
   for node in one.sums:
     of, _, nothing = passes.REDUCTIONS[node.primitive.name]
-    block = value(node.inputs[0]).astype(jnp.float32)
+    block = value(*node.operands).astype(jnp.float32)
     if inside is not None:
       block = jnp.where(inside, block, nothing)
     lost = jnp.sum(jnp.where(block == block, 0.0, block))  # of NaN; else 0
@@ -139,7 +136,7 @@ def body(
   for i in one.outputs:
     write(targets[i], value(i))
   for node in one.writes:
-    write(targets[node.outputs[0]], value(node.inputs[1]), row_of(node))
+    write(targets[node.outputs[0]], value(node.operands[0]), row_of(node))
   return sums
 
 

@@ -122,15 +122,10 @@ def formula() -> Iterator[None]:
     _FORMULA.reset(token)
 
 
-def _closed(args, jaxpr, consts):
-  """A jaxpr with its constants, and the arguments that are left."""
-  return jex.ClosedJaxpr(jaxpr, args[:consts]), args[consts:]
-
-
 def _formula(*args, jaxpr, consts, **params):
   del params
-  closed, args = _closed(args, jaxpr, consts)
-  return jex.jaxpr_as_fun(closed)(*args)
+  closed = jex.ClosedJaxpr(jaxpr, args[:consts])
+  return jex.jaxpr_as_fun(closed)(*args[consts:])
 
 
 def program(platform, *, jaxpr, pairs, **params) -> passes.Program:

@@ -6,7 +6,6 @@ be given a copy. The steps of a kernel are made one after the other, and what
 its sums come to is kept between them.
 """
 
-import collections
 import functools
 import math
 from typing import NamedTuple
@@ -39,11 +38,8 @@ def fits(one: passes.Pass) -> bool:
   """Not rows of vectors, of which a tile holds several; one row per buffer."""
   if one.buffers and len(one.shape) == 1:
     return False
-  rows = collections.defaultdict(set)
-  for node in (*one.nodes, *one.writes):
-    if node.kind in ('read', 'write'):
-      rows[node.inputs[0]].add(node.inputs[1 + (node.kind == 'write')])
-  return all(len(some) == 1 for some in rows.values())
+  rows = {(node.inputs[0], node.index) for node in one.rows}
+  return len(rows) == len(one.buffers)
 
 
 def run(program, group: passes.Group, given, *, interpret: bool = False):
@@ -89,8 +85,7 @@ def run(program, group: passes.Group, given, *, interpret: bool = False):
       add = passes.REDUCTIONS[node.primitive.name].add
       partial[i] = add(partial[i], x)
 
-  index = {n.inputs[0]: n.inputs[1] for n in one.nodes if n.kind == 'read'}
-  index |= {node.inputs[0]: node.inputs[2] for node in one.writes}
+  index = {node.inputs[0]: node.index for node in one.rows}
 
   def spec(buffer=None):
     """Of a leaf, or of the row of a buffer."""

@@ -39,13 +39,7 @@ REDUCTIONS = {
   'reduce_min': Reduction(jnp.min, jnp.minimum, math.inf),
 }
 _CALLS = ('jit', 'pjit', 'closed_call', 'custom_jvp_call', 'custom_vjp_call')
-_SAME = (
-  'broadcast_in_dim',
-  'expand_dims',
-  'reshape',
-  'squeeze',
-  'stop_gradient',
-)
+_SAME = ('broadcast_in_dim', 'expand_dims', 'reshape', 'squeeze')
 # fmt: off
 _ELEMENTWISE = frozenset((
   'abs', 'add', 'and', 'convert_element_type', 'div', 'eq', 'exp', 'ge',
@@ -58,6 +52,7 @@ _ELEMENTWISE = frozenset((
 _COMPARED = _ELEMENTWISE.union(
   _SAME, REDUCTIONS, ('dynamic_slice', 'dynamic_update_slice')
 )
+_INSIDE = ('element', 'same', 'read')  # kinds of what a pass computes
 _DTYPES = ('float32', 'bfloat16', 'float16', 'int32', 'bool')
 _MOST_RECOMPUTED = 2  # arrays that an output may be computed from outside
 
@@ -76,6 +71,20 @@ class Node(NamedTuple):
   inputs: tuple[int, ...]
   outputs: tuple[int, ...]
 
+  @property
+  def operands(self) -> tuple[int, ...]:
+    """Of the inputs, those that a block is computed from; none is a buffer."""
+    if self.kind == 'same':
+      return (self.inputs[self.primitive.name == 'dynamic_update_slice'],)
+    if self.kind in ('read', 'write'):
+      return self.inputs[1 : 2 + (self.kind == 'write')]
+    return self.inputs
+
+  @property
+  def index(self) -> int:
+    """Of the row that is read or written."""
+    return self.operands[-1]
+
 
 class Pass(NamedTuple):
   """What is done to arrays of `shape`, block by block."""
@@ -93,8 +102,13 @@ class Pass(NamedTuple):
   @property
   def buffers(self) -> tuple[int, ...]:
     """Arrays of rows [n, *shape] of which one is read or written."""
-    reads = [node for node in self.nodes if node.kind == 'read']
-    return tuple(dict.fromkeys(n.inputs[0] for n in (*reads, *self.writes)))
+    return tuple(dict.fromkeys(node.inputs[0] for node in self.rows))
+
+  @property
+  def rows(self) -> tuple[Node, ...]:
+    """What reads or writes a row."""
+    reads = tuple(node for node in self.nodes if node.kind == 'read')
+    return reads + self.writes
 
   @property
   def size(self) -> int:
@@ -102,10 +116,14 @@ class Pass(NamedTuple):
     return math.prod(self.shape)
 
   @property
+  def results(self) -> tuple[int, ...]:
+    """Arrays and buffers that it makes."""
+    return self.outputs + tuple(node.outputs[0] for node in self.writes)
+
+  @property
   def made(self) -> tuple[int, ...]:
     """Values that it makes: arrays, buffers, sums."""
-    nodes = self.writes + self.sums
-    return self.outputs + tuple(node.outputs[0] for node in nodes)
+    return self.results + tuple(node.outputs[0] for node in self.sums)
 
 
 class Group(NamedTuple):
@@ -130,7 +148,7 @@ class Program(NamedTuple):
 
   avals: list[Any]  # shape and dtype, by value
   constants: dict[int, Any]  # by value
-  nodes: list[Node]
+  nodes: list[Node]  # that an output needs
   inputs: tuple[int, ...]
   outputs: tuple[int, ...]
   groups: tuple[Group, ...] = ()
@@ -161,7 +179,8 @@ def program(
   given = (*jaxpr.constvars, *jaxpr.invars)
   inputs = tuple(flat.new(var.aval) for var in given)
   outputs = tuple(flat.add(jaxpr, dict(zip(given, inputs, strict=True))))
-  found = Program(flat.avals, flat.constants, flat.nodes, inputs, outputs)
+  nodes = _alive(flat.nodes, outputs)
+  found = Program(flat.avals, flat.constants, nodes, inputs, outputs)
   over = {
     outputs[o]: inputs[i]
     for i, o in pairs
@@ -342,41 +361,24 @@ class _Flat:
     return 'other'
 
 
-def source(node: Node) -> int:
-  """The array that a node of kind 'same' hands on."""
-  return node.inputs[node.primitive.name == 'dynamic_update_slice']
-
-
 def _passes(program: Program, over: dict[int, int]) -> Iterator[Pass]:
   """The passes that are worth a kernel."""
-  nodes = alive(program)
-  makers = {out: node for node in nodes for out in node.outputs}
-  groups = _groups(program, nodes, makers)
-  for level, (outputs, writes, sums) in groups:
+  makers = {out: node for node in program.nodes for out in node.outputs}
+  for level, (outputs, writes, sums) in _groups(program):
     outputs = _not_recomputed(program, makers, outputs, over)
     if not (outputs or writes) or not (sums or writes):
       continue
     inside = _before(
       program,
       makers,
-      (*outputs, *(n.inputs[1] for n in writes), *(n.inputs[0] for n in sums)),
+      (*outputs, *(n.operands[0] for n in writes + sums)),
     )
-    own = tuple(node for node in nodes if node.outputs[0] in inside)
-    read = {}
-    for node in own:
-      some = node.inputs
-      if node.kind == 'same':
-        some = (source(node),)
-      if node.kind == 'read':
-        some = (node.inputs[1],)
-      read |= dict.fromkeys(some)
-    for node in writes:
-      read |= dict.fromkeys(node.inputs[1:3])
-    read |= dict.fromkeys(node.inputs[0] for node in sums)
-    read |= dict.fromkeys(outputs)  # all of which may be inputs
-    read = [i for i in read if i not in inside]
+    own = tuple(n for n in program.nodes if n.outputs[0] in inside)
+    told = [i for node in (*own, *writes, *sums) for i in node.operands]
+    # What is handed out may be an input.
+    read = [i for i in dict.fromkeys([*told, *outputs]) if i not in inside]
     arrays = tuple(i for i in read if program.avals[i].size > 1)
-    first = writes[0].inputs[1] if writes else (*outputs, *arrays)[0]
+    first = writes[0].operands[0] if writes else (*outputs, *arrays)[0]
     yield Pass(
       shape=core(program.avals[first].shape),
       level=level,
@@ -418,7 +420,7 @@ def _signature(program: Program, one: Pass):
 
   def written(node: Node):
     params = repr(sorted(node.params.items())) if node.kind == 'element' else ''
-    inputs = (source(node),) if node.kind == 'same' else node.inputs
+    inputs = node.operands if node.kind == 'same' else node.inputs
     return node.primitive, params, *map(number, inputs + node.outputs)
 
   arrays = one.arrays + one.buffers + one.outputs
@@ -431,20 +433,17 @@ def _signature(program: Program, one: Pass):
   )
 
 
-def alive(program: Program) -> list[Node]:
+def _alive(nodes: list[Node], outputs: Sequence[int]) -> list[Node]:
   """The nodes that an output needs."""
-  wanted, alive = set(program.outputs), []
-  for node in reversed(program.nodes):
+  wanted, alive = set(outputs), []
+  for node in reversed(nodes):
     if wanted.intersection(node.outputs):
       wanted.update(node.inputs)
       alive.append(node)
   return alive[::-1]
 
 
-_INSIDE = ('element', 'same', 'read')
-
-
-def _groups(program: Program, nodes, makers):
+def _groups(program: Program):
   """(level, (outputs, writes, sums)) of what can be done in one pass.
 
   What waits for a sum, or for a buffer with a new row, is in another pass than
@@ -458,6 +457,7 @@ def _groups(program: Program, nodes, makers):
       root[i] = i = root[root[i]]
     return i
 
+  nodes = program.nodes
   level = dict.fromkeys((*program.inputs, *program.constants), 0)
   wanted = set(program.outputs)
   for node in nodes:
@@ -475,7 +475,7 @@ def _groups(program: Program, nodes, makers):
   awaited = set()  # what arrays are computed from
   for node in reversed(nodes):
     if node.kind == 'same' and wanted.intersection(node.outputs):
-      wanted.add(source(node))  # a reshape costs nothing outside
+      wanted.update(node.operands)  # a reshape costs nothing outside
     inside = (*_INSIDE, 'write')
     if node.kind in inside or awaited.intersection(node.outputs):
       awaited.update(node.inputs)
@@ -485,7 +485,7 @@ def _groups(program: Program, nodes, makers):
       out = node.outputs[0]
       groups[find(out), level[out]][0].append(out)
     if node.kind == 'write':
-      row = node.inputs[1]
+      row = node.operands[0]
       groups[find(row), level[node.outputs[0]] - 1][1].append(node)
   last = {}
   for of, own in groups:
@@ -510,10 +510,7 @@ def _before(program, makers, wanted, until=()) -> set[int]:
     if program.avals[i].size == 1:
       continue
     found.add(i)
-    if node.kind == 'element':
-      waiting.extend(node.inputs)
-    if node.kind == 'same':
-      waiting.append(source(node))
+    waiting.extend(node.operands)
   return found
 
 
@@ -529,10 +526,9 @@ def _not_recomputed(program, makers, outputs, over) -> tuple[int, ...]:
       continue
     others = set(kept) - {out}
     inside = _before(program, makers, [out], until=others)
-    read = set()
-    for i in inside:
-      node = makers[i]
-      read.update([source(node)] if node.kind == 'same' else node.inputs)
+    read = set()  # a row with its buffer
+    for node in map(makers.get, inside):
+      read.update(node.inputs if node.kind == 'read' else node.operands)
     read = {i for i in read - inside if program.avals[i].size > 1}
     if read <= others and len(read) <= _MOST_RECOMPUTED:
       kept.remove(out)

@@ -67,10 +67,9 @@ def trace_per_worker(
 
   def init(params):
     def buffers(p):
-      one = jnp.zeros_like(p, jnp.result_type(p))[
-        None
-      ]  # every buffer is laid out like it
-      return jnp.broadcast_to(one, (num_workers, *one.shape[1:]))
+      one = jnp.zeros_like(p, jnp.result_type(p))
+      # Through an axis more, so that every buffer is laid out like it.
+      return jnp.broadcast_to(one[None], (num_workers, *one.shape))
 
     return TracePerWorkerState(
       traces=jax.tree.map(buffers, params),

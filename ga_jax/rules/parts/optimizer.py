@@ -160,9 +160,9 @@ def corrected_like(rule: AsyncOptimizer, params, opt_state):
   def corrected(params, opt_state):
     zero = jnp.zeros([], jnp.int32)
     told = dict.fromkeys(('staleness', 'worker_id', 'count'), zero)
-    return rule.correct(params, opt_state, params, stale_params=params, **told)[
-      0
-    ]
+    told['stale_params'] = params
+    grads, _ = rule.correct(params, opt_state, params, **told)
+    return grads
 
   def laid_out(leaf, p):
     sharding = leaf.sharding
