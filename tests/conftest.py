@@ -77,6 +77,13 @@ def quick_compiler():
 
 
 @pytest.fixture
+def relaxed():
+  """What scripts and users run with: NumPy's promotion of ranks and dtypes."""
+  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
+    yield
+
+
+@pytest.fixture
 def x64():
   """Runs a test in double precision."""
   with jax.enable_x64(True):

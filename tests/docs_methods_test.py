@@ -4,13 +4,14 @@ import json
 import pathlib
 import re
 
-import jax
 import pytest
 
 from experiments.catalogue import methods, parts
 from experiments.documents import digits_curves, method_pictures
 from experiments.reporting import method_tables
 from ga_jax import compression, policies, programs, rules
+
+pytestmark = pytest.mark.usefixtures('relaxed')
 
 ROOT = pathlib.Path(__file__).parent.parent
 DOCS, RESULTS = ROOT / 'docs', ROOT / 'results'
@@ -20,13 +21,6 @@ PAGES = {
 }
 RUNS = digits_curves.read(str(RESULTS / 'digits_curves'))
 COMMON = {'momentum', 'nesterov', 'weight_decay'}  # of nearly every rule
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
 
 
 def described(page: str) -> list[str]:

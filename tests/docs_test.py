@@ -15,14 +15,13 @@ import shlex
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from experiments import tasks
 from experiments.script import launch as launch_lib
 from tests import scripts
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
+pytestmark = pytest.mark.usefixtures('quick_compiler', 'relaxed')
 
 ROOT = pathlib.Path(__file__).parent.parent
 PAGES = {
@@ -34,13 +33,6 @@ LONGEST = 30  # lines of an example, empty ones not counted
 GOES_ON = '<!-- goes on -->\n\n'
 BLOCK = re.compile(rf'({GOES_ON})?```python\n(.*?)```', re.DOTALL)
 WITH_PYTHON = [page for page, text in PAGES.items() if BLOCK.search(text)]
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What users run with."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
 
 
 # Python.

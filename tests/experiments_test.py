@@ -17,13 +17,12 @@ from experiments.records import cells as cells_lib
 from experiments.records import record
 from experiments.reporting import tables
 from experiments.running import inputs, setup, train
-from experiments.settings import check
 from experiments.settings import table as settings_lib
 from experiments.studies import rate_search
 from ga_jax.policies.parts.base import Kind
 from tests import scripts
 
-pytestmark = pytest.mark.usefixtures('quick_compiler')
+pytestmark = pytest.mark.usefixtures('quick_compiler', 'relaxed')
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 SUMMARY_KEYS = {
@@ -47,25 +46,7 @@ SUMMARY_KEYS = {
   'bytes_pushed',
   'diverged',
 }
-TIMES = ('wall_seconds', 'updates_per_second', 'compilation')
 NAN, INF = math.nan, math.inf
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with: NumPy's promotion of ranks and dtypes."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
-
-
-def settings_of(**fields):
-  """Checked settings of a run of 11 batches, a quarter of an epoch."""
-  fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
-  return check.check(settings_lib.Settings(**fields))
-
-
-def untimed(summary):
-  return {k: v for k, v in summary.items() if k not in TIMES}
 
 
 @pytest.fixture
@@ -101,7 +82,7 @@ QUICK = ('ga', 'dana_slim', 'ssgd', 'abs', 'local_sgd', 'topk')
 )
 def test_every_method_trains(method):
   done = train.train(
-    settings_of(method=method, workers=3, executor='exact', epochs=0.3)
+    scripts.settings_of(method=method, workers=3, executor='exact', epochs=0.3)
   )
   trace = done.result.trace
   trace.verify()
@@ -125,7 +106,7 @@ def test_every_method_trains(method):
 @pytest.mark.slow
 def test_more_epochs_learn_more():
   few, many = (
-    train.train(settings_of(epochs=epochs, workers=3)).summary
+    train.train(scripts.settings_of(epochs=epochs, workers=3)).summary
     for epochs in (0.25, 4)
   )
   assert many['test_error'] < 0.15 < few['test_error']
@@ -135,7 +116,9 @@ def test_more_epochs_learn_more():
   'epochs', [3.0, pytest.param(0.25, marks=pytest.mark.slow)]
 )
 def test_a_huge_learning_rate_diverges(epochs):
-  settings = settings_of(epochs=epochs, learning_rate=1e8, method='asgd')
+  settings = scripts.settings_of(
+    epochs=epochs, learning_rate=1e8, method='asgd'
+  )
   summary = train.train(settings).summary
   assert summary['diverged'] is True
   for name in ('test_error', 'validation_error', 'train_loss'):
@@ -168,7 +151,7 @@ def test_the_seed_reaches_keys_parameters_and_clock(monkeypatch):
 
   monkeypatch.setattr(ga_jax, 'simulate', watched)
   one, other = (
-    train.train(settings_of(method='ga', workers=3, seed=seed))
+    train.train(scripts.settings_of(method='ga', workers=3, seed=seed))
     for seed in (2, 3)
   )
   a, b = one.result, other.result
@@ -188,7 +171,9 @@ def test_the_seed_reaches_keys_parameters_and_clock(monkeypatch):
 def test_executors_agree(method, model):
   fast, exact = (
     train.train(
-      settings_of(method=method, workers=3, executor=executor, model=model)
+      scripts.settings_of(
+        method=method, workers=3, executor=executor, model=model
+      )
     )
     for executor in settings_lib.EXECUTORS
   )
@@ -204,7 +189,7 @@ def test_executors_agree(method, model):
 
 def test_observers_see_every_batch():
   seen = []
-  train.train(settings_of(epochs=2.0), observe=seen.append)
+  train.train(scripts.settings_of(epochs=2.0), observe=seen.append)
   assert [now.batches for now in seen] == [44, 88]
   assert {now.total_batches for now in seen} == {88}
   assert [now.row['batches'] for now in seen] == [44, 88]
@@ -453,9 +438,9 @@ BAD_SETTINGS = [
   BAD_SETTINGS,
 )
 def test_bad_settings_are_named(flag, fields):
-  settings_of()  # the rest is fine
+  scripts.settings_of()  # the rest is fine
   with pytest.raises(settings_lib.SettingError, match=f'^--{flag}='):
-    settings_of(**fields)
+    scripts.settings_of(**fields)
 
 
 @pytest.mark.parametrize(
@@ -530,7 +515,7 @@ def comparison(tmp_path_factory):
 
 def grid_settings():
   return [
-    settings_of(method=method, workers=n, seed=seed, learning_rate=0.05)
+    scripts.settings_of(method=method, workers=n, seed=seed, learning_rate=0.05)
     for method in ('asgd', 'ga')
     for n in (1, 3)
     for seed in (0, 1)
@@ -577,7 +562,7 @@ def test_compare_skips_finished_cells(comparison):
   'damage', ['{"test_err', '', 'null\n', '\x80', '{"cell": "x", "up']
 )
 def test_a_damaged_line_is_computed_again(tmp_path, damage):
-  settings = settings_of()
+  settings = scripts.settings_of()
   path = tmp_path / 'metrics.jsonl'
   path.write_text(damage, encoding='latin-1')
   cells, _ = cells_in(tmp_path)
@@ -591,7 +576,7 @@ def test_a_damaged_line_is_computed_again(tmp_path, damage):
 
 def test_a_cell_has_the_metrics_of_its_epochs(tmp_path):
   cells, _ = cells_in(tmp_path)
-  settings = settings_of(epochs=2.0, workers=3)
+  settings = scripts.settings_of(epochs=2.0, workers=3)
   plain = cells.summary(settings)
   curve = cells.summary(settings, curve=True)['curve']
   assert cells.computed == 2
@@ -608,8 +593,8 @@ def test_a_cell_of_compare_equals_training_it_alone(comparison):
   settings = grid_settings()[-1]
   stored = cells.summary(settings)
   assert cells.computed == 0
-  trained = untimed(train.train(settings).summary)
-  assert {**trained, **untimed(stored)} == trained | {
+  trained = scripts.untimed(train.train(settings).summary)
+  assert {**trained, **scripts.untimed(stored)} == trained | {
     'clock': settings.clock,
     'jax': jax.__version__,
     'inputs': inputs.of(settings),
@@ -625,7 +610,7 @@ def test_a_cell_of_compare_equals_training_it_alone(comparison):
 
 
 def test_cells_of_other_settings_have_other_names():
-  base = settings_of()
+  base = scripts.settings_of()
   others = {
     'dataset': 'npz',
     'data_path': '/tmp',
@@ -660,7 +645,7 @@ def test_a_rate_that_cannot_be_scaled_is_refused(method, why):
   with pytest.raises(
     settings_lib.SettingError, match=f'--scale_lr=True.*{why}'
   ):
-    settings_of(method=method, workers=4, scale_lr=True)
+    scripts.settings_of(method=method, workers=4, scale_lr=True)
 
 
 @pytest.mark.slow
@@ -740,7 +725,7 @@ def parabola(settings):
 def test_best_rate_is_bracketed(tmp_path, fake_training, rates, tried):
   trained = fake_training(parabola)
   cells, _ = cells_in(tmp_path)
-  base = settings_of(method='ga', parameters=(('momentum', 0.5),))
+  base = scripts.settings_of(method='ga', parameters=(('momentum', 0.5),))
   best, scores, found = rate_search.best_rate(cells, base, rates, (0, 1))
   assert found
   assert best == dataclasses.replace(base, learning_rate=0.01)
@@ -762,7 +747,7 @@ def test_best_rate_counts_a_diverged_run_as_all_wrong(tmp_path, fake_training):
   cells, _ = cells_in(tmp_path)
   rates = (0.01, 0.1, 1.0)
   best, scores, found = rate_search.best_rate(
-    cells, settings_of(), rates, (0, 1)
+    cells, scripts.settings_of(), rates, (0, 1)
   )
   assert found
   assert best.learning_rate == 0.1
@@ -783,7 +768,9 @@ def test_best_rate_takes_the_smaller_of_equals(
   trained = fake_training(lambda settings: errors[settings.learning_rate])
   cells, _ = cells_in(tmp_path)
   rates = tuple(errors)
-  best, scores, found = rate_search.best_rate(cells, settings_of(), rates, (0,))
+  best, scores, found = rate_search.best_rate(
+    cells, scripts.settings_of(), rates, (0,)
+  )
   assert found
   assert best.learning_rate == best_rate
   assert scores == errors
@@ -797,7 +784,7 @@ def test_best_rate_gives_up_after_its_last_extension(
   trained = fake_training(lambda settings: error)
   cells, _ = cells_in(tmp_path)
   best, scores, found = rate_search.best_rate(
-    cells, settings_of(), (0.1, 1.0), (0,)
+    cells, scripts.settings_of(), (0.1, 1.0), (0,)
   )
   assert not found
   assert len(trained) == 2 + rate_search.MAX_EXTENSIONS
@@ -890,7 +877,7 @@ def test_a_schedule_gives_its_rates(shape, rates):
 
 
 def test_schedule_settings_are_in_epochs():
-  settings = settings_of(
+  settings = scripts.settings_of(
     schedule='step',
     boundaries=(1.0, 2.5),
     decay_factor=0.5,
@@ -907,12 +894,14 @@ def test_schedule_settings_are_in_epochs():
     factor=0.5,
     total=0,
   )
-  cosine = setup.assembled(settings_of(schedule='cosine'), 30, 10).rule_fn
+  cosine = setup.assembled(
+    scripts.settings_of(schedule='cosine'), 30, 10
+  ).rule_fn
   assert cosine.schedule.total == 30
 
 
 def test_training_follows_its_schedule():
-  settings = settings_of(epochs=1.5, method='asgd')
+  settings = scripts.settings_of(epochs=1.5, method='asgd')
   cut = dataclasses.replace(
     settings, schedule='step', boundaries=(0.5,), decay_factor=1e-30
   )

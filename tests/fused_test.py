@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from experiments.bench import updates
 from ga_jax import rules
 from ga_jax.kernels import fused, mosaic
 from ga_jax.server import update
@@ -36,35 +37,9 @@ def params_of(shapes, dtype=jnp.float32):
   }
 
 
-def trained(rule, params, steps):
-  """Parameters, state and metrics after updates of random staleness."""
-  rng = np.random.default_rng(1)
-  state = update.init(rule, params)
-
-  @jax.jit
-  def arrive(state, sent, staleness, worker_id):
-    arrival = update.any_arrival(state)._replace(
-      grads=jax.tree.map(lambda p: jnp.sin(3 * p), sent.params),
-      sent=sent,
-      staleness=staleness,
-      worker_id=worker_id,
-    )
-    state, metrics = update.apply(rule, state, arrival, lambda *args: args[0])
-    return state, metrics, update.snapshot(rule, state)
-
-  sent = [update.snapshot(rule, state)]
-  seen = []
-  for step in range(steps):
-    staleness = int(rng.integers(0, min(step, 5) + 1))
-    state, metrics, snapshot = arrive(
-      state,
-      sent[-1 - staleness],
-      jnp.int32(staleness),
-      jnp.int32(rng.integers(0, method_cases.WORKERS)),
-    )
-    sent = [*sent[-6:], snapshot]
-    seen.append(metrics)
-  return state, seen
+trained = functools.partial(
+  updates.of_a_server, num_workers=method_cases.WORKERS, in_place=True
+)
 
 
 def assert_close(found, expected, rtol, atol):

@@ -1,6 +1,5 @@
 """Runs of a grid that are computed together: what each of them is alone."""
 
-import jax
 import numpy as np
 import pytest
 
@@ -11,12 +10,7 @@ from experiments.settings import table as settings_lib
 from experiments.studies import rate_search
 from tests import scripts
 
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
+pytestmark = pytest.mark.usefixtures('relaxed')
 
 
 @pytest.fixture

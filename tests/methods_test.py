@@ -11,23 +11,13 @@ import pytest
 from experiments.catalogue import facts, methods, parts
 from experiments.documents import compatibility
 from experiments.running import train as train_lib
-from experiments.settings import check
 from experiments.settings import table as settings_lib
 from ga_jax.policies.parts.base import Kind
+from tests import scripts
+
+pytestmark = pytest.mark.usefixtures('relaxed')
 
 DOCS = os.path.join(os.path.dirname(os.path.dirname(__file__)), 'docs')
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with: NumPy's promotion of ranks and dtypes."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
-
-
-def settings_of(**fields):
-  fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
-  return check.check(settings_lib.Settings(**fields))
 
 
 def test_every_part_is_in_a_named_method():
@@ -51,7 +41,7 @@ def test_every_parameter_has_a_flag_and_every_flag_a_reader():
 
 def test_a_name_implies_its_parameters_unless_told_otherwise():
   def rule(**fields):
-    return settings_of(**fields).arguments()['rule']
+    return scripts.settings_of(**fields).arguments()['rule']
 
   assert rule(method='ga_global') == {'granularity': 'global'}
   given = (('granularity', 'parameter'),)
@@ -61,26 +51,26 @@ def test_a_name_implies_its_parameters_unless_told_otherwise():
     'granularity': 'global'
   }
   assert rule(method='dana_ga', workers=7)['num_workers'] == 7
-  eamsgd = settings_of(method='eamsgd', workers=3).arguments()
+  eamsgd = scripts.settings_of(method='eamsgd', workers=3).arguments()
   assert eamsgd['program'] == {'local_momentum': 0.9, 'num_workers': 3}
 
 
 def test_a_parameter_goes_to_the_program_where_it_reads_it():
   given = (('momentum', 0.5), ('weight_decay', 0.1))
-  slim = settings_of(method='dana_slim', parameters=given).arguments()
+  slim = scripts.settings_of(method='dana_slim', parameters=given).arguments()
   assert slim['program'] == dict(given)
   assert slim['rule'] == {'momentum': 0.0}
-  local = settings_of(method='local_sgd', parameters=given).arguments()
+  local = scripts.settings_of(method='local_sgd', parameters=given).arguments()
   assert local['program'] == {'weight_decay': 0.1}
   assert local['rule'] == {'momentum': 0.5}  # the outer one
-  plain = settings_of(method='local_sgd').arguments()
+  plain = scripts.settings_of(method='local_sgd').arguments()
   assert plain['rule'] == {'momentum': 0.0}
-  assert settings_of(method='asgd').arguments()['rule'] == {}
+  assert scripts.settings_of(method='asgd').arguments()['rule'] == {}
 
 
 def test_a_parameter_that_nobody_reads_is_refused_with_those_read():
   with pytest.raises(settings_lib.SettingError) as error:
-    settings_of(
+    scripts.settings_of(
       method='sa', policy='softsync', parameters=(('abs_k0', 2),), workers=4
     )
   text = str(error.value)
@@ -94,7 +84,7 @@ def test_local_programs_take_the_learning_rate_and_its_schedule():
   """Half of the batches at a rate of nothing leave what the others made."""
 
   def train(**fields):
-    settings = settings_of(method='local_sgd', workers=1, **fields)
+    settings = scripts.settings_of(method='local_sgd', workers=1, **fields)
     return train_lib.train(settings, evaluate_epochs=False).result.params
 
   frozen = train(
@@ -114,7 +104,7 @@ def test_local_programs_take_the_learning_rate_and_its_schedule():
 
 @pytest.mark.parametrize('executor', ['exact', 'fast'])
 def test_deaths_stalls_and_messages_reach_the_clock(executor):
-  settings = settings_of(
+  settings = scripts.settings_of(
     workers=3,
     clock='constant',
     deaths=((2, 1.5),),
@@ -134,11 +124,11 @@ def test_deaths_stalls_and_messages_reach_the_clock(executor):
 
 
 def test_a_recorded_clock_plays_a_trace(tmp_path):
-  done = train_lib.train(settings_of(workers=3), evaluate_epochs=False)
+  done = train_lib.train(scripts.settings_of(workers=3), evaluate_epochs=False)
   path = str(tmp_path / 'trace.npz')
   done.result.trace.save(path)
   again = train_lib.train(
-    settings_of(workers=3, clock='recorded', clock_times=path),
+    scripts.settings_of(workers=3, clock='recorded', clock_times=path),
     evaluate_epochs=False,
   )
   assert again.result.trace.applied()['worker_id'].tolist() == (

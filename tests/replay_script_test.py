@@ -25,6 +25,8 @@ from ga_jax.policies.parts.base import Kind
 from ga_jax.record import params as params_lib
 from tests import cases
 
+pytestmark = pytest.mark.usefixtures('relaxed')
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 UNTIL = 7
 
@@ -136,13 +138,6 @@ for name, arguments in calls.items():
         results[name] = stopped.code or 0, out.getvalue(), err.getvalue()
 print(json.dumps(results))
 """
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with: NumPy's promotion of ranks and dtypes."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
 
 
 # Runs, and runs that something is wrong with.

@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import sys
 
-import jax
 import pytest
 
 from experiments.records import finished as runs_lib
@@ -16,17 +15,11 @@ from tests import made_runs
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 pytestmark = [
+  pytest.mark.usefixtures('relaxed'),
   pytest.mark.browser,
   pytest.mark.skipif(bool(browser.missing()), reason=browser.missing()),
 ]
 SECONDS, BYTES = 2.0, 3e6  # what a report of 3 methods and 32 workers may take
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with: NumPy's promotion of ranks and dtypes."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
 
 
 @pytest.fixture(autouse=True)

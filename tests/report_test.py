@@ -30,15 +30,10 @@ from experiments.settings import table as settings_lib
 from ga_jax import plots
 from tests import made_runs, scripts
 
+pytestmark = pytest.mark.usefixtures('relaxed')
+
 NAN = float('nan')
 VOID = {'meta', 'link', 'br', 'img', 'input', 'hr'}
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with: NumPy's promotion of ranks and dtypes."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
 
 
 class Page(html.parser.HTMLParser):

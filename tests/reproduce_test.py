@@ -12,7 +12,6 @@ import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 from absl import flags
@@ -37,15 +36,10 @@ from experiments.studies import study as study_lib
 from ga_jax import plots
 from tests import idx_files, scripts
 
+pytestmark = pytest.mark.usefixtures('relaxed')
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 FINISHED = 10  # runs after which a table is killed
-
-
-@pytest.fixture(autouse=True)
-def relaxed():
-  """What the scripts run with."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
 
 
 def call(*arguments, **how):

@@ -10,10 +10,8 @@ import pytest
 
 import ga_jax
 from experiments.running import train
-from experiments.settings import check
-from experiments.settings import table as settings_lib
 from ga_jax import clocks, policies, rules
-from tests import cases
+from tests import cases, scripts
 
 
 @pytest.mark.parametrize(
@@ -137,29 +135,13 @@ def test_a_fresh_gradient_is_the_wrapped_optimiser_bit_for_bit(staleness):
 # Runs of the scripts.
 
 
-@pytest.fixture
-def relaxed():
-  """What the scripts run with: NumPy's promotion of ranks and dtypes."""
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
-
-
-def settings_of(**fields):
-  """Checked settings of a run of 11 batches, a quarter of an epoch."""
-  fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
-  return check.check(settings_lib.Settings(**fields))
-
-
-def untimed(summary):
-  times = ('wall_seconds', 'updates_per_second', 'compilation')
-  return {k: v for k, v in summary.items() if k not in times}
-
-
 @pytest.mark.usefixtures('relaxed')
 def test_a_run_can_be_repeated():
-  settings = settings_of(method='ga', workers=3, clock='heterogeneous', seed=2)
+  settings = scripts.settings_of(
+    method='ga', workers=3, clock='heterogeneous', seed=2
+  )
   first, again = train.train(settings), train.train(settings)
-  assert untimed(first.summary) == untimed(again.summary)
+  assert scripts.untimed(first.summary) == scripts.untimed(again.summary)
   np.testing.assert_array_equal(
     first.result.trace.events, again.result.trace.events
   )
@@ -170,7 +152,7 @@ def test_a_run_can_be_repeated():
 @pytest.mark.usefixtures('relaxed')
 def test_with_one_worker_the_methods_give_the_same_result():
   summaries = [
-    train.train(settings_of(method=method, epochs=0.5)).summary
+    train.train(scripts.settings_of(method=method, epochs=0.5)).summary
     for method in ('asgd', 'sa', 'ga')
   ]
   assert len({s['test_error'] for s in summaries}) == 1
@@ -179,7 +161,9 @@ def test_with_one_worker_the_methods_give_the_same_result():
 
 @pytest.mark.usefixtures('relaxed')
 def test_the_rate_is_scaled_by_the_gradients_of_a_round():
-  base = settings_of(method='ssgd', workers=4, epochs=1.0, learning_rate=0.02)
+  base = scripts.settings_of(
+    method='ssgd', workers=4, epochs=1.0, learning_rate=0.02
+  )
   scaled = dataclasses.replace(base, scale_lr=True)
   larger = dataclasses.replace(base, learning_rate=0.08)
   losses = [
@@ -192,7 +176,7 @@ def test_the_rate_is_scaled_by_the_gradients_of_a_round():
 @pytest.mark.usefixtures('relaxed')
 def test_methods_share_schedule_and_first_batch():
   runs = [
-    train.train(settings_of(method=method, workers=3)).result
+    train.train(scripts.settings_of(method=method, workers=3)).result
     for method in ('asgd', 'sa', 'ga')
   ]
   for result in runs[1:]:

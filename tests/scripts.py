@@ -15,12 +15,26 @@ import jax
 from absl import app, flags
 from absl.testing import flagsaver
 
+from experiments.settings import check, table
+
 _TABLES = ('__flags', '__flags_by_module', '__flags_by_module_id')
 # Modules that define flags when they are first imported, and whose they are.
 _IMPORTED = {
   'experiments.bench.timing': 'bench.',
 }
 _kept = {}  # their flags: {module: [flag]}
+
+
+def settings_of(**fields) -> table.Settings:
+  """Checked settings of a run of 11 batches, a quarter of an epoch."""
+  fields = {'model': 'mlp', 'epochs': 0.25, 'learning_rate': 0.01, **fields}
+  return check.check(table.Settings(**fields))
+
+
+def untimed(summary):
+  """A summary without what differs from run to run."""
+  times = ('wall_seconds', 'updates_per_second', 'compilation')
+  return {k: v for k, v in summary.items() if k not in times}
 
 
 class Ended(NamedTuple):

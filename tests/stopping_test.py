@@ -79,12 +79,6 @@ def test_what_differs_from_a_stopped_run_with_losses_is_named(tmp_path):
 SLOWED = tuple((worker, 40.0) for worker in range(3))  # each batch 40 times
 
 
-@pytest.fixture
-def relaxed():
-  with jax.numpy_rank_promotion('allow'), jax.numpy_dtype_promotion('standard'):
-    yield
-
-
 @pytest.mark.parametrize('executor', ['fast', 'exact'])
 def test_the_trace_of_a_stopped_run_ends_there(executor):
   """Also where the round is closed by a worker that is lost."""

@@ -33,10 +33,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from absl import flags
 
-from experiments.bench import compilers, named_rules, resnet50, timing
+from experiments.bench import compilers, named_rules, resnet50, timing, updates
 from experiments.script import launch, shared_flags
 from experiments.settings import table
 from ga_jax.server import update
@@ -94,23 +93,13 @@ def steps(rule, shapes, dtype) -> dict[str, Step]:
     rest = state._replace(params=(), opt_state=())
     return state.params, state.opt_state, rest, metrics
 
-  def of_optax(params, opt_state, grads, stale_params, staleness, worker_id):
-    updates, opt_state = rule.update(
-      grads,
-      opt_state,
-      params,
-      stale_params=stale_params,
-      staleness=staleness,
-      worker_id=worker_id,
-      count=staleness,
-    )
-    return optax.apply_updates(params, updates), opt_state
-
   rest = state._replace(params=(), opt_state=())
   given = (params, state.opt_state)
   return {
     'server': Step(server, (*given, rest, arrival), 2, size),
-    'optax': Step(of_optax, (*given, params, params, number, number), 2, size),
+    'optax': Step(
+      updates.by_optax(rule), (*given, params, params, number, number), 2, size
+    ),
   }
 
 

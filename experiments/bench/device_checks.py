@@ -28,12 +28,12 @@ from absl import flags
 
 import ga_jax
 from experiments.bench import named_rules, random_images, timing
+from experiments.bench import updates as made
 from experiments.script import launch, shared_flags
 from experiments.tasks import classification
 from ga_jax import clocks, models, policies, rules
 from ga_jax.executors import exact
 from ga_jax.kernels import fused
-from ga_jax.server import update
 
 RULES = ('asgd', 'ga', 'ga_adam', 'dana_ga', 'dana_zero', 'multi_asgd')
 SHAPES = ((), (1,), (127,), (300, 40), (3, 3, 5, 16))
@@ -96,28 +96,7 @@ def trained(kernels: str, name: str, shapes, dtype) -> list[np.ndarray]:
 def _trained(rule, shapes, dtype) -> list[np.ndarray]:
   rng = np.random.default_rng(0)
   params = [jnp.asarray(rng.normal(size=s), dtype) for s in shapes]
-
-  @jax.jit
-  def arrive(state, sent, staleness, worker_id):
-    arrival = update.any_arrival(state)._replace(
-      grads=jax.tree.map(lambda p: jnp.sin(3 * p), sent.params),
-      sent=sent,
-      staleness=staleness,
-      worker_id=worker_id,
-    )
-    state, _ = update.apply(
-      rule, state, arrival, lambda *own: own[0], in_place=False
-    )
-    return state, update.snapshot(rule, state)
-
-  state = update.init(rule, params)
-  sent = [update.snapshot(rule, state)]
-  for step in range(STEPS):
-    staleness = int(rng.integers(0, step + 1))
-    worker_id = int(rng.integers(0, named_rules.WORKERS))
-    given = jnp.int32(staleness), jnp.int32(worker_id)
-    state, snapshot = arrive(state, sent[-1 - staleness], *given)
-    sent.append(snapshot)
+  state, _ = made.of_a_server(rule, params, STEPS, named_rules.WORKERS)
   leaves = jax.tree.leaves((state.params, state.opt_state))
   return [np.asarray(leaf.astype(jnp.float32), np.float64) for leaf in leaves]
 

@@ -15,7 +15,6 @@ float32, and bfloat16.
 time where other programs use the cores too.
 """
 
-import functools
 import math
 import time
 from collections.abc import Callable
@@ -24,11 +23,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from absl import flags
 
 import ga_jax
-from experiments.bench import resnet50, timing
+from experiments.bench import resnet50, timing, updates
 from experiments.script import launch, shared_flags
 from experiments.settings import table
 from ga_jax import rules
@@ -198,18 +196,7 @@ class Update:
     narrow = (rule.arrays - rule.wide) * dtype.itemsize
     self.nbytes = size * (narrow + rule.wide * wide)
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, state, grads, stale, staleness, worker_id):
-      updates, state = made.update(
-        grads,
-        state,
-        params,
-        stale_params=stale,
-        staleness=staleness,
-        worker_id=worker_id,
-        count=staleness,
-      )
-      return optax.apply_updates(params, updates), state
+    update = jax.jit(updates.by_optax(made), donate_argnums=(0, 1))
 
     def filled(value):
       return [jnp.full(shape, value, dtype) for shape in shapes]
