@@ -58,7 +58,9 @@ def assert_close(found, expected, rtol, atol):
   ],
 )
 def test_fifty_updates_are_those_of_the_formula(monkeypatch, name, said):
-  rule, params = cases.RULES[name](0.05), params_of(SHAPES)
+  # At larger rates the path is chaotic: the formula in float32 is then ten
+  # times as far from itself in float64 as from the kernels.
+  rule, params = cases.RULES[name](0.005), params_of(SHAPES)
   monkeypatch.setenv(fused.VARIABLE, 'reference')
   expected = trained(rule, params, 50)
   monkeypatch.setenv(fused.VARIABLE, said)
